@@ -1,0 +1,199 @@
+"""The operations knarr-init can do: a Plan is a flat list of these (hot, pure).
+
+An operation is data: a kind, whole numbers and byte strings, and the JSON pointer of the config.json
+field that asked for it. There are no conditions and no loops; what cannot be known beforehand (does the
+target exist?) is an explicit flag the init honours by descriptor. ``KINDS`` is the one table; the C
+side's ``ops.h`` must agree with it and a test compares the two. docs/init.md gives the wire format.
+
+*Slots* are the init's table of descriptors. The first ones are handed over by the parent, the others are
+filled by operations; an operation names the slot, never a descriptor number.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MAGIC = b"KNARRPL1"
+MAX_SLOTS = 1024
+NO_SLOT = 0xFFFFFFFF
+
+# name -> (number, names of its numbers, names of its strings). A name ending in "*" takes the rest.
+KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
+    # the process itself
+    "dumpable": (1, ("value",), ()),
+    "pdeathsig": (2, ("signal",), ()),
+    "setsid": (3, (), ()),
+    "keyring": (4, (), ("name",)),
+    "umask": (5, ("mode",), ()),
+    "rlimit": (6, ("resource", "soft", "hard"), ()),
+    "close": (7, ("slot",), ()),
+    "keep_fd": (8, ("slot", "fd"), ()),
+    # talking to the parent
+    "sync": (10, ("code",), ()),
+    "wait_start": (11, ("slot",), ()),
+    # namespaces
+    "clone": (12, ("flags", "cgroup_slot"), ()),
+    "unshare": (13, ("flags",), ()),
+    "open_ns": (14, ("slot", "nstype"), ("path",)),
+    "setns": (15, ("slot", "nstype"), ()),
+    "become_root": (16, (), ()),
+    # procfs by a private handle
+    "open_proc": (20, ("slot",), ()),
+    "proc_write": (21, ("slot", "flags"), ("path", "value")),
+    # before the root is entered: paths of the host
+    "propagation": (30, ("flags",), ("path",)),
+    "host_mount": (31, ("flags",), ("source", "target", "fstype", "data")),
+    "host_mkdir": (32, ("mode",), ("path",)),
+    "host_chdir": (33, (), ("path",)),
+    "open_source": (34, ("slot", "recursive"), ("path",)),
+    "bind_root": (35, ("slot",), ("path",)),
+    "open_root": (36, ("slot",), ("path",)),
+    # below the root descriptor: paths of the container
+    "mount": (40, ("root", "attr", "propagation", "flags"), ("fstype", "source", "target", "options*")),
+    "bind": (
+        41,
+        ("root", "source_slot", "flags", "attr_set", "attr_clear", "rec_set", "rec_clear", "propagation"),
+        ("source", "target"),
+    ),
+    "remount": (42, ("root", "flags", "attr_set", "attr_clear"), ("target",)),
+    "mkdir": (43, ("root", "mode"), ("path",)),
+    "mknod": (44, ("root", "mode", "major", "minor", "uid", "gid"), ("path",)),
+    "symlink": (45, ("root", "flags"), ("path", "target")),
+    "mask": (46, ("root",), ("path",)),
+    "readonly": (47, ("root",), ("path",)),
+    "console": (48, ("root", "socket_slot", "flags", "rows", "columns", "uid"), ()),
+    "pivot": (49, ("root", "flags"), ()),
+    # inside
+    "hostname": (60, (), ("name",)),
+    "domainname": (61, (), ("name",)),
+    "loopback": (62, (), ()),
+    "reopen_null": (63, (), ()),
+    "own_stdio": (64, ("uid",), ()),
+    "cwd": (65, ("flags",), ("path",)),
+    "bounding": (66, ("mask",), ()),
+    "user": (67, ("uid", "gid", "flags", "groups*"), ()),
+    "capabilities": (68, ("effective", "permitted", "inheritable", "ambient"), ()),
+    "no_new_privs": (69, (), ()),
+    "seccomp": (70, ("flags",), ("filter",)),
+    "hook": (71, ("timeout_ms", "argc"), ("path", "argv_env*")),
+    "find_program": (72, (), ("name", "path")),
+    "exec": (73, ("argc",), ("argv_env*",)),
+}
+NAMES = {number: name for name, (number, _, _) in KINDS.items()}
+
+# proc_write flags
+WRITE_OPTIONAL = 1  # a missing file is not an error
+# mount and bind flags
+CREATE_DIR, CREATE_FILE, CREATE_LIKE_SOURCE = 1, 2, 3  # what to make when the target is missing (low two bits)
+RECURSIVE = 4  # bind: the whole tree below the source
+SOURCE_IS_TREE = 8  # bind: the slot holds a detached tree of open_source, to be moved as it is
+OPTIONAL = 16  # a missing source (bind) or target (remount, readonly) is not an error
+# symlink flags
+REPLACE = 1  # an existing non-directory is removed first
+# console flags
+CONSOLE_BIND = 1  # also mount the terminal on /dev/console
+# pivot flags
+PIVOT_MOVE = 1  # MS_MOVE and chroot instead of pivot_root (root on initramfs)
+# cwd flags
+CWD_LATER = 1  # "permission denied" is left to the second cwd, after the user is set
+# user flags
+KEEP_CAPS = 1  # PR_SET_KEEPCAPS, so that capabilities can be set afterwards
+NO_SETGROUPS = 2  # a user namespace with setgroups denied
+
+# sync codes, in the order they may come
+SYNC_IDMAP = 1  # the parent writes uid_map and gid_map
+SYNC_CGROUP = 2  # the parent has joined the process to its cgroups, limits bind
+SYNC_HOOKS = 3  # the parent runs prestart and createRuntime hooks; the answer carries the state document
+SYNC_READY = 4  # everything is set up; the parent records "created"; the answer carries the state document
+
+
+class Op:
+    """One operation. Compare with ``==``; print with ``describe()``."""
+
+    __slots__ = ("ints", "kind", "pointer", "strs")
+
+    def __init__(self, kind: str, ints: Sequence[int] = (), strs: Sequence[str | bytes] = (), pointer: str = "") -> None:
+        self.kind = kind
+        self.ints = tuple(ints)
+        self.strs = tuple(strs)
+        self.pointer = pointer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Op) and (self.kind, self.ints, self.strs, self.pointer) == (
+            other.kind,
+            other.ints,
+            other.strs,
+            other.pointer,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.ints, self.strs, self.pointer))
+
+    def __repr__(self) -> str:
+        return f"Op({self.kind!r}, {self.ints!r}, {self.strs!r}, {self.pointer!r})"
+
+    def arguments(self) -> dict[str, object]:
+        """The numbers and strings by name; a trailing list by its name without the star."""
+        _, int_names, str_names = KINDS[self.kind]
+        result: dict[str, object] = {}
+        for names, values in ((int_names, self.ints), (str_names, self.strs)):
+            for position, name in enumerate(names):
+                if name.endswith("*"):
+                    result[name[:-1]] = list(values[position:])
+                else:
+                    result[name] = values[position]
+        return result
+
+    def describe(self) -> str:
+        """One line for people: ``mount fstype=proc target=/proc``."""
+        words = [self.kind]
+        for name, value in self.arguments().items():
+            if isinstance(value, bytes):
+                value = f"<{len(value)} bytes>"
+            elif isinstance(value, int) and name in _HEX:
+                value = "none" if value == NO_SLOT else hex(value) if value > 9 else str(value)
+            elif value == NO_SLOT:
+                value = "none"
+            words.append(f"{name}={value}")
+        return " ".join(words)
+
+
+_HEX = {"flags", "attr", "attr_set", "attr_clear", "rec_set", "rec_clear", "propagation", "mask", "nstype"} | {
+    "effective",
+    "permitted",
+    "inheritable",
+    "ambient",
+}
+
+
+def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
+    """The bytes knarr-init reads: see docs/init.md. Raises ValueError for a NUL inside a text argument."""
+    body: list[bytes] = []
+    count = 0
+    for op in ops:
+        number, int_names, str_names = KINDS[op.kind]
+        ints, strs = op.ints, op.strs
+        if not _fits(int_names, len(ints)) or not _fits(str_names, len(strs)):
+            raise ValueError(f"operation {op.kind} has the wrong number of arguments")
+        parts = [pack(f"<{len(ints)}Q", *[value & 0xFFFFFFFFFFFFFFFF for value in ints])]
+        for text in strs:
+            if not isinstance(text, bytes):
+                text = text.encode("utf-8", "surrogateescape")
+                if b"\0" in text:
+                    raise ValueError(f"operation {op.kind} has a text with a NUL byte")
+            parts.append(pack("<Q", len(text)) + text + bytes(8 - len(text) % 8))
+        data = b"".join(parts)
+        body.append(pack("<IIII", number, len(ints), len(strs), 16 + len(data)) + data)
+        count += 1
+    blob = b"".join(body)
+    return MAGIC + pack("<IIII", 24 + len(blob), count, inherited_slots, 0) + blob
+
+
+def _fits(names: tuple[str, ...], count: int) -> bool:
+    if names and names[-1].endswith("*"):
+        return count >= len(names) - 1
+    return count == len(names)
