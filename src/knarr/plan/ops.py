@@ -82,6 +82,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "hook": (71, ("timeout_ms", "argc"), ("path", "argv_env*")),
     "find_program": (72, (), ("name", "path")),
     "exec": (73, ("argc",), ("argv_env*",)),
+    "home": (74, ("uid",), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 
