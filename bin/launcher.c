@@ -1,0 +1,207 @@
+/*
+ * knarr-runtime, the file in bin/: starts `python -I -S` on the package installed beside it.
+ *
+ * Docker and containerd call knarr-runtime five times per container. An entry point made by pip runs the
+ * `site` module (3 ms and more), a shell wrapper costs half a millisecond and obeys the caller's LD_PRELOAD;
+ * this file needs no C library, no loader and no environment (docs/decisions.md has the figures).
+ *
+ *   1. where am I        /proc/self/exe, so a symbolic link to it works
+ *   2. which python      the first line of `knarr`, the script pip wrote beside it, else `python3` beside it
+ *   3. a clean start     LD_*, GLIBC_TUNABLES and PYTHON* are taken out of the environment
+ *   4. exec              python -I -S -c FIND_AND_LAUNCH PREFIX arguments...
+ *
+ * Which lib/pythonX.Y is the right one only the interpreter knows, so that search is the few lines of Python
+ * below; what they import is cached as bytecode, which a script run as __main__ never is.
+ */
+
+typedef unsigned long word;
+
+enum { LINE = 4096 };
+enum { ENOENT = 2, ENOTDIR = 20, O_CLOEXEC = 02000000, AT_FDCWD = -100, AT_EXECFN = 31 };
+
+#if defined(__x86_64__)
+
+enum { SYS_READ = 0, SYS_WRITE = 1, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_OPENAT = 257, SYS_READLINKAT = 267 };
+
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall launch\n\thlt\n");
+
+static long syscall4(long number, long a, long b, long c, long d)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+    return result;
+}
+
+#elif defined(__aarch64__)
+
+enum { SYS_READ = 63, SYS_WRITE = 64, SYS_EXECVE = 221, SYS_EXIT = 93, SYS_OPENAT = 56, SYS_READLINKAT = 78 };
+
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
+
+static long syscall4(long number, long a, long b, long c, long d)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+    return x0;
+}
+
+#else
+#error "knarr runs on x86_64 and aarch64"
+#endif
+
+/* argv[1] is the prefix (the directory above bin/); the first candidate that has the package is appended, not
+ * prepended, to sys.path: what sits beside knarr must not stand in for the standard library. */
+static const char FIND_AND_LAUNCH[] =
+    "import sys,posix\n"
+    "b=sys.argv.pop(1)\n"
+    "v='/python%d.%d/'%sys.version_info[:2]\n"
+    "for p in(b+'/lib'+v+'site-packages',b+'/lib64'+v+'site-packages',b+'/lib'+v+'dist-packages',"
+    "b+'/lib/python3/dist-packages',b):\n"
+    " try:posix.stat(p+'/knarr/cli/runtime_launch.py');break\n"
+    " except OSError:pass\n"
+    "else:sys.exit('knarr-runtime: no knarr package for '+sys.executable+' below '+b"
+    "+'; install it again with: '+sys.executable+' -m pip install --force-reinstall knarr')\n"
+    "sys.path.append(p)\n"
+    "from knarr.cli.runtime_launch import launch\n"
+    "launch()\n";
+
+static char here[LINE + 16];
+static char prefix[LINE + 16];
+static char line[LINE + 1];
+static char beside[LINE + 16];
+
+static word length(const char *text)
+{
+    word n = 0;
+    while (text[n])
+        n++;
+    return n;
+}
+
+static int starts(const char *text, const char *with)
+{
+    while (*with)
+        if (*text++ != *with++)
+            return 0;
+    return 1;
+}
+
+/* Appends at `at`, never past `end` - 1; returns the new end of the text. */
+static char *append(char *at, const char *end, const char *text)
+{
+    while (*text && at < end - 1)
+        *at++ = *text++;
+    *at = 0;
+    return at;
+}
+
+static char *last_slash(char *text)
+{
+    char *found = 0;
+    for (; *text; text++)
+        if (*text == '/')
+            found = text;
+    return found;
+}
+
+static __attribute__((noreturn)) void fail(const char *why, const char *what)
+{
+    const char *parts[] = {"knarr-runtime: ", why, what, "\n"};
+    for (int i = 0; i < 4; i++)
+        syscall4(SYS_WRITE, 2, (long)parts[i], (long)length(parts[i]), 0);
+    for (;;)
+        syscall4(SYS_EXIT, 1, 0, 0, 0);
+}
+
+/*
+ * The interpreter named by the script that pip, uv or installer wrote: `#!/path/python`, or, where the path has
+ * spaces or is long, `#!/bin/sh` and a second line `'''exec' "/path with space/python" "$0" "$@"`.
+ * Returns 0 when there is none to be read.
+ */
+static char *interpreter_of(const char *script)
+{
+    long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)script, O_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    long got = syscall4(SYS_READ, fd, (long)line, LINE, 0);
+    if (got < 4 || line[0] != '#' || line[1] != '!')
+        return 0;
+    line[got] = 0;
+    char *path = line + 2;
+    char *end = path;
+    while (*end && *end != '\n' && *end != ' ')
+        end++;
+    if (starts(path, "/bin/sh\n'''exec' ")) {
+        path = end + sizeof("\n'''exec' ") - 1;
+        for (end = path; *end && !starts(end, " \"$0\""); end++)
+            ;
+        if ((*path == '"' || *path == '\'') && end - path > 2 && end[-1] == *path) {
+            path++;
+            end--;
+        }
+    }
+    if (!*end || *path != '/')
+        return 0;
+    *end = 0;
+    char *name = last_slash(path) + 1;
+    return starts(name, "python") ? path : 0;
+}
+
+static int unwanted(const char *variable)
+{
+    return starts(variable, "LD_") || starts(variable, "PYTHON") || starts(variable, "GLIBC_TUNABLES=");
+}
+
+__attribute__((used)) void launch(word *stack)
+{
+    word argc = stack[0];
+    char **argv = (char **)(stack + 1);
+    char **envp = argv + argc + 1;
+
+    long got = syscall4(SYS_READLINKAT, AT_FDCWD, (long)"/proc/self/exe", (long)here, LINE);
+    if (got <= 0 || got >= LINE)
+        fail("cannot read /proc/self/exe: ", got > 0 ? "its path is too long" : "is /proc mounted?");
+    here[got] = 0;
+    char *slash = last_slash(here);
+    if (!slash)
+        fail("cannot tell where it is: ", here);
+    *slash = 0;
+    append(prefix, prefix + sizeof prefix, here);
+    slash = last_slash(prefix);
+    *(slash ? slash : prefix) = 0;
+
+    append(append(beside, beside + sizeof beside, here), beside + sizeof beside, "/knarr");
+    char *python = interpreter_of(beside);
+
+    char *arguments[argc + 8]; /* the kernel held argc pointers to a quarter of the stack, so there is room */
+    word n = 0;
+    arguments[n++] = 0; /* argv[0], set below */
+    arguments[n++] = "-I";
+    arguments[n++] = "-S";
+    arguments[n++] = "-c";
+    arguments[n++] = (char *)FIND_AND_LAUNCH;
+    arguments[n++] = prefix;
+    for (word i = 1; i < argc; i++)
+        arguments[n++] = argv[i];
+    arguments[n] = 0;
+
+    n = 0;
+    for (word i = 0; envp[i]; i++)
+        if (!unwanted(envp[i]))
+            envp[n++] = envp[i];
+    envp[n] = 0;
+
+    if (python) {
+        arguments[0] = python;
+        syscall4(SYS_EXECVE, (long)python, (long)arguments, (long)envp, 0);
+    }
+    append(append(beside, beside + sizeof beside, here), beside + sizeof beside, "/python3");
+    arguments[0] = beside;
+    syscall4(SYS_EXECVE, (long)beside, (long)arguments, (long)envp, 0);
+    fail("cannot start the Python it was installed for: ", python ? python : beside);
+}
