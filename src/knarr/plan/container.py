@@ -1,0 +1,436 @@
+"""(config.json, facts about the host) -> ContainerPlan: the one place where the order is decided (hot, pure).
+
+Reads no file, no clock and no environment, and makes no system call.
+"""
+
+from __future__ import annotations
+
+from knarr.base.errors import SpecError, SpecFinding, Unsupported
+from knarr.base.record import Record
+from knarr.plan import ops
+from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE
+from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
+from knarr.plan.namespaces import CLONE_FLAG, Namespaces, id_map, plan_namespaces
+from knarr.plan.ops import NO_SLOT, Op
+from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.plan.cgroup import CgroupPlan
+    from knarr.plan.host import Host
+
+    IdMap = tuple[tuple[int, int, int], ...]
+
+ROOTFS_PROPAGATION = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}
+# seccomp(2) SECCOMP_FILTER_FLAG_*
+SECCOMP_FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 1,
+    "SECCOMP_FILTER_FLAG_LOG": 2,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
+}
+_LATER = ("intelRdt", "personality", "memoryPolicy", "netDevices")
+
+
+class Root(Record):
+    """Where the container's root comes from.
+
+    ``bind``: the directory ``path``. ``overlay``: an overlayfs over ``lowers`` (top first; relative ones start at
+    ``lower_dir``), mounted by the init on the empty host directory ``path``, so that no mount is left on the host.
+    With ``scratch``, upper and work are made in a fresh tmpfs over that empty directory and vanish with the container.
+    """
+
+    kind: str
+    path: str
+    lowers: tuple[str, ...] = ()
+    lower_dir: str = ""
+    upper: str = ""
+    work: str = ""
+    scratch: str = ""
+    userxattr: bool = False
+
+
+class Options(Record):
+    """What the caller, not config.json, decides."""
+
+    terminal_slot: bool = False  # a console socket is handed over
+    preserve_fds: int = 0
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    wait_start: bool = False
+
+
+class ContainerPlan(Record):
+    """All that must be done; ``slots`` names the descriptors the parent hands over, in slot order."""
+
+    ops: tuple[Op, ...]
+    slots: tuple[str, ...]
+    uid_map: IdMap
+    gid_map: IdMap
+    setgroups_deny: bool
+    parent_rlimits: tuple[tuple[int, int, int], ...]
+    cgroup: CgroupPlan | None
+    runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
+
+    def encode(self) -> bytes:
+        """The bytes knarr-init reads."""
+        return ops.encode(self.ops, len(self.slots))
+
+
+class _Slots:
+    """Gives out slot numbers: first those handed over by the parent, then those the init fills."""
+
+    __slots__ = ("_next", "names")
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = tuple(names)
+        self._next = len(names)
+
+    def new(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def of(self, name: str) -> int:
+        return self.names.index(name) if name in self.names else NO_SLOT
+
+
+def inherited(options: Options, cgroup: CgroupPlan | None) -> _Slots:
+    """The descriptors the parent hands over."""
+    names = ["start"] if options.wait_start else []
+    if options.terminal_slot:
+        names.append("console")
+    if cgroup is not None and cgroup.clone_into:
+        names.append("cgroup")
+    return _Slots(names + [f"fd{3 + number}" for number in range(options.preserve_fds)])
+
+
+def seccomp_argument(linux: dict[str, Any], seccomp: bytes | None) -> tuple[int, bytes] | None:
+    """Flags and filter for the ``seccomp`` operation."""
+    if seccomp is None:
+        return None
+    flags = 0
+    for name in (linux.get("seccomp") or {}).get("flags") or ():
+        flags |= SECCOMP_FLAGS[name]
+    return flags, seccomp
+
+
+def plan_container(
+    config: dict[str, Any],
+    host: Host,
+    *,
+    id: str,
+    bundle: str,
+    options: Options,
+    root: Root | None = None,
+    seccomp: bytes | None = None,
+    cgroup: CgroupPlan | None = None,
+) -> ContainerPlan:
+    """Compile a validated config.json into a plan.
+
+    ``seccomp`` is the compiled linux.seccomp, ``cgroup`` the plan of linux.resources; both are made beside this one
+    because the runtime caches and creates them on their own. Raises Unsupported with the field's JSON pointer.
+    """
+    linux = config.get("linux") or {}
+    process = config["process"]
+    for field in _LATER:
+        if linux.get(field):
+            raise Unsupported(f"linux.{field}", "this version does not do it", pointer=f"/linux/{field}")
+    refuse_later(process, "/process")
+    spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
+    new_user = "user" in spaces.new
+    uid_map = id_map(linux.get("uidMappings") or []) if new_user else ()
+    gid_map = id_map(linux.get("gidMappings") or []) if new_user else ()
+    # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
+    setgroups_deny = new_user and not host.privileged and _own_id_alone(gid_map, host.egid)
+    slots = inherited(options, cgroup)
+    proc, root_slot = slots.new(), slots.new()
+    hooks = config.get("hooks") or {}
+    limits_by_parent = host.privileged and new_user
+    opened: dict[int, int] = {}
+
+    plan = _before_clone(config, host, spaces, slots, proc, opened=opened, bundle=bundle)
+    plan += _identity(spaces, options, id=id, new_user=new_user, process=process, host=host, proc=proc)
+    plan += _root_ops(root or Root("bind", _root_path(config, bundle)), root_slot, linux)
+    context = MountContext(
+        host,
+        bundle=bundle,
+        root=root_slot,
+        cgroup=cgroup,
+        cgroup_namespace=spaces.own("cgroup"),
+        network_namespace=spaces.own("network"),
+        new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
+    )
+    plan += _mounts(config, context, spaces, opened)
+    terminal = bool(process.get("terminal"))
+    if needs_dev(config.get("mounts") or []):
+        plan += device_ops(config, root_slot, new_user=context.new_user, terminal=terminal, kcore=host.kcore)
+    plan.append(Op("mkdir", (root_slot, 0o755), (process.get("cwd", "/"),), "/process/cwd"))
+    if "network" in spaces.new:
+        plan.append(Op("loopback", (), (), ""))
+    if hooks.get("prestart") or hooks.get("createRuntime") or hooks.get("createContainer"):
+        plan.append(Op("sync", (ops.SYNC_HOOKS,), (), "/hooks"))
+    plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
+    plan += _seal_root(config, linux, slots, root_slot, options)
+    plan += _inside(config, linux, process, host, proc, spaces)
+    plan.append(Op("dumpable", (0,), (), ""))
+    plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
+    plan.append(Op("sync", (ops.SYNC_READY,), (), ""))
+    plan.append(Op("pdeathsig", (0,), (), ""))
+    if options.wait_start:
+        plan.append(Op("wait_start", (slots.of("start"),), (), ""))
+    plan += process_tail(
+        process,
+        hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
+        seccomp=seccomp_argument(linux, seccomp),
+        set_rlimits=not limits_by_parent,
+        setgroups_denied=setgroups_deny,
+        keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
+    )
+    return ContainerPlan(
+        tuple(plan),
+        slots.names,
+        uid_map,
+        gid_map,
+        setgroups_deny,
+        tuple(limit[:3] for limit in rlimits(process)) if limits_by_parent else (),
+        cgroup,
+        tuple((kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())),
+    )
+
+
+def _own_id_alone(gid_map: IdMap, egid: int) -> bool:
+    return len(gid_map) == 1 and gid_map[0][1:] == (egid, 1)
+
+
+def _root_path(config: dict[str, Any], bundle: str) -> str:
+    path = str(config["root"]["path"])
+    return path if path.startswith("/") else f"{bundle}/{path}"
+
+
+def _before_clone(
+    config: dict[str, Any],
+    host: Host,
+    spaces: Namespaces,
+    slots: _Slots,
+    proc: int,
+    *,
+    opened: dict[int, int],
+    bundle: str,
+) -> list[Op]:
+    """The first stage, still in the caller's namespaces with the caller's power."""
+    linux = config.get("linux") or {}
+    process = config["process"]
+    plan = [Op("open_proc", (proc,), (), "")]
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        # Here, while the process is dumpable and has the caller's capabilities; the child inherits it.
+        plan.append(Op("proc_write", (proc, 0), ("self/oom_score_adj", str(score)), "/process/oomScoreAdj"))
+    if not host.in_userns and host.euid == 0:
+        plan.append(Op("dumpable", (0,), (), ""))
+    if host.privileged and "user" in spaces.new:
+        # The root of the new user namespace may not reach what the caller can: open bind sources as the caller (I21).
+        for position, entry in enumerate(config.get("mounts") or ()):
+            if is_bind(entry) and "remount" not in (entry.get("options") or ()):
+                slot = opened[position] = slots.new()
+                recursive = int("rbind" in (entry.get("options") or ()))
+                path = source_path(entry, bundle)
+                plan.append(Op("open_source", (slot, recursive), (path,), f"/mounts/{position}/source"))
+    plan += join_ops(spaces, slots)
+    flags = 0
+    for kind in spaces.new:
+        if kind != "cgroup":  # made after the cgroup was joined, so that its root is the container's own cgroup
+            flags |= CLONE_FLAG[kind]
+    offsets = linux.get("timeOffsets")
+    if offsets and "time" in spaces.new:
+        if "user" in spaces.new:
+            raise Unsupported(
+                "linux.timeOffsets with a new user namespace", "this version does not do it", pointer="/linux/timeOffsets"
+            )
+        # The offsets can be set only before the first process enters: unshare here, the clone enters (time_namespaces(7)).
+        flags &= ~CLONE_FLAG["time"]
+        plan.append(Op("unshare", (CLONE_FLAG["time"],), (), "/linux/timeOffsets"))
+        for clock, offset in sorted(offsets.items()):
+            line = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
+            plan.append(Op("proc_write", (proc, 0), ("self/timens_offsets", line), f"/linux/timeOffsets/{clock}"))
+    plan.append(Op("clone", (flags, slots.of("cgroup")), (), "/linux/namespaces"))
+    return plan
+
+
+def join_ops(spaces: Namespaces, slots: _Slots) -> list[Op]:
+    """Open every namespace first (their paths belong to the caller's mount namespace), then enter them."""
+    opening: list[Op] = []
+    entering: list[Op] = []
+    for kind, path, pointer in spaces.joins:
+        slot = slots.new()
+        opening.append(Op("open_ns", (slot, CLONE_FLAG[kind]), (path,), pointer))
+        entering.append(Op("setns", (slot, CLONE_FLAG[kind]), (), pointer))
+    return opening + entering
+
+
+def _identity(
+    spaces: Namespaces, options: Options, *, id: str, new_user: bool, process: dict[str, Any], host: Host, proc: int
+) -> list[Op]:
+    """The child's first steps."""
+    # Should the runtime die before the container is recorded, the container dies too.
+    plan = [Op("pdeathsig", (9,), (), "")]
+    if new_user:
+        plan.append(Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"))
+    if new_user or any(kind == "user" for kind, _, _ in spaces.joins):
+        plan.append(Op("become_root", (), (), "/linux/uidMappings"))
+        # Changing ids clears the death signal (prctl(2)).
+        plan.append(Op("pdeathsig", (9,), (), ""))
+    plan.append(Op("setsid", (), (), ""))
+    if not options.no_new_keyring:
+        plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
+    plan += label_ops(process, host, proc)
+    return plan
+
+
+def _root_ops(root: Root, slot: int, linux: dict[str, Any]) -> list[Op]:
+    """The root as a descriptor. Mounts of the host keep coming in unless asked otherwise, none goes out."""
+    asked = linux.get("rootfsPropagation")
+    # A shared root means the host's mounts may see ours only through the root itself; "/" of our copy is a slave at least.
+    flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
+    plan = [Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")]
+    if root.kind == "bind":
+        plan.append(Op("bind_root", (slot,), (root.path,), "/root/path"))
+        return plan
+    upper, work = root.upper, root.work
+    if root.scratch:
+        nosuid_nodev = 0x2 | 0x4
+        plan.append(Op("host_mount", (nosuid_nodev,), ("tmpfs", root.scratch, "tmpfs", "mode=700"), "/root"))
+        upper, work = f"{root.scratch}/upper", f"{root.scratch}/work"
+        plan += [Op("host_mkdir", (0o755,), (upper,), "/root"), Op("host_mkdir", (0o700,), (work,), "/root")]
+    if root.lower_dir:
+        plan.append(Op("host_chdir", (), (root.lower_dir,), "/root"))
+    data = "lowerdir=" + ":".join(lower.replace("\\", "\\\\").replace(":", "\\:") for lower in root.lowers)
+    if upper:
+        data += f",upperdir={_escape(upper)},workdir={_escape(work)}"
+    if root.userxattr:
+        data += ",userxattr"
+    plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), "/root"))
+    plan.append(Op("open_root", (slot,), (root.path,), "/root"))
+    return plan
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int]) -> list[Op]:
+    """All mounts in order, and the point at which the cgroups must have been joined.
+
+    Joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that shows the new
+    cgroup namespace has to wait for it; it is moved to the end unless another mount lies above or below it.
+    """
+    entries = list(enumerate(config.get("mounts") or ()))
+    joined = [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")]
+    if "cgroup" in spaces.new:
+        joined.append(Op("unshare", (CLONE_FLAG["cgroup"],), (), "/linux/namespaces"))
+    waiting = [pair for pair in entries if pair[1].get("type") == "cgroup" and context.cgroup_namespace]
+    if waiting and all(_alone(pair, entries) for pair in waiting):
+        entries = [pair for pair in entries if pair not in waiting] + waiting
+    plan: list[Op] = []
+    synced = False
+    for position, entry in entries:
+        if not synced and entry.get("type") == "cgroup" and context.cgroup_namespace:
+            plan += joined
+            synced = True
+        plan += mount_ops(entry, f"/mounts/{position}", context, opened.get(position, NO_SLOT))
+    return plan if synced else plan + joined
+
+
+def _alone(pair: tuple[int, dict[str, Any]], entries: list[tuple[int, dict[str, Any]]]) -> bool:
+    """No later mount is above, below or at this one's destination."""
+    here = pair[1]["destination"].rstrip("/") + "/"
+    later = [entry["destination"].rstrip("/") + "/" for position, entry in entries if position > pair[0]]
+    return not any(other.startswith(here) or here.startswith(other) for other in later)
+
+
+def _seal_root(
+    config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, options: Options
+) -> list[Op]:
+    """Terminal, masked and read-only paths, and the step into the root."""
+    process = config["process"]
+    plan: list[Op] = []
+    if process.get("terminal") and options.terminal_slot:
+        size = process.get("consoleSize") or {}
+        uid = (process.get("user") or {}).get("uid", 0)
+        numbers = (root, slots.of("console"), ops.CONSOLE_BIND, size.get("height", 0), size.get("width", 0), uid)
+        plan.append(Op("console", numbers, (), "/process/terminal"))
+    plan += [
+        Op("readonly", (root,), (path,), f"/linux/readonlyPaths/{n}")
+        for n, path in enumerate(linux.get("readonlyPaths") or ())
+    ]
+    plan += [
+        Op("mask", (root,), (path,), f"/linux/maskedPaths/{n}") for n, path in enumerate(linux.get("maskedPaths") or ())
+    ]
+    if (config.get("root") or {}).get("readonly"):
+        plan.append(Op("remount", (root, 0, 0x1, 0), ("/",), "/root/readonly"))
+    plan.append(Op("pivot", (root, ops.PIVOT_MOVE if options.no_pivot else 0), (), "/root/path"))
+    asked = linux.get("rootfsPropagation")
+    if asked:
+        plan.append(Op("propagation", (ROOTFS_PROPAGATION[asked],), ("/",), "/linux/rootfsPropagation"))
+    return plan
+
+
+def _inside(
+    config: dict[str, Any],
+    linux: dict[str, Any],
+    process: dict[str, Any],
+    host: Host,
+    proc: int,
+    spaces: Namespaces,
+) -> list[Op]:
+    """Names and kernel settings of the new namespaces; the procfs handle was opened before the root changed (I2)."""
+    plan: list[Op] = []
+    if config.get("hostname"):
+        plan.append(Op("hostname", (), (config["hostname"],), "/hostname"))
+    if config.get("domainname"):
+        plan.append(Op("domainname", (), (config["domainname"],), "/domainname"))
+    for key, value in (linux.get("sysctl") or {}).items():
+        plan.append(Op("proc_write", (proc, 0), (sysctl_path(key), value), f"/linux/sysctl/{pointer_token(key)}"))
+    plan.append(Op("close", (proc,), (), ""))
+    if not process.get("terminal"):
+        plan.append(Op("reopen_null", (), (), ""))
+    return plan
+
+
+def sysctl_path(key: str) -> str:
+    """ "net.ipv4.ip_forward" -> "sys/net/ipv4/ip_forward".
+
+    Whichever of "." and "/" comes first separates; after a ".", a "/" stands for a "." within a name (sysctl(8)).
+    Raises SpecError for a key that would leave its directory (CVE-2022-0811).
+    """
+    dot, slash = key.find("."), key.find("/")
+    if slash < 0 or 0 <= dot < slash:
+        parts = [part.replace("/", ".") for part in key.split(".")]
+    else:
+        parts = key.split("/")
+    if any(part in ("", ".", "..") or "/" in part for part in parts):
+        finding = SpecFinding(f"/linux/sysctl/{pointer_token(key)}", "is not the name of a kernel setting")
+        raise SpecError("config.json", [finding])
+    return "sys/" + "/".join(parts)
+
+
+def pointer_token(key: str) -> str:
+    """A key as a token of a JSON pointer (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def hook_op(hook: dict[str, Any], pointer: str) -> Op:
+    """A hook that runs inside the container's namespaces; its environment is only what is configured (I7)."""
+    arguments = hook.get("args") or [hook["path"]]
+    timeout = int(hook.get("timeout") or 0) * 1000
+    return Op("hook", (timeout, len(arguments)), (hook["path"], *arguments, *(hook.get("env") or ())), pointer)

@@ -1,0 +1,87 @@
+"""A further process in a running container -> ContainerPlan (hot, pure).
+
+The container's namespaces are entered all at once through a pidfd (setns(2), Linux 5.8): no path of the container
+is opened, and a reused pid cannot be entered by mistake.
+"""
+
+from __future__ import annotations
+
+from knarr.plan import ops
+from knarr.plan.container import ContainerPlan, Options, inherited, seccomp_argument
+from knarr.plan.namespaces import CLONE_FLAG
+from knarr.plan.ops import NO_SLOT, Op
+from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.plan.cgroup import CgroupPlan
+    from knarr.plan.host import Host
+
+
+def plan_exec(
+    process: dict[str, Any],
+    config: dict[str, Any],
+    host: Host,
+    *,
+    id: str,
+    options: Options,
+    seccomp: bytes | None = None,
+    cgroup: CgroupPlan | None = None,
+) -> ContainerPlan:
+    """Compile a process document for the container that ``config`` describes.
+
+    The parent hands over a pidfd of the container's first process as slot "pidfd", after the other inherited slots.
+    Raises Unsupported with the field's JSON pointer.
+    """
+    linux = config.get("linux") or {}
+    refuse_later(process, "/process")
+    slots = inherited(options, cgroup)
+    slots = type(slots)([*slots.names, "pidfd"])
+    proc = slots.new()
+    kinds = {entry["type"] for entry in linux.get("namespaces") or ()}
+    user = "user" in kinds
+    flags = 0
+    for kind in kinds:
+        flags |= CLONE_FLAG[kind]
+    plan = [Op("open_proc", (proc,), (), "")]
+    score = process.get("oomScoreAdj")
+    if score is not None:
+        plan.append(Op("proc_write", (proc, 0), ("self/oom_score_adj", str(score)), "/process/oomScoreAdj"))
+    plan += label_ops(process, host, proc)
+    # Before the container's processes can see this one (CVE-2016-9962).
+    plan += [Op("dumpable", (0,), (), ""), Op("close", (proc,), (), "")]
+    plan.append(Op("setns", (slots.of("pidfd"), flags), (), "/linux/namespaces"))
+    plan += [Op("clone", (0, slots.of("cgroup")), (), ""), Op("pdeathsig", (9,), (), "")]
+    if user:
+        plan += [Op("become_root", (), (), "/linux/uidMappings"), Op("pdeathsig", (9,), (), "")]
+    plan.append(Op("setsid", (), (), ""))
+    if not options.no_new_keyring:
+        plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
+    if process.get("terminal") and options.terminal_slot:
+        size = process.get("consoleSize") or {}
+        uid = (process.get("user") or {}).get("uid", 0)
+        numbers = (NO_SLOT, slots.of("console"), 0, size.get("height", 0), size.get("width", 0), uid)
+        plan.append(Op("console", numbers, (), "/process/terminal"))
+    else:
+        plan.append(Op("reopen_null", (), (), ""))
+    plan.append(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
+    plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
+    plan += [Op("sync", (ops.SYNC_READY,), (), ""), Op("pdeathsig", (0,), (), "")]
+    by_parent = host.privileged and user
+    plan += process_tail(
+        process,
+        hooks=[],
+        seccomp=seccomp_argument(linux, seccomp),
+        set_rlimits=not by_parent,
+        setgroups_denied=user and not host.privileged and _setgroups_denied(linux, host),
+        keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
+    )
+    limits = tuple(limit[:3] for limit in rlimits(process)) if by_parent else ()
+    return ContainerPlan(tuple(plan), slots.names, (), (), False, limits, cgroup, ())
+
+
+def _setgroups_denied(linux: dict[str, Any], host: Host) -> bool:
+    mappings = linux.get("gidMappings") or []
+    return len(mappings) == 1 and mappings[0].get("hostID") == host.egid and mappings[0].get("size") == 1

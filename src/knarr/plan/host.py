@@ -1,0 +1,28 @@
+"""What planning must know of this machine: facts in a record, gathered by runtime/probe.py (hot, pure)."""
+
+from __future__ import annotations
+
+from knarr.base.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.plan.cgroup import CgroupHost
+
+
+class Host(Record):
+    """The facts a plan depends on; none is read while planning."""
+
+    euid: int
+    egid: int
+    arch: str  # "x86_64" or "aarch64"
+    kernel: tuple[int, int]
+    in_userns: bool  # this process is not in the initial user namespace
+    cgroup: CgroupHost | None = None
+    apparmor: bool = False
+    selinux: bool = False
+    kcore: bool = True  # /proc/kcore exists, so /dev/core is made
+
+    @property
+    def privileged(self) -> bool:
+        """Root in the initial user namespace."""
+        return self.euid == 0 and not self.in_userns

@@ -1,0 +1,101 @@
+"""Mount options of config.json -> attributes, propagation, flags and file-system data (hot, pure).
+
+runtime-spec config.md "Linux mount options"; mount_setattr(2), fsconfig(2), mount(2).
+"""
+
+from __future__ import annotations
+
+from knarr.base.errors import Unsupported
+from knarr.base.record import Record
+
+# mount_setattr(2)
+RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
+ATIME_MASK, NOATIME, STRICTATIME, NODIRATIME, NOSYMFOLLOW = 0x70, 0x10, 0x20, 0x80, 0x200000
+
+# mount(2)
+MS_REC, MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x4000, 1 << 17, 1 << 18, 1 << 19, 1 << 20
+
+PROPAGATION = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}
+
+# option -> (attributes set, attributes cleared)
+_ATTRIBUTES = {
+    "ro": (RDONLY, 0),
+    "rw": (0, RDONLY),
+    "nosuid": (NOSUID, 0),
+    "suid": (0, NOSUID),
+    "nodev": (NODEV, 0),
+    "dev": (0, NODEV),
+    "noexec": (NOEXEC, 0),
+    "exec": (0, NOEXEC),
+    "noatime": (NOATIME, ATIME_MASK),
+    "atime": (0, ATIME_MASK),
+    "relatime": (0, ATIME_MASK),
+    "norelatime": (0, 0),
+    "strictatime": (STRICTATIME, ATIME_MASK),
+    "nostrictatime": (0, ATIME_MASK),
+    "nodiratime": (NODIRATIME, 0),
+    "diratime": (0, NODIRATIME),
+    "nosymfollow": (NOSYMFOLLOW, 0),
+    "symfollow": (0, NOSYMFOLLOW),
+}
+_RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
+# "rslave" and friends are propagation; no name collides.
+
+_SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
+_NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
+_LATER = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow")
+
+
+class MountOptions(Record):
+    """What a list of options means. ``data`` goes to the file system as it is."""
+
+    bind: bool
+    recursive: bool
+    remount: bool
+    attr_set: int
+    attr_clear: int
+    rec_set: int
+    rec_clear: int
+    propagation: int  # 0: the default (rprivate through the parent)
+    data: tuple[str, ...]
+
+
+def parse_options(options: list[str], pointer: str) -> MountOptions:
+    """Sort the options of ``mounts[]``; later ones win over earlier ones. Raises Unsupported."""
+    bind = recursive = remount = False
+    sets = {False: 0, True: 0}
+    clears = {False: 0, True: 0}
+    propagation = 0
+    data: list[str] = []
+    for position, option in enumerate(options):
+        if option in _ATTRIBUTES or option in _RECURSIVE:
+            deep = option not in _ATTRIBUTES
+            on, off = (_RECURSIVE if deep else _ATTRIBUTES)[option]
+            sets[deep] = sets[deep] & ~off | on
+            clears[deep] = clears[deep] & ~on | off
+        elif option == "bind":
+            bind = True
+        elif option == "rbind":
+            bind = recursive = True
+        elif option == "remount":
+            remount = True
+        elif option in PROPAGATION:
+            propagation = PROPAGATION[option]
+        elif option in _NOTHING:
+            pass
+        elif option in _LATER:
+            raise Unsupported(f"mount option {option}", "this version does not do it", pointer=f"{pointer}/options/{position}")
+        else:
+            data.append(option)
+    return MountOptions(
+        bind, recursive, remount, sets[False], clears[False], sets[True], clears[True], propagation, tuple(data)
+    )

@@ -1,0 +1,134 @@
+"""The process section of config.json -> operations: limits, capabilities, user, program (hot, pure).
+
+The same tail serves the container's first process and every exec. runtime-spec config.md "Process".
+"""
+
+from __future__ import annotations
+
+from knarr.base.errors import Unsupported
+from knarr.plan import ops
+from knarr.plan.ops import Op
+from knarr.spec.capabilities import CAPABILITIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.plan.host import Host
+
+RLIMITS = {
+    name: number
+    for number, name in enumerate(
+        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()
+    )
+}
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LATER = ("scheduler", "ioPriority", "execCPUAffinity")
+_CAPABILITY_SETS = ("effective", "permitted", "inheritable", "ambient", "bounding")
+
+
+def capability_mask(names: list[str] | None) -> int:
+    """Names ("CAP_CHOWN") to a bit mask; validation has refused unknown ones."""
+    mask = 0
+    for name in names or ():
+        mask |= 1 << CAPABILITIES[name]
+    return mask
+
+
+def refuse_later(process: dict[str, Any], pointer: str) -> None:
+    """Refuse what this version does not do, rather than ignoring it."""
+    for field in _LATER:
+        if process.get(field):
+            raise Unsupported(f"process.{field}", "this version does not do it", pointer=f"{pointer}/{field}")
+
+
+def rlimits(process: dict[str, Any]) -> list[tuple[int, int, int, str]]:
+    """(resource, soft, hard, JSON pointer) for each of process.rlimits."""
+    return [
+        (RLIMITS[entry["type"].removeprefix("RLIMIT_")], entry["soft"], entry["hard"], f"/process/rlimits/{position}")
+        for position, entry in enumerate(process.get("rlimits") or ())
+    ]
+
+
+def search_path(process: dict[str, Any]) -> str:
+    """PATH as the process will have it."""
+    for entry in process.get("env") or ():
+        if entry.startswith("PATH="):
+            return str(entry[5:])
+    return DEFAULT_PATH
+
+
+def label_ops(process: dict[str, Any], host: Host, proc: int) -> list[Op]:
+    """AppArmor and SELinux labels, taken on at exec; written through the private procfs handle (CVE-2019-16884)."""
+    result = []
+    profile, label = process.get("apparmorProfile"), process.get("selinuxLabel")
+    if profile:
+        if not host.apparmor:
+            raise Unsupported(
+                f"AppArmor profile {profile}", "AppArmor is not enabled in this kernel", pointer="/process/apparmorProfile"
+            )
+        # Its own file exists since Linux 5.8; attr/exec belongs to whichever module came first.
+        where = "self/attr/apparmor/exec" if host.kernel >= (5, 8) else "self/attr/exec"
+        result.append(Op("proc_write", (proc, 0), (where, f"exec {profile}"), "/process/apparmorProfile"))
+    if label:
+        if not host.selinux:
+            raise Unsupported(
+                f"SELinux label {label}", "SELinux is not enabled in this kernel", pointer="/process/selinuxLabel"
+            )
+        result.append(Op("proc_write", (proc, 0), ("self/attr/exec", label), "/process/selinuxLabel"))
+    return result
+
+
+def process_tail(
+    process: dict[str, Any],
+    *,
+    hooks: list[Op],
+    seccomp: tuple[int, bytes] | None,
+    set_rlimits: bool,
+    setgroups_denied: bool,
+    keep: list[tuple[int, int]],
+) -> list[Op]:
+    """Everything from "all mounts are made" to exec, in the order that keeps each step possible.
+
+    ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor number) to survive the exec.
+    """
+    user = process.get("user") or {}
+    uid, gid, groups = user.get("uid", 0), user.get("gid", 0), user.get("additionalGids") or []
+    caps = process.get("capabilities") or {}
+    masks = {name: capability_mask(caps.get(name)) for name in _CAPABILITY_SETS}
+    no_new_privs = bool(process.get("noNewPrivileges"))
+    tail: list[Op] = []
+    filter_op = [Op("seccomp", (seccomp[0],), (seccomp[1],), "/linux/seccomp")] if seccomp else []
+    tail.append(Op("umask", (user.get("umask", 0o022),), (), "/process/user/umask"))
+    tail.append(Op("own_stdio", (uid,), (), "/process/user/uid"))
+    # As root first, so that a directory only root can enter works; again below as the user, whom it may be open to alone.
+    tail.append(Op("cwd", (ops.CWD_LATER,), (process.get("cwd", "/"),), "/process/cwd"))
+    if set_rlimits:
+        tail += [Op("rlimit", limit[:3], (), limit[3]) for limit in rlimits(process)]
+    if filter_op and not no_new_privs:
+        # Loading a filter needs CAP_SYS_ADMIN without no_new_privs, so it comes before capabilities go.
+        tail += filter_op
+    # The bounding set needs CAP_SETPCAP, which goes with the user (CVE-2022-29162: inheritable stays as asked, empty).
+    tail.append(Op("bounding", (masks["bounding"],), (), "/process/capabilities/bounding"))
+    flags = ops.KEEP_CAPS | (ops.NO_SETGROUPS if setgroups_denied else 0)
+    tail.append(Op("user", (uid, gid, flags, *groups), (), "/process/user"))
+    tail.append(
+        Op(
+            "capabilities",
+            (masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"]),
+            (),
+            "/process/capabilities",
+        )
+    )
+    tail.append(Op("cwd", (0,), (process.get("cwd", "/"),), "/process/cwd"))
+    tail += hooks
+    if not any(entry.startswith("HOME=") for entry in process.get("env") or ()):
+        tail.append(Op("home", (uid,), (), "/process/env"))
+    arguments = process["args"]
+    tail.append(Op("find_program", (), (arguments[0], search_path(process)), "/process/args/0"))
+    tail += [Op("keep_fd", pair, (), "") for pair in keep]
+    if no_new_privs:
+        tail.append(Op("no_new_privs", (), (), "/process/noNewPrivileges"))
+        tail += filter_op
+    tail.append(Op("exec", (len(arguments),), (*arguments, *(process.get("env") or ())), "/process/args"))
+    return tail
