@@ -10,7 +10,7 @@ from knarr.base.record import Record
 from knarr.plan import ops
 from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
-from knarr.plan.namespaces import CLONE_FLAG, Namespaces, id_map, plan_namespaces
+from knarr.plan.namespaces import CLONE_FLAG, id_map, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.host import Host
+    from knarr.plan.namespaces import Namespaces
 
     IdMap = tuple[tuple[int, int, int], ...]
 
@@ -172,9 +173,8 @@ def plan_container(
         new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
     )
     plan += _mounts(config, context, spaces, opened)
-    terminal = bool(process.get("terminal"))
     if needs_dev(config.get("mounts") or []):
-        plan += device_ops(config, root_slot, new_user=context.new_user, terminal=terminal, kcore=host.kcore)
+        plan += device_ops(config, root_slot, new_user=context.new_user, kcore=host.kcore)
     plan.append(Op("mkdir", (root_slot, 0o755), (process.get("cwd", "/"),), "/process/cwd"))
     if "network" in spaces.new:
         plan.append(Op("loopback", (), (), ""))
@@ -182,7 +182,7 @@ def plan_container(
         plan.append(Op("sync", (ops.SYNC_HOOKS,), (), "/hooks"))
     plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
     plan += _seal_root(config, linux, slots, root_slot, options)
-    plan += _inside(config, linux, process, host, proc, spaces)
+    plan += _inside(config, linux, process, proc)
     plan.append(Op("dumpable", (0,), (), ""))
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
     plan.append(Op("sync", (ops.SYNC_READY,), (), ""))
@@ -205,7 +205,9 @@ def plan_container(
         setgroups_deny,
         tuple(limit[:3] for limit in rlimits(process)) if limits_by_parent else (),
         cgroup,
-        tuple((kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())),
+        tuple(
+            (kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())
+        ),
     )
 
 
@@ -255,9 +257,11 @@ def _before_clone(
     if offsets and "time" in spaces.new:
         if "user" in spaces.new:
             raise Unsupported(
-                "linux.timeOffsets with a new user namespace", "this version does not do it", pointer="/linux/timeOffsets"
+                "linux.timeOffsets with a new user namespace",
+                "this version does not do it",
+                pointer="/linux/timeOffsets",
             )
-        # The offsets can be set only before the first process enters: unshare here, the clone enters (time_namespaces(7)).
+        # Offsets can be set only before the first process enters: unshare here, the clone enters (time_namespaces(7)).
         flags &= ~CLONE_FLAG["time"]
         plan.append(Op("unshare", (CLONE_FLAG["time"],), (), "/linux/timeOffsets"))
         for clock, offset in sorted(offsets.items()):
@@ -358,9 +362,7 @@ def _alone(pair: tuple[int, dict[str, Any]], entries: list[tuple[int, dict[str, 
     return not any(other.startswith(here) or here.startswith(other) for other in later)
 
 
-def _seal_root(
-    config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, options: Options
-) -> list[Op]:
+def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, options: Options) -> list[Op]:
     """Terminal, masked and read-only paths, and the step into the root."""
     process = config["process"]
     plan: list[Op] = []
@@ -389,9 +391,7 @@ def _inside(
     config: dict[str, Any],
     linux: dict[str, Any],
     process: dict[str, Any],
-    host: Host,
     proc: int,
-    spaces: Namespaces,
 ) -> list[Op]:
     """Names and kernel settings of the new namespaces; the procfs handle was opened before the root changed (I2)."""
     plan: list[Op] = []
@@ -408,16 +408,14 @@ def _inside(
 
 
 def sysctl_path(key: str) -> str:
-    """ "net.ipv4.ip_forward" -> "sys/net/ipv4/ip_forward".
+    """Turn "net.ipv4.ip_forward" into "sys/net/ipv4/ip_forward".
 
     Whichever of "." and "/" comes first separates; after a ".", a "/" stands for a "." within a name (sysctl(8)).
     Raises SpecError for a key that would leave its directory (CVE-2022-0811).
     """
     dot, slash = key.find("."), key.find("/")
-    if slash < 0 or 0 <= dot < slash:
-        parts = [part.replace("/", ".") for part in key.split(".")]
-    else:
-        parts = key.split("/")
+    dotted = slash < 0 or 0 <= dot < slash
+    parts = [part.replace("/", ".") for part in key.split(".")] if dotted else key.split("/")
     if any(part in ("", ".", "..") or "/" in part for part in parts):
         finding = SpecFinding(f"/linux/sysctl/{pointer_token(key)}", "is not the name of a kernel setting")
         raise SpecError("config.json", [finding])

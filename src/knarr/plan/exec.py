@@ -7,7 +7,7 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, Options, inherited, seccomp_argument
+from knarr.plan.container import ContainerPlan, inherited, seccomp_argument
 from knarr.plan.namespaces import CLONE_FLAG
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.plan.cgroup import CgroupPlan
+    from knarr.plan.container import Options
     from knarr.plan.host import Host
 
 

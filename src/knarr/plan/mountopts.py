@@ -93,7 +93,9 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
         elif option in _NOTHING:
             pass
         elif option in _LATER:
-            raise Unsupported(f"mount option {option}", "this version does not do it", pointer=f"{pointer}/options/{position}")
+            raise Unsupported(
+                f"mount option {option}", "this version does not do it", pointer=f"{pointer}/options/{position}"
+            )
         else:
             data.append(option)
     return MountOptions(

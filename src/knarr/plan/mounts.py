@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from knarr.plan.host import Host
 
 # SB_RDONLY of these is shared with other mounts of the same file system instance, so "ro" stays with the mount.
-_SHARED_SUPERBLOCK = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "securityfs", "debugfs", "tracefs", "bpf")
+_SHARED_SUPERBLOCK = (
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "mqueue",
+    "devpts",
+    "securityfs",
+    "debugfs",
+    "tracefs",
+    "bpf",
+)
 _V1_DEFAULTS = mountopts.NOSUID | mountopts.NODEV | mountopts.NOEXEC
 
 
@@ -144,11 +155,11 @@ def _absolute(path: str) -> str:
 
 
 def needs_dev(mounts: list[dict[str, Any]]) -> bool:
-    """Whether nodes and links in /dev are ours to make: not when the host's own /dev is bound there (as runc decides)."""
+    """Whether nodes and links in /dev are ours to make: not when the host's own /dev is bound there."""
     return not any(is_bind(entry) and entry["destination"].rstrip("/") == "/dev" for entry in mounts)
 
 
-def device_ops(config: dict[str, Any], root: int, *, new_user: bool, terminal: bool, kcore: bool) -> list[Op]:
+def device_ops(config: dict[str, Any], root: int, *, new_user: bool, kcore: bool) -> list[Op]:
     """Nodes of linux.devices, the default nodes, and the links of config-linux.md "Default Devices"."""
     from knarr.plan.devices import device_nodes
 

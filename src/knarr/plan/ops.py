@@ -117,7 +117,9 @@ class Op:
 
     __slots__ = ("ints", "kind", "pointer", "strs")
 
-    def __init__(self, kind: str, ints: Sequence[int] = (), strs: Sequence[str | bytes] = (), pointer: str = "") -> None:
+    def __init__(
+        self, kind: str, ints: Sequence[int] = (), strs: Sequence[str | bytes] = (), pointer: str = ""
+    ) -> None:
         self.kind = kind
         self.ints = tuple(ints)
         self.strs = tuple(strs)

@@ -19,7 +19,24 @@ if TYPE_CHECKING:
 RLIMITS = {
     name: number
     for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()
+        [
+            "CPU",
+            "FSIZE",
+            "DATA",
+            "STACK",
+            "CORE",
+            "RSS",
+            "NPROC",
+            "NOFILE",
+            "MEMLOCK",
+            "AS",
+            "LOCKS",
+            "SIGPENDING",
+            "MSGQUEUE",
+            "NICE",
+            "RTPRIO",
+            "RTTIME",
+        ]
     )
 }
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -65,7 +82,9 @@ def label_ops(process: dict[str, Any], host: Host, proc: int) -> list[Op]:
     if profile:
         if not host.apparmor:
             raise Unsupported(
-                f"AppArmor profile {profile}", "AppArmor is not enabled in this kernel", pointer="/process/apparmorProfile"
+                f"AppArmor profile {profile}",
+                "AppArmor is not enabled in this kernel",
+                pointer="/process/apparmorProfile",
             )
         # Its own file exists since Linux 5.8; attr/exec belongs to whichever module came first.
         where = "self/attr/apparmor/exec" if host.kernel >= (5, 8) else "self/attr/exec"
@@ -101,7 +120,7 @@ def process_tail(
     filter_op = [Op("seccomp", (seccomp[0],), (seccomp[1],), "/linux/seccomp")] if seccomp else []
     tail.append(Op("umask", (user.get("umask", 0o022),), (), "/process/user/umask"))
     tail.append(Op("own_stdio", (uid,), (), "/process/user/uid"))
-    # As root first, so that a directory only root can enter works; again below as the user, whom it may be open to alone.
+    # As root first, for a directory only root may enter; again below as the user, whom alone it may be open to.
     tail.append(Op("cwd", (ops.CWD_LATER,), (process.get("cwd", "/"),), "/process/cwd"))
     if set_rlimits:
         tail += [Op("rlimit", limit[:3], (), limit[3]) for limit in rlimits(process)]
