@@ -1,0 +1,91 @@
+"""What a person asks for when running an image, and what must be known of the host to say yes.
+
+Two records, no behaviour: ``RunOptions`` is filled by the command line and the library, ``Facts`` by the engine.
+"""
+
+from __future__ import annotations
+
+from knarr.base.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Literal
+
+
+class VolumeMount(Record):
+    """One ``-v``, ``--mount`` or ``--tmpfs``: ``kind`` bind (source is an absolute path of the host) or tmpfs.
+
+    ``options`` are mount options of runtime-spec's config.md to add to the safe defaults; ``dev``, ``suid`` and
+    ``exec`` take the matching default away.
+    """
+
+    kind: Literal["bind", "tmpfs"]
+    target: str
+    source: str = ""
+    readonly: bool = False
+    options: tuple[str, ...] = ()
+
+
+class Ulimit(Record):
+    """One ``--ulimit``: the name without RLIMIT_, lower case; limits in the resource's own unit, -1 for none."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class RunOptions(Record):
+    """Everything that changes a container away from the image's own wishes and knarr's default posture.
+
+    Sizes are bytes, ``cpus`` is a number of processors (0: no limit), ``pids_limit`` -1 means unlimited. ``command``
+    replaces the image's Cmd, ``entrypoint`` its Entrypoint (an empty tuple takes it away; None leaves it).
+    """
+
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    hostname: str = ""
+    terminal: bool = False
+    network: Literal["none", "host"] = "none"
+    memory: int = 0
+    cpus: float = 0.0
+    pids_limit: int = 2048
+    readonly: bool = False
+    shm_size: int = 64 << 20
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    allow_new_privs: bool = False
+    privileged: bool = False
+    seccomp: str | Mapping[str, Any] = "default"  # "default", "unconfined" or linux.seccomp of config.json
+    apparmor: str = ""
+    selinux_label: str = ""
+    mounts: tuple[VolumeMount, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Facts(Record):
+    """What conversion must know of the host; ``engine.host`` gathers it, tests make it up.
+
+    ``uid_map`` and ``gid_map`` are (inside, outside, count) lines for a new user namespace; empty for none.
+    ``nofile_hard`` caps RLIMIT_NOFILE where this process may not raise limits. ``devices`` are the host's device
+    nodes as linux.devices entries, asked for only with ``privileged``.
+    """
+
+    arch: str = "x86_64"
+    rootless: bool = False
+    time_namespace: bool = True
+    cgroup_namespace: bool = True
+    swap_limit: bool = True
+    cgroup_limits: bool = True
+    nofile_hard: int = 524288
+    uid_map: tuple[tuple[int, int, int], ...] = ()
+    gid_map: tuple[tuple[int, int, int], ...] = ()
+    capabilities: tuple[str, ...] = ()  # what this process may hand out; empty: all that there are
+    devices: tuple[Mapping[str, Any], ...] = ()
+    thermal_paths: tuple[str, ...] = ()  # /sys/devices/system/cpu/cpu*/thermal_throttle: they tell of other loads
