@@ -1,0 +1,134 @@
+"""Garbage collection: what index.json does not reach, directly or through manifests, goes.
+
+References are computed, never counted or stored (SECURITY.md 4.5). Collecting holds the store's lock alone, so
+no blob is removed that a pull under way has just found present; a manifest that cannot be read stops it,
+because what it refers to is then unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT
+
+from knarr.base.errors import FileError, NotFound, SpecError
+from knarr.base.record import Record
+from knarr.spec import mediatypes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from knarr.content.store import Store
+    from knarr.spec.image import Descriptor
+
+
+class Collected(Record):
+    """What a collection removed: the digests of blobs, and bytes in all."""
+
+    digests: tuple[str, ...]
+    size: int
+
+
+def children(descriptor: Descriptor, data: bytes) -> list[Descriptor]:
+    """Return the descriptors a manifest or index refers to (not its subject: that is somebody else's image).
+
+    Other blobs refer to nothing. Raises SpecError.
+    """
+    kind = descriptor["mediaType"]
+    document = f"{'index' if kind in mediatypes.INDEXES else 'manifest'} {descriptor['digest']}"
+    if kind in mediatypes.INDEXES:
+        from knarr.spec.image_validate import parse_index
+
+        return list(parse_index(data, document)["manifests"])
+    if kind in mediatypes.MANIFESTS:
+        from knarr.spec.image_validate import parse_manifest
+
+        manifest = parse_manifest(data, document)
+        return [manifest["config"], *manifest["layers"]]
+    return []
+
+
+def reachable(store: Store, roots: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    """Yield every descriptor reached from ``roots``, each digest once, whether its blob is there or not.
+
+    Raises SpecError, SizeMismatch, DigestMismatch or FileError for a manifest or index that is there but
+    cannot be believed.
+    """
+    seen: set[str] = set()
+    stack = list(roots)
+    while stack:
+        descriptor = stack.pop()
+        if descriptor["digest"] in seen:
+            continue
+        seen.add(descriptor["digest"])
+        yield descriptor
+        if descriptor["mediaType"] in mediatypes.INDEXES or descriptor["mediaType"] in mediatypes.MANIFESTS:
+            try:
+                data = store.read_blob(descriptor)
+            except NotFound:
+                continue  # an index of which only one platform was pulled
+            stack.extend(children(descriptor, data))
+
+
+def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float = 60.0) -> Collected:
+    """Remove the blobs nothing in index.json reaches, except ``keep`` (digests), and what killed writers left.
+
+    Whatever ``keep`` names as a manifest keeps its config and layers too. Raises InUse when others use the
+    store for longer than ``timeout`` seconds; SpecError, SizeMismatch or DigestMismatch, having removed
+    nothing, when a manifest cannot be read.
+    """
+    with store.lock(shared=False, timeout=timeout):
+        roots = store.entries()
+        for digest in keep:
+            roots.extend(_as_root(store, digest))
+        wanted = {descriptor["digest"] for descriptor in reachable(store, roots)} | keep
+        gone: list[str] = []
+        size = 0
+        for digest, length in store.blobs():
+            if digest not in wanted:
+                store.delete(digest)
+                gone.append(digest)
+                size += length
+        size += _clear_temporary(store)
+        return Collected(tuple(sorted(gone)), size)
+
+
+def _as_root(store: Store, digest: str) -> list[Descriptor]:
+    """Return ``digest`` as a manifest's descriptor if that is what its blob is."""
+    from knarr.base import fastjson
+    from knarr.content.store import DOCUMENT_LIMIT
+
+    try:
+        size = os.stat(store.blob_path(digest)).st_size
+    except OSError:
+        return []
+    if size > DOCUMENT_LIMIT:
+        return []
+    made: Descriptor = {"mediaType": mediatypes.MANIFEST, "digest": digest, "size": size}
+    try:
+        value = fastjson.loads(store.read_blob(made), digest)
+    except SpecError:
+        return []  # a layer or another blob
+    if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
+        return []
+    media_type = value.get("mediaType")
+    if media_type in mediatypes.MANIFESTS:
+        made["mediaType"] = media_type
+    return [made]
+
+
+def _clear_temporary(store: Store) -> int:
+    """Remove unfinished files; nobody writes while we hold the lock alone. Returns bytes."""
+    size = 0
+    for folder, prefix in ((f"{store.path}/.tmp", ""), (store.path, ".index.json."), (store.path, ".oci-layout.")):
+        try:
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if entry.name.startswith(prefix)]
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    size += entry.stat(follow_symlinks=False).st_size
+                    os.unlink(entry.path)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise FileError("clear", folder, error.errno or EINVAL) from None
+    return size

@@ -1,0 +1,515 @@
+"""The store: a directory that is an OCI image layout (image-layout.md), safe against crashes and other processes.
+
+    oci-layout, index.json     the layout's own; index.json is the only record of what the store holds
+    blobs/<algorithm>/<hex>    complete, verified, never changed, mode 0444
+    .tmp/<algorithm>-<hex>     a blob being written; its writer holds flock on it
+    .lock                      shared by whoever adds or reads, exclusive for garbage collection
+    .index.lock                held while index.json is read, changed and replaced
+
+The order of a write is the whole of its safety (SECURITY.md I9): data into ``.tmp``, fsync, rename, and before
+index.json names anything the blob directories are fsynced too. A process killed anywhere leaves a valid store:
+at worst an unfinished file in ``.tmp``, which the next writer of that blob or the next collection takes away.
+Names are annotations (org.opencontainers.image.ref.name) with the full reference, so umoci and skopeo find them.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, EROFS
+from time import monotonic, sleep
+
+from knarr.base import fastjson
+from knarr.base.errors import Exists, FileError, InUse, KnarrError, NotFound, SizeMismatch
+from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
+from knarr.content.digest import USABLE, Digest, hasher, sha256_of, usable
+from knarr.content.verify import CHUNK, FileStream, VerifiedReader, open_regular, read_all
+from knarr.spec import mediatypes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from knarr.content.gc import Collected
+    from knarr.content.verify import Readable
+    from knarr.spec.image import Descriptor
+
+    Source = bytes | Readable | Callable[[], Readable]
+
+DOCUMENT_LIMIT = 4 << 20
+"""Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer)."""
+
+INDEX_LIMIT = 16 << 20
+"""Most bytes of the store's own index.json: some 50,000 images."""
+
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for a lock of another process that makes no progress."""
+
+_TEMPORARY = ".tmp"
+_POLL = 0.02
+
+
+class Store:
+    """A store at ``path``; holds no state but the path, so it may be shared by threads and processes."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str, *, create: bool = True) -> Store:
+        """Return the store at ``path``, made there (0700) if missing and ``create``.
+
+        Raises NotFound when there is none, SpecError when it is a layout of another version, FileError when it
+        cannot be read or made.
+        """
+        store = cls(path)
+        try:
+            header = read_file(f"{path}/{mediatypes.LAYOUT_FILE}", DOCUMENT_LIMIT)
+        except FileError as error:
+            if error.number != ENOENT:
+                raise
+            if not create:
+                raise NotFound("image store", path) from None
+            store._make()
+            return store
+        from knarr.spec.image_validate import parse_layout
+
+        parse_layout(header, f"{path}/{mediatypes.LAYOUT_FILE}")
+        return store
+
+    def _make(self) -> None:
+        """Lay out an empty store; harmless where another process does the same. oci-layout, the mark, comes last."""
+        try:
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            for name in (mediatypes.BLOBS_DIRECTORY, f"{mediatypes.BLOBS_DIRECTORY}/sha256", _TEMPORARY):
+                _directory(f"{self.path}/{name}")
+            with Lock(f"{self.path}/.index.lock"):
+                if not os.path.lexists(self._index_path):
+                    self._write_index({"schemaVersion": 2, "mediaType": mediatypes.INDEX, "manifests": []})
+                header = fastjson.dumps({"imageLayoutVersion": mediatypes.LAYOUT_VERSION})
+                write_atomic(f"{self.path}/{mediatypes.LAYOUT_FILE}", header, mode=0o644, sync=True)
+        except OSError as error:
+            raise FileError("make a store at", self.path, error.errno or EINVAL) from None
+
+    # Blobs
+
+    def blob_path(self, digest: str) -> str:
+        """Return the path a blob has or would have; raises InvalidDigest."""
+        want = usable(digest)
+        return f"{self.path}/{mediatypes.BLOBS_DIRECTORY}/{want.algorithm}/{want.encoded}"
+
+    def has(self, digest: str, size: int | None = None) -> bool:
+        """Say whether the blob is there (with ``size`` bytes, if given); its bytes are checked when read."""
+        try:
+            found = os.stat(self.blob_path(digest), follow_symlinks=False)
+        except OSError:
+            return False
+        return size is None or found.st_size == size
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        """Return a reader of the blob; raises NotFound, SizeMismatch, FileError, and when read DigestMismatch."""
+        digest, size = descriptor["digest"], descriptor["size"]
+        path = self.blob_path(digest)
+        try:
+            fd, found = open_regular(path)
+        except FileError as error:
+            if error.number == ENOENT:
+                raise NotFound("blob", digest, hint=f"it is missing from {self.path}; pull the image again") from None
+            raise
+        reader = VerifiedReader(FileStream(fd, path), digest, size, f"blob {path}")
+        if found != size:
+            reader.close()
+            raise SizeMismatch(f"blob {path}", size, found)
+        return reader
+
+    def read_blob(self, descriptor: Descriptor, limit: int = DOCUMENT_LIMIT) -> bytes:
+        """Return the verified bytes of a small blob; raises FormatError when it has more than ``limit`` bytes."""
+        stream = self.open_blob(descriptor)
+        return read_all(stream, descriptor["digest"], descriptor["size"], limit, stream.what)
+
+    def blobs(self) -> Iterator[tuple[Digest, int]]:
+        """Yield (digest, size in bytes) of every blob, in no order; files that cannot be blobs are passed over."""
+        for algorithm, length in USABLE.items():
+            try:
+                entries = list(os.scandir(f"{self.path}/{mediatypes.BLOBS_DIRECTORY}/{algorithm}"))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise FileError("read", self.path, error.errno or EINVAL) from None
+            for entry in entries:
+                if len(entry.name) == length and entry.is_file(follow_symlinks=False):
+                    try:
+                        yield Digest.parse(f"{algorithm}:{entry.name}"), entry.stat(follow_symlinks=False).st_size
+                    except (FileNotFoundError, KnarrError):
+                        continue  # collected meanwhile, or 64 characters that are not hexadecimal
+
+    def put(
+        self,
+        source: Source,
+        want: Descriptor | None = None,
+        *,
+        media_type: str = "application/octet-stream",
+        moved: Callable[[int], None] | None = None,
+    ) -> Descriptor:
+        """Add a blob and return its descriptor (``want`` itself, if given); does nothing when it is there.
+
+        ``source`` is bytes, a stream (closed afterwards), or a function that opens one, called only when the
+        blob has to be written. With ``want`` exactly those bytes are accepted; of several writers of one blob,
+        also in other processes, one writes and the others wait for it. ``moved`` is told the bytes of each
+        step (0 while waiting); what it raises ends the write. Nothing is left behind on failure. Raises
+        SizeMismatch, DigestMismatch, InvalidDigest, what the source raises, InUse when another writer makes no
+        progress for a minute, FileError (full disk, read-only store).
+        """
+        if want is None and isinstance(source, bytes):
+            want = {"mediaType": media_type, "digest": sha256_of(source), "size": len(source)}
+        if want is None:
+            return self._put_unknown(source, media_type, moved)
+        digest = usable(want["digest"])
+        try:
+            if self.has(digest, want["size"]):
+                return want
+            with self._part(digest, want["size"], moved) as fd:
+                if fd >= 0:
+                    self._room_for(digest, want["size"])
+                    reader = VerifiedReader(_opened(source), digest, want["size"], f"blob {digest}")
+                    try:
+                        self._pour(reader, fd, f"blob {digest}", moved)
+                    finally:
+                        reader.close()
+                    self._settle(fd, f"{digest.algorithm}-{digest.encoded}", digest)
+        finally:
+            if not isinstance(source, bytes) and not callable(source):
+                source.close()
+        return want
+
+    def _put_unknown(self, source: Source, media_type: str, moved: Callable[[int], None] | None) -> Descriptor:
+        """Write a stream of unknown digest and name it by its sha256 afterwards."""
+        stream = _Hashing(_opened(source))
+        name = f"new-{os.urandom(12).hex()}"
+        try:
+            with self._locked_part(name, moved) as fd:
+                self._pour(stream, fd, "blob", moved)
+                digest = Digest.parse(f"sha256:{stream.hash.hexdigest()}")
+                self._settle(fd, name, digest)
+        finally:
+            stream.close()
+        return {"mediaType": media_type, "digest": digest, "size": stream.size}
+
+    @contextmanager
+    def _part(self, digest: Digest, size: int, moved: Callable[[int], None] | None) -> Iterator[int]:
+        """Hold the unfinished file of a blob, empty; its descriptor is -1 when the blob has come meanwhile."""
+        with self._locked_part(f"{digest.algorithm}-{digest.encoded}", moved) as fd:
+            yield -1 if self.has(digest, size) else fd
+
+    @contextmanager
+    def _locked_part(self, name: str, moved: Callable[[int], None] | None) -> Iterator[int]:
+        path = f"{self.path}/{_TEMPORARY}/{name}"
+        lock = Lock(path, wait=False)
+        seen, deadline = -1, monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                lock.acquire()
+                break
+            except FileError as error:
+                if error.number == ENOENT and not os.path.isdir(os.path.dirname(path)):
+                    _directory(os.path.dirname(path))
+                    continue
+                number = _cannot_create(path) or error.number
+                raise FileError("write to", self.path, number, hint=_store_hint(number)) from None
+            except InUse:
+                if moved is not None:
+                    moved(0)
+                size = _size(path)
+                if size != seen:
+                    seen, deadline = size, monotonic() + LOCK_TIMEOUT
+                elif monotonic() > deadline:
+                    raise InUse("unfinished blob", path, _holder(path)) from None
+                sleep(_POLL)
+        try:
+            try:
+                os.ftruncate(lock.fd, 0)  # what a killed writer left
+            except OSError as error:
+                number = error.errno or EINVAL
+                raise FileError("write", path, number, hint=_store_hint(number)) from None
+            yield lock.fd
+        finally:
+            # Still locked: nobody else has this file. After success it has been renamed and is not here.
+            _unlink_if_same(path, lock.fd)
+            lock.release()
+
+    def _pour(self, stream: Readable, fd: int, what: str, moved: Callable[[int], None] | None) -> None:
+        while data := stream.read(CHUNK):
+            try:
+                write_all(fd, data)
+            except OSError as error:
+                number = error.errno or EINVAL
+                raise FileError(f"write {what} to", self.path, number, hint=_store_hint(number)) from None
+            if moved is not None:
+                moved(len(data))
+
+    def _settle(self, fd: int, name: str, digest: Digest) -> None:
+        """Give the finished file its name: data on disk first, then the rename."""
+        target = self.blob_path(digest)
+        try:
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+            try:
+                os.rename(f"{self.path}/{_TEMPORARY}/{name}", target)
+            except FileNotFoundError:
+                _directory(os.path.dirname(target))
+                os.rename(f"{self.path}/{_TEMPORARY}/{name}", target)
+        except OSError as error:
+            number = error.errno or EINVAL
+            raise FileError(f"write blob {digest} to", self.path, number, hint=_store_hint(number)) from None
+
+    def _room_for(self, digest: Digest, size: int) -> None:
+        """Refuse a blob that cannot fit before its first byte is fetched."""
+        try:
+            facts = os.statvfs(self.path)
+        except OSError:
+            return  # writing will say what is wrong
+        free = facts.f_bavail * facts.f_frsize
+        if size > free and facts.f_blocks:
+            hint = f"it needs {size} bytes, {free} are free"
+            raise FileError(f"write blob {digest} to", self.path, ENOSPC, hint=hint)
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob whatever refers to it; does nothing when it is not there. Raises FileError."""
+        path = self.blob_path(digest)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise FileError("remove", path, error.errno or EINVAL) from None
+
+    # Names
+
+    @property
+    def _index_path(self) -> str:
+        return f"{self.path}/{mediatypes.INDEX_FILE}"
+
+    def index(self) -> dict[str, object]:
+        """Return index.json, checked; raises SpecError, FileError."""
+        from knarr.spec.image_validate import parse_index
+
+        return dict(parse_index(read_file(self._index_path, INDEX_LIMIT), self._index_path))
+
+    def entries(self) -> list[Descriptor]:
+        """Return the descriptors of index.json, named or not, in its order; raises SpecError, FileError."""
+        manifests = self.index()["manifests"]
+        return list(manifests)  # type: ignore[call-overload,no-any-return]  # parse_index has checked it
+
+    def tags(self) -> dict[str, Descriptor]:
+        """Return every name and its descriptor, in the order of index.json."""
+        found: dict[str, Descriptor] = {}
+        for entry in self.entries():
+            name = name_of(entry)
+            if name:
+                found.setdefault(name, entry)
+        return found
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor of a name; raises NotFound that lists some names there are."""
+        names = self.tags()
+        if name in names:
+            return names[name]
+        raise NotFound("image", name, among=some(sorted(names), "nothing in the store"))
+
+    def tag(self, name: str, descriptor: Descriptor, *, replace: bool = True) -> None:
+        """Let ``name`` mean ``descriptor``, durably: this is the record, written after all it refers to is on disk.
+
+        The caller holds ``lock(shared=True)`` since before it put or looked for the blobs. Raises NotFound when
+        the manifest itself is not there, Exists when the name is taken and not ``replace``, FileError.
+        """
+        if not self.has(descriptor["digest"]):
+            raise NotFound("blob", descriptor["digest"])
+        entry: Descriptor = descriptor.copy()
+        entry["annotations"] = {**descriptor.get("annotations", {}), mediatypes.REF_NAME: name}
+        with self._changing() as index:
+            kept = [one for one in index if name_of(one) != name]
+            if not replace and len(kept) != len(index):
+                raise Exists("image", name)
+            self._sync_blobs()
+            index[:] = [*kept, entry]
+
+    def untag(self, name: str) -> Descriptor:
+        """Take a name away and return what it meant; the blobs stay until ``gc``. Raises NotFound, FileError."""
+        with self._changing() as index:
+            gone = [one for one in index if name_of(one) == name]
+            if not gone:
+                names = sorted(filter(None, map(name_of, index)))
+                raise NotFound("image", name, among=some(names, "nothing in the store"))
+            index[:] = [one for one in index if name_of(one) != name]
+        return gone[0]
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Descriptor]]:
+        """Give the list of index.json to change; it is written back if it did change and nothing was raised."""
+        with held(f"{self.path}/.index.lock", shared=False):
+            document = self.index()
+            entries: list[Descriptor] = document["manifests"]  # type: ignore[assignment]
+            before = list(entries)
+            yield entries
+            if entries != before:
+                self._write_index(document)
+
+    def _write_index(self, document: dict[str, object]) -> None:
+        write_atomic(self._index_path, fastjson.dumps(document), mode=0o644, sync=True)
+
+    def _sync_blobs(self) -> None:
+        """Put the names of all blobs on disk."""
+        for name in ("", *(f"/{algorithm}" for algorithm in USABLE)):
+            path = f"{self.path}/{mediatypes.BLOBS_DIRECTORY}{name}"
+            try:
+                sync_directory(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise FileError("write", path, error.errno or EINVAL) from None
+
+    # Locks and collection
+
+    @contextmanager
+    def lock(self, *, shared: bool = True, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+        """Hold the store: shared while adding or using blobs, exclusive while removing them.
+
+        Raises InUse with the holder's process id after ``timeout`` seconds. Not to be nested with the other
+        kind in one process: it would wait for itself. On a read-only file system a shared lock is not needed
+        and not taken.
+        """
+        with held(f"{self.path}/.lock", shared=shared, timeout=timeout):
+            yield
+
+    def gc(self, keep: frozenset[str] = frozenset(), *, timeout: float = LOCK_TIMEOUT) -> Collected:
+        """Remove what nothing refers to; see ``gc.collect``."""
+        from knarr.content.gc import collect
+
+        return collect(self, keep, timeout=timeout)
+
+
+class _Hashing:
+    """A stream that hashes and counts what passes."""
+
+    def __init__(self, stream: Readable) -> None:
+        self.hash = hasher("sha256")
+        self.size = 0
+        self._stream = stream
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self.hash.update(data)
+        self.size += len(data)
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _opened(source: Source) -> Readable:
+    if isinstance(source, bytes):
+        import io
+
+        return io.BytesIO(source)
+    return source() if callable(source) else source
+
+
+def name_of(descriptor: Descriptor) -> str:
+    """Return the name a descriptor of an index.json carries, or ""."""
+    return descriptor.get("annotations", {}).get(mediatypes.REF_NAME, "")
+
+
+def some(names: list[str], none: str, limit: int = 10) -> str:
+    """Make a readable list of at most ``limit`` names, safe to print, or ``none`` when there are no names."""
+    if not names:
+        return none
+    shown = ", ".join(printable(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return ``text`` from an image or registry fit for a terminal: control characters escaped, cut at ``limit``."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+@contextmanager
+def held(path: str, *, shared: bool, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """Hold flock on ``path`` within ``timeout`` seconds; raises InUse with the holder, FileError."""
+    lock = Lock(path, shared=shared, wait=False)
+    deadline = monotonic() + timeout
+    while True:
+        try:
+            lock.acquire()
+            break
+        except InUse:
+            if monotonic() >= deadline:
+                raise InUse("lock", path, _holder(path)) from None
+            sleep(_POLL)
+        except FileError as error:
+            if error.number != ENOENT:
+                raise
+            if shared and not os.access(os.path.dirname(path), os.W_OK):
+                yield  # a store nobody here can change has no lock file, and needs none
+                return
+            number = _cannot_create(path) or ENOENT
+            raise FileError("lock", path, number, hint=_store_hint(number)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: str) -> str:
+    """Say which processes hold flock on a file, from /proc/locks (proc_locks(5))."""
+    try:
+        facts = os.stat(path)
+        table = read_file("/proc/locks", 4 << 20).decode("ascii", "replace")
+    except (OSError, FileError):
+        return "another process"
+    file = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
+    pids = sorted({row.split()[4] for row in table.splitlines() if " FLOCK " in row and f" {file} " in row})
+    return f"process {', '.join(pids)}" if pids else "another process"
+
+
+def _cannot_create(path: str) -> int:
+    """Return the errno with which ``path`` cannot be made, 0 if it can: Lock hides it behind its second try."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        return error.errno or EINVAL
+    return 0
+
+
+def _directory(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        if error.errno != EEXIST:
+            raise FileError("make directory", path, error.errno or EINVAL) from None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _unlink_if_same(path: str, fd: int) -> None:
+    try:
+        ours, there = os.fstat(fd), os.stat(path, follow_symlinks=False)
+        if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+            os.unlink(path)
+    except OSError:
+        pass  # renamed, or a file system that fails: the collection takes it
+
+
+def _store_hint(number: int | None) -> str:
+    if number == ENOSPC:
+        return "nothing was kept; free some space and pull again"
+    if number in (EROFS, EACCES):
+        return "the store must be on a file system this user can write to"
+    return ""
