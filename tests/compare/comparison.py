@@ -1,0 +1,306 @@
+"""Default configs of runc, podman, docker and ctr, run by two runtimes; what the process inside sees, field by field.
+
+``python tests/compare/comparison.py`` prints the table that stands in docs/comparison.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ("runc", "ctr", "podman", "docker")
+BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
+APPLETS = "sh grep sed cut sort stat find cat readlink env pwd ls wc true sleep echo id".split()
+
+
+class CannotCompare(Exception):
+    """A program that writes the config is missing or does not work here; the text says which and why."""
+
+
+def busybox() -> str:
+    for path in BUSYBOX:
+        if os.path.exists(path) and is_static(path):
+            return path
+    raise CannotCompare("busybox-static is not installed")
+
+
+def is_static(path: str) -> bool:
+    """Whether an ELF file has no PT_INTERP."""
+    data = Path(path).read_bytes()
+    (start,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    return all(struct.unpack_from("<I", data, start + n * size)[0] != 3 for n in range(count))
+
+
+def make_rootfs(where: Path) -> None:
+    """A root file system of busybox with the probe in it."""
+    for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "run"):
+        (where / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(busybox(), where / "bin/busybox")
+    for applet in APPLETS:
+        (where / "bin" / applet).symlink_to("busybox")
+    (where / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (where / "etc/group").write_text("root:x:0:\n")
+    for name in ("resolv.conf", "hosts", "hostname"):
+        (where / "etc" / name).write_text("")
+    shutil.copy(HERE / "probe.sh", where / "probe.sh")
+
+
+def need(program: str) -> str:
+    for folder in (*os.environ.get("PATH", "").split(":"), "/usr/sbin", "/sbin"):
+        if folder and os.access(f"{folder}/{program}", os.X_OK):
+            return f"{folder}/{program}"
+    raise CannotCompare(f"{program} is not installed")
+
+
+def run(*command: str, timeout: float = 120, **extra: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **extra)  # type: ignore[call-overload, no-any-return]
+
+
+def config_of(source: str, scratch: Path, *, rootless: bool = False) -> dict:
+    """The config.json that this tool makes for a container with no options."""
+    if source == "runc":
+        bundle = Path(tempfile.mkdtemp(dir=scratch))
+        done = run(need("runc"), "spec", *(["--rootless"] if rootless else []), cwd=bundle)
+        if done.returncode:
+            raise CannotCompare(f"runc spec: {done.stderr.strip()}")
+        return json.loads((bundle / "config.json").read_text())
+    if source == "ctr":
+        return json.loads(run(need("ctr"), "oci", "spec").stdout)
+    if os.geteuid() != 0:
+        raise CannotCompare(f"{source} is asked as root only")
+    copied = scratch / f"{source}.json"
+    wrapper = scratch / f"copy-{source}"
+    wrapper.write_text(
+        '#!/bin/sh\nbefore=\nfor word in "$@"; do\n'
+        f'  case $before in --bundle|-b) cp "$word/config.json" {copied};; esac\n  before=$word\ndone\n'
+        f'exec {need("runc")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    tarball = scratch / "rootfs.tar"
+    if not tarball.exists():
+        root = scratch / "rootfs-for-import"
+        make_rootfs(root)
+        run("tar", "-C", str(root), "-cf", str(tarball), ".")
+    (_docker if source == "docker" else _podman)(scratch, wrapper, tarball)
+    if not copied.exists():
+        raise CannotCompare(f"{source} did not reach its runtime here")
+    return json.loads(copied.read_text())
+
+
+def _podman(scratch: Path, wrapper: Path, tarball: Path) -> None:
+    podman = [
+        need("podman"),
+        "--root",
+        f"{scratch}/podman",
+        "--runroot",
+        f"{scratch}/podman-run",
+        "--storage-driver",
+        "vfs",
+    ]
+    podman += ["--cgroup-manager", "cgroupfs", "--runtime", str(wrapper)]
+    run(*podman, "import", str(tarball), "compare:1")
+    # --ulimit host: podman's own default cannot be set without CAP_SYS_RESOURCE
+    made = run(*podman, "create", "--ulimit", "host", "--network", "none", "compare:1", "/bin/true")
+    name = made.stdout.strip()
+    try:
+        run(*podman, "init", name)
+    finally:
+        run(*podman, "rm", "-f", name)
+        run(*podman, "rmi", "-f", "compare:1")
+
+
+def _docker(scratch: Path, wrapper: Path, tarball: Path) -> None:
+    socket = f"unix://{scratch}/docker.sock"
+    log = (scratch / "dockerd.log").open("w")
+    daemon = subprocess.Popen(
+        [
+            *(
+                need("dockerd"),
+                "--data-root",
+                f"{scratch}/docker",
+                "--exec-root",
+                f"{scratch}/docker-run",
+                "-H",
+                socket,
+            ),
+            *("--pidfile", f"{scratch}/docker.pid", "--add-runtime", f"copying={wrapper}"),
+            *("--iptables=false", "--bridge=none", "--storage-driver", "vfs"),
+        ],
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        docker = [need("docker"), "-H", socket]
+        for _ in range(200):
+            if run(*docker, "info").returncode == 0 or daemon.poll() is not None:
+                break
+            time.sleep(0.1)
+        run(*docker, "import", str(tarball), "compare:1")
+        run(*docker, "run", "--rm", "--network", "none", "--runtime", "copying", "compare:1", "/bin/true")
+    finally:
+        daemon.terminate()
+        try:
+            daemon.wait(20)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+        log.close()
+
+
+def prepare(config: dict, bundle: Path, *, cgroups_path: str | None) -> None:
+    """Point a captured config at our root and our probe; everything a runtime decides from it stays."""
+    config["process"]["args"] = ["/bin/sh", "/probe.sh"]
+    config["process"]["terminal"] = False
+    config["root"] = {**config["root"], "path": "rootfs"}
+    config.pop("hooks", None)
+    linux = config["linux"]
+    if cgroups_path is None:
+        linux.pop("cgroupsPath", None)
+        linux.pop("resources", None)
+    else:
+        linux["cgroupsPath"] = cgroups_path
+    for entry in linux.get("namespaces", []):
+        entry.pop("path", None)
+    # Nobody can raise a hard limit without CAP_SYS_RESOURCE, which some machines keep back even from root.
+    for limit in config["process"].get("rlimits") or []:
+        hard = resource.getrlimit(getattr(resource, limit["type"]))[1]
+        if hard != resource.RLIM_INFINITY:
+            limit["hard"], limit["soft"] = min(limit["hard"], hard), min(limit["soft"], hard)
+    (bundle / "files").mkdir(exist_ok=True)
+    for entry in config.get("mounts", []):
+        if entry.get("type") == "bind" and entry["source"] != "/sys":
+            stand_in = bundle / "files" / entry["destination"].replace("/", "_")
+            if entry["destination"] == "/dev/shm":
+                stand_in.mkdir(exist_ok=True)
+            else:
+                stand_in.write_text("")
+            entry["source"] = str(stand_in)
+    (bundle / "config.json").write_text(json.dumps(config))
+
+
+def look(runtime: list[str], bundle: Path, *, timeout: float = 60) -> dict[str, list[str]]:
+    """Run the bundle and return the probe's sections."""
+    id = f"compare-{uuid.uuid4().hex[:12]}"
+    done = run(*runtime, "run", "--bundle", str(bundle), id, timeout=timeout, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        run(*runtime, "delete", "--force", id)
+        raise AssertionError(f"{runtime[0]} exits with {done.returncode}: {done.stderr.strip() or done.stdout[-500:]}")
+    sections: dict[str, list[str]] = {}
+    name = ""
+    for line in done.stdout.splitlines():
+        if line.startswith("## "):
+            name = line[3:]
+            sections[name] = []
+        else:
+            sections[name].append(line.replace(id, "ID").replace(str(bundle), "BUNDLE"))
+    return sections
+
+
+def normalise(sections: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Take out what differs between two runs of one runtime: namespace numbers, peer groups, device numbers."""
+    result = {}
+    for name, lines in sections.items():
+        if name == "namespaces":
+            host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")}
+            lines = [
+                f"{kind} {'host' if host.get(kind) == link else 'own'}"
+                for kind, _, link in (l.partition(" ") for l in lines)
+            ]
+        elif name == "mounts":
+            lines = [_mount_line(line) for line in lines]
+        result[name] = lines
+    return result
+
+
+def _mount_line(line: str) -> str:
+    """ "root point options [tags] - type source superoptions" -> what a process can tell from it."""
+    before, _, after = line.partition(" - ")
+    root, point, options, *tags = before.split(" ")
+    fstype, source, superoptions = after.split(" ", 2)
+    tags = [re.sub(r":\d+", "", tag) for tag in tags]
+    if fstype in ("ext4", "xfs", "btrfs", "overlay", "hostfs"):
+        root, source = "(backing)", "(backing)"
+    if fstype == "tmpfs" and point.startswith(("/proc/", "/sys/firmware", "/sys/dev", "/sys/fs/s")):
+        source, superoptions = "(mask)", "(mask)"
+    if fstype == "devtmpfs" or (root == "/null" and point.startswith("/proc/")):
+        source = "(null)"
+    superoptions = ",".join(sorted(set(superoptions.split(",")) - {"rw", "ro", "inode64", "seclabel"}))
+    return " ".join([point, fstype, root, ",".join(sorted(options.split(","))), *sorted(tags), source, superoptions])
+
+
+def compare(
+    config: dict, scratch: Path, runtimes: dict[str, list[str]], *, cgroups: bool = True
+) -> dict[str, dict[str, list[str]]]:
+    """What each runtime shows for the same bundle."""
+    seen = {}
+    for name, command in runtimes.items():
+        bundle = Path(tempfile.mkdtemp(prefix="bundle-", dir=scratch))
+        bundle.chmod(0o755)
+        make_rootfs(bundle / "rootfs")
+        path = f"/knarr-compare-{uuid.uuid4().hex[:8]}/c" if cgroups else None
+        prepare(json.loads(json.dumps(config)), bundle, cgroups_path=path)
+        sections = look(command, bundle)
+        seen[name] = normalise({k: [l.replace(path, "CGROUP") if path else l for l in v] for k, v in sections.items()})
+        shutil.rmtree(bundle)
+    return seen
+
+
+def differences(ours: dict[str, list[str]], theirs: dict[str, list[str]]) -> list[str]:
+    """One line for each value that only one of the two shows."""
+    found = []
+    for name in sorted(set(ours) | set(theirs)):
+        mine, other = set(ours.get(name, [])), set(theirs.get(name, []))
+        found += [f"{name}: only ours: {line}" for line in sorted(mine - other)]
+        found += [f"{name}: only theirs: {line}" for line in sorted(other - mine)]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--knarr", default=shutil.which("knarr-runtime") or "knarr-runtime")
+    parser.add_argument("--peer", default="runc")
+    parser.add_argument("--source", action="append", choices=SOURCES)
+    parser.add_argument("--rootless", action="store_true")
+    parser.add_argument("--no-cgroups", action="store_true")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="knarr-compare-"))
+    scratch.chmod(0o755)
+    bad = 0
+    try:
+        for source in options.source or SOURCES:
+            try:
+                config = config_of(source, scratch, rootless=options.rootless)
+            except CannotCompare as error:
+                print(f"| {source} | skipped: {error} |")
+                continue
+            roots = {
+                "knarr": [options.knarr, "--root", f"{scratch}/k"],
+                "peer": [need(options.peer), "--root", f"{scratch}/r"],
+            }
+            seen = compare(config, scratch, roots, cgroups=not (options.no_cgroups or options.rootless))
+            found = differences(seen["knarr"], seen["peer"])
+            total = sum(len(lines) for lines in seen["knarr"].values())
+            print(f"| {source} | {total} values | {len(found)} differ |")
+            for line in found:
+                print(f"    {line}")
+            bad += bool(found)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
