@@ -7,11 +7,13 @@
  *
  *   1. where am I        /proc/self/exe, so a symbolic link to it works
  *   2. which python      the first line of `knarr`, the script pip wrote beside it, else `python3` beside it
- *   3. a clean start     LD_*, GLIBC_TUNABLES and PYTHON* are taken out of the environment
- *   4. exec              python -I -S -c FIND_AND_LAUNCH PREFIX arguments...
+ *   3. a clean start     what makes a C library or Python load the caller's code leaves the environment
+ *   4. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX arguments...
  *
  * Which lib/pythonX.Y is the right one only the interpreter knows, so that search is the few lines of Python
  * below; what they import is cached as bytecode, which a script run as __main__ never is.
+ *
+ * Nobody relocates this program: no table of pointers here, the compiler would need addresses in it.
  */
 
 typedef unsigned long word;
@@ -109,11 +111,17 @@ static char *last_slash(char *text)
     return found;
 }
 
+static void say(const char *text)
+{
+    syscall4(SYS_WRITE, 2, (long)text, (long)length(text), 0);
+}
+
 static __attribute__((noreturn)) void fail(const char *why, const char *what)
 {
-    const char *parts[] = {"knarr-runtime: ", why, what, "\n"};
-    for (int i = 0; i < 4; i++)
-        syscall4(SYS_WRITE, 2, (long)parts[i], (long)length(parts[i]), 0);
+    say("knarr-runtime: ");
+    say(why);
+    say(what);
+    say("\n");
     for (;;)
         syscall4(SYS_EXIT, 1, 0, 0, 0);
 }
@@ -152,12 +160,16 @@ static char *interpreter_of(const char *script)
     return starts(name, "python") ? path : 0;
 }
 
+/* ld.so(8): what the dynamic loader and C library themselves ignore in a set-user-ID program, as far as it loads code. */
 static int unwanted(const char *variable)
 {
-    return starts(variable, "LD_") || starts(variable, "PYTHON") || starts(variable, "GLIBC_TUNABLES=");
+    return starts(variable, "LD_") || starts(variable, "PYTHON") || starts(variable, "GLIBC_TUNABLES=") ||
+           starts(variable, "GCONV_PATH=") || starts(variable, "LOCPATH=");
 }
 
-__attribute__((used)) void launch(word *stack)
+__attribute__((used)) void launch(word *stack);
+
+void launch(word *stack)
 {
     word argc = stack[0];
     char **argv = (char **)(stack + 1);
@@ -178,11 +190,14 @@ __attribute__((used)) void launch(word *stack)
     append(append(beside, beside + sizeof beside, here), beside + sizeof beside, "/knarr");
     char *python = interpreter_of(beside);
 
-    char *arguments[argc + 8]; /* the kernel held argc pointers to a quarter of the stack, so there is room */
+    /* There is room: the kernel holds all arguments to a quarter of the stack's limit. */
+    char **arguments = __builtin_alloca((argc + 9) * sizeof *arguments);
     word n = 0;
     arguments[n++] = 0; /* argv[0], set below */
     arguments[n++] = "-I";
     arguments[n++] = "-S";
+    arguments[n++] = "-X"; /* arguments and output are bytes in UTF-8 whatever the caller's locale */
+    arguments[n++] = "utf8";
     arguments[n++] = "-c";
     arguments[n++] = (char *)FIND_AND_LAUNCH;
     arguments[n++] = prefix;
