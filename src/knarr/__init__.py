@@ -17,7 +17,7 @@ _EXPORTS = {
     "KnarrError": "knarr.base.errors",
 }
 
-__all__ = ["KnarrError", "__version__"]  # noqa: F822  # found by __getattr__
+__all__ = ["KnarrError", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -48,10 +48,12 @@ class Installation:
         """Write the entry point beside the launcher, whose first line names the interpreter."""
         (self.bin / "knarr").write_text(text + "\nimport sys\n")
 
-    def run(self, *arguments: str, program: str = "", **options: object) -> dict[str, object]:
-        done = subprocess.run(
-            [program or str(self.program), *arguments], capture_output=True, check=False, text=True, **options
-        )  # type: ignore[call-overload]
+    def run(
+        self, *arguments: str, program: str = "", cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> dict[str, object]:
+        """Start it, see that it ended as the probe does, and return what the probe saw."""
+        command = [program or str(self.program), *arguments]
+        done = subprocess.run(command, capture_output=True, check=False, text=True, cwd=cwd, env=env)
         assert (done.returncode, done.stderr) == (7, ""), done.stderr
         facts: dict[str, object] = json.loads(done.stdout)
         assert facts["file"] == str(self.package / "cli" / "runtime_main.py")
@@ -109,7 +111,10 @@ def test_falls_back_to_the_python_beside_it(installation: Installation, script: 
     assert installation.run()["python"] == str(installation.bin / "python3")
 
 
-@pytest.mark.parametrize("packages", [f"lib/{VERSION}/dist-packages", f"lib64/{VERSION}/site-packages", "lib/python3/dist-packages", ""])
+@pytest.mark.parametrize(
+    "packages",
+    [f"lib/{VERSION}/dist-packages", f"lib64/{VERSION}/site-packages", "lib/python3/dist-packages", ""],
+)
 def test_finds_the_package_of_each_scheme(knarr_runtime: str, tmp_path: Path, packages: str) -> None:
     made = Installation(knarr_runtime, tmp_path / "a b", packages)
     made.script(f"#!{PYTHON}")

@@ -22,7 +22,7 @@ def launch() -> None:
     code = main()
     try:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # type: ignore[redundant-expr]  # None when the caller closed the descriptor
+            if stream is not None:  # None when the caller closed the descriptor
                 stream.flush()
     except OSError as error:
         os.write(2, f"knarr-runtime: cannot write the output: {os.strerror(error.errno or 0).lower()}\n".encode())
