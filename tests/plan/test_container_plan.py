@@ -1,0 +1,275 @@
+"""config.json -> Plan: the order and what each field asks for. No root, no kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from knarr.plan.cgroup import CgroupHost
+
+from knarr.base.errors import SpecError, Unsupported
+from knarr.plan import ops
+from knarr.plan.container import ContainerPlan, Options, Root, plan_container, sysctl_path
+from knarr.plan.exec import plan_exec
+from knarr.plan.host import Host
+from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
+from knarr.plan.ops import NO_SLOT, Op
+from knarr.spec.defaults import default_config
+
+V2 = CgroupHost(mode="v2")
+ROOT_HOST = Host(0, 0, "x86_64", (6, 18), False, V2)
+USER_HOST = Host(1000, 1000, "x86_64", (6, 18), False, V2)
+
+
+def compiled(
+    config: dict[str, Any], host: Host = ROOT_HOST, *, options: Options | None = None, **extra: Any
+) -> ContainerPlan:
+    return plan_container(config, host, id="c1", bundle="/bundle", options=options or Options(), **extra)
+
+
+def kinds(plan: ContainerPlan) -> list[str]:
+    return [op.kind for op in plan.ops]
+
+
+def only(plan: ContainerPlan, kind: str) -> Op:
+    (found,) = [op for op in plan.ops if op.kind == kind]
+    return found
+
+
+def with_linux(**fields: Any) -> dict[str, Any]:
+    config = default_config()
+    config["linux"].update(fields)
+    return config
+
+
+def test_the_same_input_gives_an_equal_plan_and_leaves_the_config_alone() -> None:
+    config = default_config()
+    before = repr(config)
+    assert compiled(config) == compiled(config)
+    assert repr(config) == before
+
+
+def test_the_order_that_safety_depends_on() -> None:
+    config = default_config()
+    config["hooks"] = {
+        "createContainer": [{"path": "/cc"}],
+        "createRuntime": [{"path": "/cr"}],
+        "startContainer": [{"path": "/sc"}],
+    }
+    plan = compiled(config, options=Options(wait_start=True, terminal_slot=True), seccomp=b"12345678")
+    seen = kinds(plan)
+
+    def place(kind: str, nth: int = 0) -> int:
+        return [position for position, name in enumerate(seen) if name == kind][nth]
+
+    syncs = {op.ints[0]: position for position, op in enumerate(plan.ops) if op.kind == "sync"}
+    assert seen[0] == "open_proc"  # before anything of the container can stand in its place
+    assert place("dumpable") < place("clone") < place("pdeathsig") < place("bind_root") < place("mount")
+    # Limits bind before hooks, before the root is entered, before anything foreign runs.
+    assert syncs[ops.SYNC_CGROUP] < syncs[ops.SYNC_HOOKS] < place("hook") < place("mask")
+    assert max(p for p, k in enumerate(seen) if k in ("mask", "readonly", "remount", "console")) < place("pivot")
+    assert place("pivot") < syncs[ops.SYNC_READY] < place("wait_start") < place("bounding") < place("user")
+    assert place("user") < place("capabilities") < place("hook", 1) < place("no_new_privs") < place("seccomp")
+    assert seen[-1] == "exec"
+    assert place("find_program") < syncs[ops.SYNC_READY], "create says that the program is missing"
+    assert plan.runtime_hooks == (("createRuntime", 0, {"path": "/cr"}),)
+
+
+def test_without_no_new_privs_the_filter_comes_while_there_is_still_the_capability() -> None:
+    config = default_config()
+    config["process"]["noNewPrivileges"] = False
+    seen = kinds(compiled(config, seccomp=b"12345678"))
+    assert "no_new_privs" not in seen
+    assert seen.index("seccomp") < seen.index("bounding")
+
+
+def test_every_operation_of_a_field_carries_its_pointer() -> None:
+    plan = compiled(default_config())
+    pointers = {(op.kind, op.pointer) for op in plan.ops}
+    assert ("mount", "/mounts/0") in pointers
+    assert ("mask", "/linux/maskedPaths/0") in pointers
+    assert ("capabilities", "/process/capabilities") in pointers
+    assert ("hostname", "/hostname") in pointers
+
+
+def test_namespaces_become_clone_flags_but_the_cgroup_namespace_waits_for_its_cgroup() -> None:
+    config = with_linux(
+        namespaces=[{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup", "time")]
+    )
+    plan = compiled(config)
+    flags = sum(CLONE_FLAG[kind] for kind in ("mount", "pid", "network", "ipc", "uts", "time"))
+    assert only(plan, "clone").ints == (flags, NO_SLOT)
+    seen = [(op.kind, op.ints) for op in plan.ops]
+    assert seen.index(("sync", (ops.SYNC_CGROUP,))) < seen.index(("unshare", (CLONE_FLAG["cgroup"],)))
+
+
+def test_a_cgroup_mount_waits_for_the_namespace_and_moves_behind_unrelated_mounts() -> None:
+    namespaces = [{"type": kind} for kind in ("mount", "pid", "cgroup")]
+    config = with_linux(namespaces=namespaces)
+    config["mounts"].insert(1, {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"})
+    config["mounts"] = [entry for entry in config["mounts"] if entry["destination"] != "/sys"][:4]
+    plan = compiled(config)
+    targets = [op.strs[2] for op in plan.ops if op.kind == "mount"]
+    assert targets[-1] == "/sys/fs/cgroup"
+    seen = kinds(plan)
+    assert seen.index("unshare") < len(seen) - 1 - seen[::-1].index("mount")
+    # Below /sys it stays behind /sys, above a later mount it stays before that one.
+    config["mounts"].append({"destination": "/sys/fs/cgroup/extra", "type": "tmpfs", "source": "tmpfs"})
+    targets = [op.strs[2] for op in compiled(config).ops if op.kind == "mount"]
+    assert targets.index("/sys/fs/cgroup") < targets.index("/sys/fs/cgroup/extra")
+
+
+def test_joins_are_all_opened_before_the_first_is_entered() -> None:
+    entries = [{"type": "network", "path": "/run/netns/a"}, {"type": "user", "path": "/u"}, {"type": "mount"}]
+    plan = compiled(with_linux(namespaces=entries))
+    joins = [(op.kind, op.pointer) for op in plan.ops if op.kind in ("open_ns", "setns")]
+    assert [kind for kind, _ in joins] == ["open_ns", "open_ns", "setns", "setns"]
+    assert "become_root" in kinds(plan)
+
+
+@pytest.mark.parametrize(
+    ("privileged", "order"), [(True, ["network", "mount", "user"]), (False, ["user", "network", "mount"])]
+)
+def test_the_user_namespace_is_entered_last_by_the_privileged_and_first_by_others(
+    privileged: bool, order: list[str]
+) -> None:
+    entries = [{"type": kind, "path": f"/{kind}"} for kind in ("user", "mount", "network")]
+    assert [kind for kind, _, _ in plan_namespaces(entries, privileged=privileged).joins] == order
+
+
+def rootless() -> dict[str, Any]:
+    return default_config(rootless_ids=(1000, 1000))
+
+
+def test_rootless_maps_come_from_the_parent_and_setgroups_is_denied_for_a_single_id() -> None:
+    plan = compiled(rootless(), USER_HOST)
+    assert plan.uid_map == ((0, 1000, 1),)
+    assert plan.setgroups_deny
+    seen = kinds(plan)
+    assert seen.index("sync") < seen.index("become_root")
+    assert only(plan, "user").ints[2] & ops.NO_SETGROUPS
+    # The parent must be able to write the maps: not dumpable only afterwards.
+    assert seen.index("dumpable") > seen.index("become_root")
+    config = rootless()
+    config["linux"]["gidMappings"].append({"containerID": 1, "hostID": 100000, "size": 65536})
+    assert not compiled(config, USER_HOST).setgroups_deny
+
+
+def test_in_a_user_namespace_device_nodes_are_bound_and_root_opens_sources_beforehand() -> None:
+    config = rootless()
+    config["mounts"].append({"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", "ro"]})
+    plan = compiled(config, ROOT_HOST)
+    assert "mknod" not in kinds(plan)
+    assert ("/dev/null", "/dev/null") in [op.strs for op in plan.ops if op.kind == "bind"]
+    opened = only(plan, "open_source") if kinds(plan).count("open_source") == 1 else None
+    sources = [op for op in plan.ops if op.kind == "open_source"]
+    assert ("/bundle/data",) in [op.strs for op in sources], opened
+    assert all(kinds(plan).index("open_source") < kinds(plan).index("clone") for _ in sources)
+    bind = next(op for op in plan.ops if op.kind == "bind" and op.strs[1] == "/data")
+    assert bind.ints[1] != NO_SLOT
+    assert bind.ints[2] & ops.SOURCE_IS_TREE
+    assert compiled(config, USER_HOST).parent_rlimits == ()
+
+
+def test_root_with_a_user_namespace_leaves_raising_limits_to_the_parent() -> None:
+    plan = compiled(rootless(), ROOT_HOST)
+    assert plan.parent_rlimits == ((7, 1024, 1024),)
+    assert "rlimit" not in kinds(plan)
+
+
+def test_masks_and_read_only_paths_come_after_hooks() -> None:
+    config = default_config()
+    config["hooks"] = {"prestart": [{"path": "/h"}]}
+    seen = kinds(compiled(config))
+    last_sync = max(position for position, kind in enumerate(seen) if kind == "sync" and position < seen.index("pivot"))
+    assert last_sync < seen.index("readonly") < seen.index("mask")
+
+
+def test_an_overlay_root_is_mounted_by_the_init() -> None:
+    root = Root("overlay", "/c/root", ("l/a", "l/b"), "/store", "", "", "/c/scratch")
+    plan = compiled(default_config(), root=root)
+    first, second = [op for op in plan.ops if op.kind == "host_mount"]
+    assert first.strs == ("tmpfs", "/c/scratch", "tmpfs", "mode=700")
+    assert second.strs == (
+        "overlay",
+        "/c/root",
+        "overlay",
+        "lowerdir=l/a:l/b,upperdir=/c/scratch/upper,workdir=/c/scratch/work",
+    )
+    assert "bind_root" not in kinds(plan)
+
+
+def test_slots_name_what_the_parent_hands_over() -> None:
+    plan = compiled(default_config(), options=Options(terminal_slot=True, preserve_fds=2, wait_start=True))
+    assert plan.slots == ("start", "console", "fd3", "fd4")
+    assert [op.ints for op in plan.ops if op.kind == "keep_fd"] == [(2, 3), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("net.ipv4.ip_forward", "sys/net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.1/forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
+        ("net.ipv4.conf.eth0/1.forwarding", "sys/net/ipv4/conf/eth0.1/forwarding"),
+    ],
+)
+def test_sysctl_names(key: str, path: str) -> None:
+    assert sysctl_path(key) == path
+
+
+@pytest.mark.parametrize("key", ["net.ipv4..x", "net/../kernel/core_pattern", "net.ipv4.", "net./../x"])
+def test_a_sysctl_name_cannot_leave_its_directory(key: str) -> None:
+    with pytest.raises(SpecError):
+        sysctl_path(key)
+
+
+def test_a_sysctl_value_is_written_verbatim_to_its_one_key() -> None:
+    # CVE-2022-0811: "+" in a value was once read as a second setting.
+    plan = compiled(with_linux(sysctl={"net.ipv4.ip_forward": "0+kernel.core_pattern=|/x"}))
+    write = next(op for op in plan.ops if op.pointer == "/linux/sysctl/net.ipv4.ip_forward")
+    assert write.strs == ("sys/net/ipv4/ip_forward", "0+kernel.core_pattern=|/x")
+
+
+@pytest.mark.parametrize(("field", "value"), [("intelRdt", {"closID": "x"}), ("personality", {"domain": "LINUX32"})])
+def test_fields_that_are_not_done_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(Unsupported) as caught:
+        compiled(with_linux(**{field: value}))
+    assert caught.value.pointer == f"/linux/{field}"
+
+
+def test_labels_need_their_module() -> None:
+    config = default_config()
+    config["process"]["apparmorProfile"] = "p"
+    with pytest.raises(Unsupported, match="AppArmor"):
+        compiled(config)
+    plan = compiled(config, ROOT_HOST.replace(apparmor=True))
+    assert ("self/attr/apparmor/exec", "exec p") in [op.strs for op in plan.ops if op.kind == "proc_write"]
+
+
+def test_home_is_looked_up_only_when_the_environment_has_none() -> None:
+    config = default_config()
+    assert "home" in kinds(compiled(config))
+    config["process"]["env"].append("HOME=/x")
+    assert "home" not in kinds(compiled(config))
+
+
+def test_exec_enters_by_pidfd_hidden_from_the_container() -> None:
+    config = default_config()
+    process = {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 5, "gid": 6}}
+    plan = plan_exec(process, config, ROOT_HOST, id="c1", options=Options(preserve_fds=1))
+    assert plan.slots == ("fd3", "pidfd")
+    seen = kinds(plan)
+    assert seen.index("dumpable") < seen.index("setns") < seen.index("clone")
+    enter = only(plan, "setns")
+    assert enter.ints[0] == plan.slots.index("pidfd")
+    assert enter.ints[1] == sum(CLONE_FLAG[entry["type"]] for entry in config["linux"]["namespaces"])
+    assert only(plan, "user").ints[:2] == (5, 6)
+
+
+def test_time_offsets_are_set_before_the_clone() -> None:
+    namespaces = [{"type": kind} for kind in ("mount", "time")]
+    plan = compiled(with_linux(namespaces=namespaces, timeOffsets={"monotonic": {"secs": 5, "nanosecs": 1}}))
+    seen = kinds(plan)
+    assert seen.index("unshare") < seen.index("clone")
+    assert ("self/timens_offsets", "monotonic 5 1") in [op.strs for op in plan.ops if op.kind == "proc_write"]
+    assert not only(plan, "clone").ints[0] & CLONE_FLAG["time"]
