@@ -188,7 +188,7 @@ class _Gunzip:
     def __init__(self, stream: Readable, what: str) -> None:
         from isal import igzip_lib
 
-        self._lib = igzip_lib
+        self._lib: Any = igzip_lib
         self._stream = stream
         self._what = what
         self._held = b""  # compressed bytes not yet given to the library
@@ -243,20 +243,20 @@ class _Gunzip:
             raise FormatError(self._what, where, "reserved flags are set")
         at = 10
         if flags & 4:  # FEXTRA
-            length = int.from_bytes(self._header(at, at + 2, where)[at : at + 2], "little")
+            length = int.from_bytes(self._header(at + 2, where)[at : at + 2], "little")
             at += 2 + length
-            self._header(0, at, where)
+            self._header(at, where)
         for flag in (8, 16):  # FNAME, FCOMMENT: up to a zero byte
             if flags & flag:
                 searched = at
                 while (end := self._held.find(b"\0", searched)) < 0:
                     searched = len(self._held)
-                    self._header(0, searched + 1, where)
+                    self._header(searched + 1, where)
                 at = end + 1
         if flags & 2:  # FHCRC: the low half of the CRC32 of the header
             from zlib import crc32
 
-            held = self._header(at, at + 2, where)
+            held = self._header(at + 2, where)
             if int.from_bytes(held[at : at + 2], "little") != crc32(held[:at]) & 0xFFFF:
                 raise FormatError(self._what, where, "the header's checksum is wrong")
             at += 2
@@ -265,7 +265,7 @@ class _Gunzip:
         self._inflate = self._lib.IgzipDecompressor(flag=self._lib.DECOMP_GZIP_NO_HDR_VER)
         return True
 
-    def _header(self, start: int, end: int, where: str) -> bytes:
+    def _header(self, end: int, where: str) -> bytes:
         """Hold at least ``end`` bytes of header and return them all."""
         if end > _HEADER_LIMIT:
             raise FormatError(self._what, where, f"the header is longer than {_HEADER_LIMIT} bytes")
@@ -290,16 +290,17 @@ class _Unzstd:
     def __init__(self, stream: Readable, what: str) -> None:
         import zstandard
 
-        self._lib = zstandard
+        self._lib: Any = zstandard
         self._what = what
         self._frames = _ZstdFrames(stream, what)
-        context = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+        context: Any = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
         self._reader = context.stream_reader(self._frames, read_size=INPUT, read_across_frames=True, closefd=False)
 
     def read(self, size: int) -> bytes:
         try:
-            data = self._reader.read(size)
+            data: bytes = self._reader.read(size)
         except self._lib.ZstdError as error:
+            self._frames.finish(damaged=True)
             damage = "a checksum is wrong" if "checksum" in str(error) else "the data is damaged"
             raise FormatError(self._what, f"zstd frame {self._frames.number}", damage) from None
         if not data:
@@ -319,6 +320,7 @@ class _ZstdFrames:
         """The frame being read, from 1."""
         self._stream = stream
         self._what = what
+        self._first = b""  # the bytes it starts with
         self._step = self._magic
         self._need = 4  # bytes of the header that _step wants
         self._held = b""  # a header split between two reads
@@ -329,6 +331,9 @@ class _ZstdFrames:
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
+        if not self._first:
+            data += _fill(self._stream, 512 - len(data))
+            self._first = data[:512]
         at, end = 0, len(data)
         while at < end:
             if self._skip:
@@ -344,11 +349,13 @@ class _ZstdFrames:
                 self._step(head)
         return data
 
-    def finish(self) -> None:
-        """Raise FormatError unless the stream ended where a frame ended."""
+    def finish(self, *, damaged: bool = False) -> None:
+        """Raise FormatError unless the stream ended where a frame ended (or, if ``damaged``, for what follows one)."""
         if not self.number and not self._inside and not self._held:
             raise FormatError(self._what, "", "it is empty")
-        if self._inside or self._skip or self._held:
+        if self._held and not self._inside and self.number:
+            raise FormatError(self._what, "", "something that is not zstd follows the last zstd frame")
+        if not damaged and (self._inside or self._skip or self._held):
             raise FormatError(self._what, f"zstd frame {self.number}", "the data ends in the middle")
 
     def _fail(self, why: str) -> FormatError:
@@ -365,7 +372,7 @@ class _ZstdFrames:
         elif self.number:
             raise FormatError(self._what, "", "something that is not zstd follows the last zstd frame")
         else:
-            raise _mismatch(self._what, "zstd", head + self._stream.read(512))
+            raise _mismatch(self._what, "zstd", self._first)
 
     def _skippable(self, head: bytes) -> None:
         self._skip = int.from_bytes(head, "little")

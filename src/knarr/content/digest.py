@@ -41,7 +41,7 @@ class Digest(str):
         """Return ``text`` as a Digest; raises InvalidDigest with the rule it breaks."""
         why = _fault(text)
         if why:
-            raise InvalidDigest(text if isinstance(text, str) else repr(text), why)
+            raise InvalidDigest(text, why)
         return cls(text)
 
     @property
@@ -61,8 +61,6 @@ class Digest(str):
 
 
 def _fault(text: str) -> str:
-    if not isinstance(text, str):
-        return "it is not a string"
     if len(text) > _LONGEST:
         return f"it has {len(text)} characters, at most {_LONGEST} make sense"
     algorithm, colon, encoded = text.partition(":")

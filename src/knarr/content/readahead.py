@@ -53,7 +53,7 @@ class ReadAhead(io.RawIOBase):
                         return
                     self._ready.append(data)
                     self._change.notify_all()
-        except BaseException as caught:  # handed to the reading thread whatever it is
+        except BaseException as caught:  # noqa: BLE001  # raised by read() in the other thread, whatever it is
             error = caught
         finally:
             with self._change:

@@ -418,7 +418,8 @@ def _opened(source: Source) -> Readable:
 
 def name_of(descriptor: Descriptor) -> str:
     """Return the name a descriptor of an index.json carries, or ""."""
-    return descriptor.get("annotations", {}).get(mediatypes.REF_NAME, "")
+    name: str = descriptor.get("annotations", {}).get(mediatypes.REF_NAME, "")
+    return name
 
 
 def some(names: list[str], none: str, limit: int = 10) -> str:
