@@ -104,7 +104,10 @@ def test_reads_every_form_of_first_line(installation: Installation, tmp_path: Pa
     assert installation.run()["python"] == str(python)
 
 
-@pytest.mark.parametrize("script", ["", "#!/usr/bin/env python3", "#!/bin/sh\n'''exec' \"$(dirname -- \"$0\")\"/python"])
+NO_INTERPRETER = ["", "#!/usr/bin/env python3", "#!/bin/sh\n'''exec' \"$(dirname -- \"$0\")\"/python"]
+
+
+@pytest.mark.parametrize("script", NO_INTERPRETER)
 def test_falls_back_to_the_python_beside_it(installation: Installation, script: str) -> None:
     (installation.bin / "python3").symlink_to(PYTHON)
     installation.script(script)
