@@ -93,12 +93,12 @@ def _shallow(value: Any) -> bool:
         depth += 1
         if depth > DEPTH:
             return False
-        below = []
-        for node in level:
-            for child in node.values() if type(node) is dict else node:
-                if type(child) is dict or type(child) is list:
-                    below.append(child)
-        level = below
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
     return True
 
 
@@ -128,7 +128,7 @@ def _refuse(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def _write(value: Any, sort: bool, margin: str, put: Callable[[str], None]) -> None:
+def _write(value: Any, margin: str, put: Callable[[str], None], *, sort: bool) -> None:
     """Write ``value`` indented by two spaces a level; scalars and empty containers through the compact writer."""
     inner = margin + "  "
     if type(value) is dict and value:
@@ -137,21 +137,21 @@ def _write(value: Any, sort: bool, margin: str, put: Callable[[str], None]) -> N
             if type(name) is not str:
                 _refuse(name)
             put(f"{opener}{inner}{_quote(name)}: ")
-            _write(item, sort, inner, put)
+            _write(item, inner, put, sort=sort)
             opener = ",\n"
         put(f"\n{margin}}}")
     elif type(value) in (list, tuple) and value:
         opener = "[\n"
         for item in value:
             put(f"{opener}{inner}")
-            _write(item, sort, inner, put)
+            _write(item, inner, put, sort=sort)
             opener = ",\n"
         put(f"\n{margin}]")
     else:
-        put(_compact(value, sort))
+        put(_compact(value, sort=sort))
 
 
-def _compact(value: Any, sort: bool) -> str:
+def _compact(value: Any, *, sort: bool) -> str:
     if _make_encoder is None:
         import json  # cold: only where _json has no encoder
 
@@ -170,10 +170,10 @@ def dumps(value: Any, *, indent: bool = False, sort: bool = False) -> bytes:
     """
     if indent:
         parts: list[str] = []
-        _write(value, sort, "", parts.append)
+        _write(value, "", parts.append, sort=sort)
         text = "".join(parts)
     else:
-        text = _compact(value, sort)
+        text = _compact(value, sort=sort)
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -176,7 +176,7 @@ class _Reader:
         return made, quote + 1
 
     def code_unit(self, at: int) -> int:
-        """Value of the ``\\uXXXX`` escape at ``at``."""
+        """Value of the escape at ``at``: backslash, u, four digits."""
         digits = self.text[at + 2 : at + 6]
         if len(digits) != 4 or any(digit not in _HEX for digit in digits):
             raise _Stop(at, "\\u needs four hexadecimal digits")
