@@ -1,0 +1,258 @@
+/* The last steps: working directory, looking for the program, and becoming it. */
+#include "init.h"
+
+static int cwd_done, prepared, keep_any;
+static int keep_as[MAX_SLOTS]; /* per slot: the number it keeps over exec, +1; 0: none */
+static char program[PATH_BYTES];
+
+long op_keep_fd(const struct op *op)
+{
+    u64 slot = op->numbers[0], number = op->numbers[1];
+
+    if (slot_fd(slot) < 0)
+        return -EBADF;
+    if (number < 3 || number >= 1 << 20)
+        return -EINVAL;
+    keep_any = 1;
+    keep_as[slot] = (int)number + 1;
+    return 0;
+}
+
+long op_cwd(const struct op *op)
+{
+    struct open_how_v0 how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = NO_MAGICLINKS};
+    char now[PATH_BYTES];
+    long got, fd;
+
+    if (cwd_done)
+        return 0;
+    /* Not through /proc/self/fd (CVE-2024-21626), */
+    fd = kcall(openat2, AT_FDCWD, op->strings[0].bytes, &how, sizeof how);
+    got = fd < 0 ? fd : kcall(fchdir, fd);
+    close_fd(fd);
+    if (got == -EACCES && op->numbers[0] & CWD_LATER)
+        return 0;
+    if (got < 0)
+        return got;
+    /* and wherever it led: the kernel says "(unreachable)" of a directory outside the root. */
+    got = kcall(getcwd, now, sizeof now);
+    if (got < 0)
+        return got;
+    if (now[0] != '/') {
+        detail_bytes(now, text_length(now));
+        return -EXDEV;
+    }
+    cwd_done = 1;
+    return 0;
+}
+
+/* -- the program ---------------------------------------------------------------------------------------------- */
+
+/* Mode, mount flags, path and the first bytes of a file, from which the runtime tells why it cannot be executed. */
+static void explain(const char *path)
+{
+    struct open_how_v0 how = {.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, .resolve = NO_MAGICLINKS};
+    struct statx file = {.stx_mode = 0};
+    struct statfs fs = {.f_flags = 0};
+    u8 head[1024];
+    long fd, got = 0;
+
+    detail_length = 0;
+    if (describe(AT_FDCWD, path, 0, &file) < 0)
+        return;
+    fd = kcall(openat2, AT_FDCWD, path, &(struct open_how_v0){.flags = O_PATH | O_CLOEXEC}, sizeof how);
+    if (fd >= 0)
+        kcall(fstatfs, fd, &fs);
+    close_fd(fd);
+    detail_number(file.stx_mode);
+    detail_number((u32)fs.f_flags);
+    detail_bytes(path, text_length(path) + 1);
+    if ((file.stx_mode & S_IFMT) != S_IFREG)
+        return;
+    fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+    if (fd >= 0)
+        got = kcall(read, fd, head, sizeof head);
+    close_fd(fd);
+    if (got > 0)
+        detail_bytes(head, (size_t)got);
+}
+
+/* 0 if `program` can be executed; -ENOENT, -EACCES, or what the lookup said. */
+static long try_program(void)
+{
+    struct open_how_v0 how = {.flags = O_PATH | O_CLOEXEC, .resolve = NO_MAGICLINKS};
+    struct statx file;
+    long got, fd = kcall(openat2, AT_FDCWD, program, &how, sizeof how);
+
+    if (fd < 0)
+        return fd == -ENOTDIR ? -ENOENT : fd;
+    got = describe((int)fd, "", 0, &file);
+    close_fd(fd);
+    if (got < 0)
+        return got;
+    if ((file.stx_mode & S_IFMT) != S_IFREG)
+        return -EACCES;
+    got = kcall(faccessat2, AT_FDCWD, program, 1 /* X_OK */, AT_EACCESS);
+    return got == -ENOSYS ? kcall(faccessat, AT_FDCWD, program, 1) : got;
+}
+
+long op_find_program(const struct op *op)
+{
+    const struct text *name = &op->strings[0];
+    const char *path = op->strings[1].bytes;
+    static char refused[PATH_BYTES];
+    long got;
+    u64 each;
+
+    if (name->length == 0)
+        return -ENOENT;
+    if (name->length >= sizeof program)
+        return -ENAMETOOLONG;
+    for (each = 0; each < name->length && name->bytes[each] != '/'; each++)
+        ;
+    if (each < name->length) {
+        memcpy(program, name->bytes, name->length + 1);
+        got = try_program();
+        if (got < 0)
+            explain(program);
+        return got;
+    }
+    while (*path != 0) { /* as execvp does, except that an empty PATH names no directory at all */
+        size_t length = 0;
+
+        while (path[length] != 0 && path[length] != ':')
+            length++;
+        if (length + name->length + 2 <= sizeof program) {
+            size_t used = 0;
+
+            memcpy(program, path, length);
+            used = length;
+            if (length == 0)
+                program[used++] = '.'; /* POSIX: an empty entry is the working directory */
+            program[used++] = '/';
+            memcpy(program + used, name->bytes, name->length + 1);
+            got = try_program();
+            if (got == 0)
+                return 0;
+            if (got == -EACCES && refused[0] == 0)
+                memcpy(refused, program, text_length(program) + 1);
+        }
+        path += length;
+        if (*path == ':')
+            path++;
+    }
+    program[0] = 0;
+    if (refused[0] == 0)
+        return -ENOENT;
+    explain(refused);
+    return -EACCES;
+}
+
+/* Fills the pointer vectors from `count` strings that begin at `first`: `argc` arguments, then the environment. */
+long split_vectors(const u8 *first, u32 count, u64 argc, char ***argv, char ***envp)
+{
+    char **slot = (char **)(void *)vectors;
+    struct text text;
+    u32 each;
+
+    if (argc > count)
+        return -EINVAL;
+    *argv = slot;
+    *envp = slot + argc + 1; /* one on, for the NULL between the two */
+    for (each = 0; each < count; each++) {
+        if (each == argc)
+            *slot++ = NULL;
+        first = next_string(first, &text);
+        *slot++ = (char *)(uintptr_t)text.bytes;
+    }
+    if (argc == count)
+        *slot++ = NULL;
+    *slot = NULL;
+    return 0;
+}
+
+/* The smallest number from `from` on that stays open: a kept descriptor's, or the control socket's. */
+static int next_kept(int from)
+{
+    int found = control >= from ? control : INT32_MAX, slot;
+
+    for (slot = 0; slot < MAX_SLOTS && keep_any; slot++)
+        if (keep_as[slot] > from && keep_as[slot] - 1 < found)
+            found = keep_as[slot] - 1;
+    return found;
+}
+
+/* Puts the kept descriptors at their numbers. Any of them, or the control socket, may stand where another is to go:
+ * first all above the highest number, then each to its place. */
+static long place_kept(void)
+{
+    int highest = 2, slot;
+    long got = 0;
+
+    for (slot = 0; slot < MAX_SLOTS; slot++)
+        if (keep_as[slot] - 1 > highest)
+            highest = keep_as[slot] - 1;
+    if (control <= highest) {
+        got = kcall(fcntl, control, F_DUPFD_CLOEXEC, highest + 1);
+        if (got < 0)
+            return got;
+        control = (int)got;
+    }
+    for (slot = 0; slot < MAX_SLOTS; slot++)
+        if (keep_as[slot] != 0 && slot_fd((u64)slot) <= highest) {
+            got = slot_set((u64)slot, kcall(fcntl, slot_fd((u64)slot), F_DUPFD_CLOEXEC, highest + 1));
+            if (got < 0)
+                return got;
+        }
+    for (slot = 0; slot < MAX_SLOTS; slot++)
+        if (keep_as[slot] != 0) {
+            got = kcall(dup3, slot_fd((u64)slot), keep_as[slot] - 1, 0);
+            if (got < 0)
+                return got;
+        }
+    return 0;
+}
+
+/* What must be right when the program begins. Everything but the kept descriptors and the control socket is closed
+ * here although it is close-on-exec too: while execve looks the program up, /proc/self/fd must lead nowhere
+ * (CVE-2024-21626). */
+long prepare_exec(void)
+{
+    int from = 3;
+    long got = 0;
+
+    if (prepared)
+        return 0;
+    if (keep_any)
+        got = place_kept();
+    if (got < 0)
+        return got;
+    while (from < INT32_MAX) {
+        int kept = next_kept(from);
+
+        if (kept > from)
+            kcall(close_range, from, kept == INT32_MAX ? ~0u : (u32)kept - 1, 0);
+        from = kept == INT32_MAX ? kept : kept + 1;
+    }
+    kcall(umask, program_umask);
+    prepared = 1;
+    return 0;
+}
+
+long op_exec(const struct op *op)
+{
+    char **argv, **envp;
+    long got;
+
+    if (program[0] == 0)
+        return -EINVAL;
+    got = split_vectors(op->first_string, op->string_count, op->numbers[0], &argv, &envp);
+    if (got < 0)
+        return got;
+    got = prepare_exec();
+    if (got < 0)
+        return got;
+    got = kcall(execve, program, argv, envp);
+    explain(program);
+    return got;
+}

@@ -1,0 +1,341 @@
+/* Operations on the process itself and its namespaces. */
+#include "init.h"
+
+u32 program_umask;
+
+static int is_id(u64 value)
+{
+    return value < 0xFFFFFFFF; /* -1 means "leave as it is" to the kernel: setresuid(-1) succeeds and leaves 0 */
+}
+
+long op_dumpable(const struct op *op)
+{
+    return kcall(prctl, PR_SET_DUMPABLE, op->numbers[0]);
+}
+
+long op_pdeathsig(const struct op *op)
+{
+    long got = kcall(prctl, PR_SET_PDEATHSIG, op->numbers[0]);
+    struct pollfd_k parent = {.fd = control};
+    struct timespec_k at_once = {0, 0};
+
+    if (got < 0 || op->numbers[0] == 0)
+        return got;
+    /* The parent may have died just before: then no signal will ever come, but its end of the socket is gone. */
+    if (kcall(ppoll, &parent, 1, &at_once, NULL, 0) > 0 && parent.revents & (POLLHUP_ | POLLERR_))
+        die(1);
+    return 0;
+}
+
+long op_setsid(const struct op *op)
+{
+    long got = kcall(setsid);
+
+    (void)op;
+    /* EPERM: already the leader of a group; fine if it is the leader of its session too */
+    if (got == -EPERM && kcall(getsid, 0) == kcall(getpid))
+        return 0;
+    return got < 0 ? got : 0;
+}
+
+long op_keyring(const struct op *op)
+{
+    const char *name = op->strings[0].length ? op->strings[0].bytes : NULL;
+    long keyring = kcall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, name);
+
+    if (keyring == -ENOSYS) /* a kernel without keys */
+        return 0;
+    if (keyring < 0)
+        return keyring;
+    /* All for the possessor; view, read, search and link for the owner: without search a later process of the
+     * container would get a keyring of its own instead of joining this one by name. On a joined keyring of another
+     * owner this is refused, and not needed. */
+    kcall(keyctl, KEYCTL_SETPERM, keyring, 0x3f1b0000);
+    return 0;
+}
+
+long op_umask(const struct op *op)
+{
+    program_umask = (u32)op->numbers[0] & 0777; /* in force from exec on, see knarr_main */
+    return 0;
+}
+
+long op_rlimit(const struct op *op)
+{
+    u64 limit[2] = {op->numbers[1], op->numbers[2]};
+
+    return kcall(prlimit64, 0, op->numbers[0], limit, NULL);
+}
+
+long op_clone(const struct op *op)
+{
+    struct clone_args_v2 args = {.flags = op->numbers[0] | CLONE_PARENT}; /* the kernel demands exit_signal 0 then */
+    long pid;
+
+    if (op->numbers[1] != NO_SLOT) {
+        args.flags |= INTO_CGROUP;
+        args.cgroup = (u64)slot_fd(op->numbers[1]);
+    }
+    /* Like fork: no new stack, memory copied on write. */
+    pid = kcall(clone3, &args, op->numbers[1] == NO_SLOT ? offsetof(struct clone_args_v2, set_tid) : sizeof args);
+    if (pid <= 0)
+        return pid;
+    /* First stage. A child whose pid nobody learned must not stay. */
+    if (report(PACKET_PID, op->index, (i32)pid, NULL, 0) < 0) {
+        kcall(kill, pid, SIGKILL_);
+        die(1);
+    }
+    die(0);
+}
+
+long op_unshare(const struct op *op)
+{
+    return kcall(unshare, op->numbers[0]);
+}
+
+long op_open_ns(const struct op *op)
+{
+    char again[64];
+    struct statfs fs;
+    long got, handle = kcall(openat, AT_FDCWD, op->strings[0].bytes, O_PATH | O_CLOEXEC);
+
+    if (handle < 0)
+        return handle;
+    /* Looked at before it is opened in earnest: a FIFO would block, a device might act. */
+    got = kcall(fstatfs, handle, &fs);
+    if (got < 0)
+        return got;
+    if (fs.f_type != NSFS_MAGIC_)
+        return -EINVAL;
+    reopen_path(again, sizeof again, (int)handle);
+    got = kcall(openat, AT_FDCWD, again, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    close_fd(handle);
+    if (got < 0)
+        return got;
+    if (kcall(ioctl, got, NS_GET_NSTYPE_, 0) != (long)op->numbers[1])
+        return -EINVAL; /* also what a /proc that is none led to: nothing but a namespace answers this */
+    return slot_set(op->numbers[0], got);
+}
+
+long op_setns(const struct op *op)
+{
+    return kcall(setns, slot_fd(op->numbers[0]), op->numbers[1]);
+}
+
+long op_become_root(const struct op *op)
+{
+    long got = kcall(setgroups, 0, NULL);
+
+    (void)op;
+    /* Denied in a namespace an ordinary user mapped: the caller's groups stay, and are of no use inside. */
+    if (got < 0 && got != -EPERM)
+        return got;
+    got = kcall(setresgid, 0, 0, 0);
+    if (got == 0)
+        got = kcall(setresuid, 0, 0, 0);
+    return got;
+}
+
+/* -- procfs by a private handle ------------------------------------------------------------------------------- */
+
+long op_open_proc(const struct op *op)
+{
+    struct statfs fs;
+    struct statx root;
+    long got, handle = clone_tree(AT_FDCWD, "/proc", 0);
+
+    /* A private copy of the mount has nothing mounted over its files; without the right to make one, the mount
+     * itself serves, and openat2 with NO_XDEV refuses what lies over it (CVE-2025-52881). */
+    if (handle == -EPERM)
+        handle = kcall(openat, AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (handle < 0)
+        return handle;
+    got = kcall(fstatfs, handle, &fs);
+    if (got == 0)
+        got = describe((int)handle, "", 0, &root);
+    if (got < 0)
+        return got;
+    if (fs.f_type != PROC_SUPER_MAGIC || root.stx_ino != PROC_ROOT_INODE)
+        return -EINVAL;
+    return slot_set(op->numbers[0], handle);
+}
+
+long op_proc_write(const struct op *op)
+{
+    struct open_how_v0 how = {.flags = O_WRONLY | O_CLOEXEC,
+                              .resolve = BENEATH | NO_XDEV | NO_SYMLINKS | NO_MAGICLINKS};
+    int handle = slot_fd(op->numbers[0]);
+    const char *path = op->strings[0].bytes;
+    char own[PATH_BYTES];
+    struct statfs fs;
+    long got, file;
+
+    if (op->strings[0].length >= 5 && memcmp(path, "self/", 5) == 0) {
+        /* "self" is a link, and links are refused below: its text is the pid as this procfs counts. */
+        got = kcall(readlinkat, handle, "self", own, 32);
+        if (got < 0)
+            return got;
+        if ((u64)got + op->strings[0].length >= sizeof own)
+            return -ENAMETOOLONG;
+        memcpy(own + got, path + 4, op->strings[0].length - 4 + 1);
+        path = own;
+    }
+    file = kcall(openat2, handle, path, &how, sizeof how);
+    if (file == -ENOENT && op->numbers[1] & WRITE_OPTIONAL)
+        return 0;
+    if (file < 0)
+        return file;
+    got = kcall(fstatfs, file, &fs);
+    if (got == 0 && fs.f_type != PROC_SUPER_MAGIC)
+        got = -EXDEV;
+    if (got == 0)
+        got = kcall(write, file, op->strings[1].bytes, op->strings[1].length);
+    close_fd(file);
+    if (got < 0)
+        return got;
+    return (u64)got == op->strings[1].length ? 0 : -EIO;
+}
+
+/* -- identity ------------------------------------------------------------------------------------------------- */
+
+long op_hostname(const struct op *op)
+{
+    return kcall(sethostname, op->strings[0].bytes, op->strings[0].length);
+}
+
+long op_domainname(const struct op *op)
+{
+    return kcall(setdomainname, op->strings[0].bytes, op->strings[0].length);
+}
+
+long op_loopback(const struct op *op)
+{
+    enum { GET_FLAGS = 0x8913, SET_FLAGS = 0x8914, UP = 1 };
+    struct {
+        char name[16];
+        short flags;
+        char rest[22];
+    } request = {.name = "lo"};
+    /* any socket carries the request, and a kernel without IPv4 still has AF_UNIX */
+    long got, handle = kcall(socket, AF_UNIX_, SOCK_DGRAM_ | SOCK_CLOEXEC_, 0);
+
+    (void)op;
+    if (handle < 0)
+        return handle;
+    got = kcall(ioctl, handle, GET_FLAGS, &request);
+    if (got == 0) {
+        request.flags |= UP;
+        got = kcall(ioctl, handle, SET_FLAGS, &request);
+    }
+    close_fd(handle);
+    return got;
+}
+
+long op_bounding(const struct op *op)
+{
+    u64 each;
+
+    for (each = 0; each < 64; each++) {
+        long got;
+
+        if (op->numbers[0] >> each & 1)
+            continue;
+        got = kcall(prctl, PR_CAPBSET_DROP, each);
+        if (got == -EINVAL) /* one past the last this kernel has */
+            return 0;
+        /* without CAP_SETPCAP: no error where there was nothing to drop */
+        if (got == -EPERM && kcall(prctl, PR_CAPBSET_READ, each) == 0)
+            continue;
+        if (got < 0)
+            return got;
+    }
+    return 0;
+}
+
+long op_user(const struct op *op)
+{
+    u32 *groups = (u32 *)(void *)vectors;
+    u32 count = op->number_count - 3, each;
+    u64 uid = op->numbers[0], gid = op->numbers[1], flags = op->numbers[2];
+    long got;
+
+    if (!is_id(uid) || !is_id(gid))
+        return -EINVAL;
+    if (flags & KEEP_CAPS) {
+        got = kcall(prctl, PR_SET_KEEPCAPS, 1);
+        if (got < 0)
+            return got;
+    }
+    if (!(flags & NO_SETGROUPS)) {
+        for (each = 0; each < count; each++) {
+            if (!is_id(op->numbers[3 + each]))
+                return -EINVAL;
+            groups[each] = (u32)op->numbers[3 + each];
+        }
+        got = kcall(setgroups, count, groups);
+        if (got < 0)
+            return got;
+    }
+    got = kcall(setresgid, gid, gid, gid);
+    if (got == 0)
+        got = kcall(setresuid, uid, uid, uid);
+    return got;
+}
+
+long op_capabilities(const struct op *op)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct want[2], have[2];
+    const u64 *sets = op->numbers;
+    u32 half;
+    u64 each;
+    long got;
+
+    for (half = 0; half < 2; half++) {
+        want[half].effective = (u32)(sets[0] >> 32 * half);
+        want[half].permitted = (u32)(sets[1] >> 32 * half);
+        want[half].inheritable = (u32)(sets[2] >> 32 * half);
+    }
+    got = kcall(capset, &head, want);
+    if (got == 0)
+        got = kcall(capget, &head, have);
+    if (got < 0)
+        return got;
+    if (memcmp(want, have, sizeof want) != 0) /* the kernel drops silently what it does not know */
+        return -EPERM;
+    got = kcall(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (each = 0; got == 0 && each < 64; each++) {
+        if (!(sets[3] >> each & 1))
+            continue;
+        got = kcall(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, each, 0, 0);
+        if (got == 0 && kcall(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, each, 0, 0) != 1)
+            got = -EPERM;
+    }
+    return got;
+}
+
+long op_no_new_privs(const struct op *op)
+{
+    (void)op;
+    return kcall(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+long op_seccomp(const struct op *op)
+{
+    u64 instructions = op->strings[0].length / sizeof(struct sock_filter);
+    struct sock_fprog filter = {.len = (unsigned short)instructions,
+                                .filter = (struct sock_filter *)(uintptr_t)op->strings[0].bytes};
+
+    if (instructions * sizeof(struct sock_filter) != op->strings[0].length || instructions > BPF_MAXINSNS)
+        return -EINVAL;
+    if (op->numbers[0] & FILTER_NEW_LISTENER) /* the listener's descriptor would have nowhere to go */
+        return -EINVAL;
+    /* What exec needs done is done now if exec comes next: the filter may forbid it, or kill for it. */
+    if (op->next_kind == 73) {
+        long got = prepare_exec();
+
+        if (got < 0)
+            return got;
+    }
+    return kcall(seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, op->numbers[0], &filter);
+}
