@@ -40,7 +40,7 @@ lint: build ## ruff, mypy, pyright
 
 bench: build ## measure knarr beside runc and crun
 	@scripts/prepare system test
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" bench/run $(ARGS)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/runtime.py $(ARGS)
 
 arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci
