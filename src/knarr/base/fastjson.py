@@ -1,6 +1,6 @@
 """Strict JSON on CPython's own C scanner and encoder, without ``import json`` (hot).
 
-``import json`` costs 9 ms, this file 0.5 ms. Reading is strict I-JSON (RFC 7493; SECURITY.md I28):
+``import json`` costs 9 ms, this file 0.5 ms. Reading is strict I-JSON (RFC 7493) and a little more:
 UTF-8 without a byte order mark, no duplicate names, no NaN or infinity, no trailing data, no lone
 surrogates, no U+0000, integers that fit int64 or uint64, at most 100 levels, a bounded size. Anything
 the fast reader does not like goes to ``strictjson``, which says where and why (and is the reader when

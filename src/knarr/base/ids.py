@@ -1,4 +1,4 @@
-"""Container ids and other names that become file names (hot). SECURITY.md I19."""
+"""Container ids and other names that become file names (hot)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``fastjson`` comes here when its C scanner is not content. Slow and exact: it collects everything wrong
 with a well-formed text, each with its JSON pointer (RFC 6901), and stops at the first syntax error, told by
-line and column. Grammar: RFC 8259; the refusals beyond it: RFC 7493 and SECURITY.md I28.
+line and column. Grammar: RFC 8259; the refusals beyond it: RFC 7493 and ``fastjson``.
 """
 
 from __future__ import annotations

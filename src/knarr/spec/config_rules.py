@@ -1,8 +1,8 @@
 """What config.json must mean, beyond its shape (hot): the whole, its process, mounts and hooks.
 
 Each rule reads the parts of the document it is listed with in RULES, which have passed ``config_shape``, and reports
-with ``add(pointer, why)``. Where a rule comes from is said beside it: a file of runtime-spec 1.3, or a row of
-SECURITY.md section 3 (``row``). The rules about the ``linux`` section are in ``linux_rules``.
+with ``add(pointer, why)``. Where a rule comes from is said beside it when it is not plainly what runtime-spec 1.3
+config.md says. The rules about the ``linux`` section are in ``linux_rules``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Add = Callable[[str, str], None]
 
 NO_ID = 0xFFFFFFFF
-"""As an argument of setresuid(2) it means "leave as it is": a process asking for it would stay root (R-17)."""
+"""To setresuid(2) it means "leave as it is": a process asking for this id would stay root (as in CVE-2024-40635)."""
 
 MOST_GIDS = 65_536  # NGROUPS_MAX
 MOST_MAPPINGS = 340  # user_namespaces(7), since Linux 4.15
@@ -62,11 +62,11 @@ def _absolute(value: str, at: str, add: Add) -> None:
 
 
 def _one_line(holder: dict[str, Any], name: str, at: str, add: Add) -> None:
-    if any(char in "\r\n" for char in holder.get(name, "")):  # SECURITY.md I20
+    if any(char in "\r\n" for char in holder.get(name, "")):  # they are written into files of lines
         add(f"{at}/{name}", "must not hold a line break")
 
 
-def _version(config: dict[str, Any], add: Add) -> None:  # row 10
+def _version(config: dict[str, Any], add: Add) -> None:
     version = semver(config["ociVersion"])
     if version is None:
         add("/ociVersion", f"{shown(config['ociVersion'])} is not a version such as 1.3.0")
@@ -82,7 +82,7 @@ def _root(config: dict[str, Any], add: Add) -> None:  # config.md: required on e
         add("/root/path", "must not be empty")
 
 
-def _args(config: dict[str, Any], add: Add) -> None:  # rows 17 and 18
+def _args(config: dict[str, Any], add: Add) -> None:
     process = config.get("process")
     if process is not None:
         args = process.get("args")
@@ -92,20 +92,20 @@ def _args(config: dict[str, Any], add: Add) -> None:  # rows 17 and 18
             add("/process/args/0", "must not be empty")
 
 
-def _cwd(config: dict[str, Any], add: Add) -> None:  # row 20
+def _cwd(config: dict[str, Any], add: Add) -> None:
     process = config.get("process")
     if process is not None:
         _absolute(process["cwd"], "/process/cwd", add)
 
 
-def _env(config: dict[str, Any], add: Add) -> None:  # row 23
+def _env(config: dict[str, Any], add: Add) -> None:
     for index, entry in enumerate(config.get("process", {}).get("env", ())):
         if entry.find("=") < 1:
             why = 'has no name before the "="' if entry.startswith("=") else 'has no "="'
             add(f"/process/env/{index}", f"{shown(entry)} {why}")
 
 
-def _user(config: dict[str, Any], add: Add) -> None:  # rows 26, 27; R-17
+def _user(config: dict[str, Any], add: Add) -> None:
     user = config.get("process", {}).get("user", {})
     at = "/process/user"
     for name in ("uid", "gid"):
@@ -120,7 +120,7 @@ def _user(config: dict[str, Any], add: Add) -> None:  # rows 26, 27; R-17
         add(f"{at}/additionalGids/{groups.index(NO_ID)}", f"{NO_ID} is no id")
 
 
-def _mapped_user(config: dict[str, Any], add: Add) -> None:  # row 54
+def _mapped_user(config: dict[str, Any], add: Add) -> None:  # setresuid(2) would fail with EINVAL
     if namespaces(config).get("user") != "":  # a joined namespace has its own mappings
         return
     user = config.get("process", {}).get("user", {})
@@ -137,7 +137,7 @@ def _mapped_user(config: dict[str, Any], add: Add) -> None:  # row 54
                 add(f"/process/user/additionalGids/{index}", f"{group} is not in linux.gidMappings")
 
 
-def _console(config: dict[str, Any], add: Add) -> None:  # row 29; config.md: ignored without a terminal
+def _console(config: dict[str, Any], add: Add) -> None:  # struct winsize; ignored without a terminal
     process = config.get("process", {})
     if process.get("terminal"):
         for name, size in process.get("consoleSize", {}).items():
@@ -145,7 +145,7 @@ def _console(config: dict[str, Any], add: Add) -> None:  # row 29; config.md: ig
                 add(f"/process/consoleSize/{name}", f"is {size}, must be from 0 to 65535")
 
 
-def _capabilities(config: dict[str, Any], add: Add) -> None:  # row 34
+def _capabilities(config: dict[str, Any], add: Add) -> None:  # capset(2)
     sets = config.get("process", {}).get("capabilities", {})
     permitted = sets.get("permitted", ())
     for index, name in enumerate(sets.get("effective", ())):
@@ -153,7 +153,7 @@ def _capabilities(config: dict[str, Any], add: Add) -> None:  # row 34
             add(f"/process/capabilities/effective/{index}", f"{shown(name)} is not in the permitted set")
 
 
-def _rlimits(config: dict[str, Any], add: Add) -> None:  # row 30; config.md: no type twice
+def _rlimits(config: dict[str, Any], add: Add) -> None:
     seen = set()
     for index, limit in enumerate(config.get("process", {}).get("rlimits", ())):
         at = f"/process/rlimits/{index}"
@@ -164,14 +164,14 @@ def _rlimits(config: dict[str, Any], add: Add) -> None:  # row 30; config.md: no
             add(f"{at}/soft", f"is {limit['soft']}, more than the hard limit {limit['hard']}")
 
 
-def _labels(config: dict[str, Any], add: Add) -> None:  # row 36
+def _labels(config: dict[str, Any], add: Add) -> None:
     process = config.get("process", {})
     _one_line(process, "apparmorProfile", "/process", add)
     _one_line(process, "selinuxLabel", "/process", add)
     _one_line(config.get("linux", {}), "mountLabel", "/linux", add)
 
 
-def _scheduler(config: dict[str, Any], add: Add) -> None:  # row 38; sched_setattr(2)
+def _scheduler(config: dict[str, Any], add: Add) -> None:  # sched_setattr(2)
     asked = config.get("process", {}).get("scheduler")
     if asked is None:
         return
@@ -207,7 +207,7 @@ def _affinity(config: dict[str, Any], add: Add) -> None:
                 add(f"/process/execCPUAffinity/{name}", str(error))
 
 
-def _host_names(config: dict[str, Any], add: Add) -> None:  # row 50
+def _host_names(config: dict[str, Any], add: Add) -> None:
     for name in ("hostname", "domainname"):
         value = config.get(name, "")
         if value:
@@ -228,17 +228,17 @@ def is_bind(mount: dict[str, Any]) -> bool:
 def _mounts(config: dict[str, Any], add: Add) -> None:
     for index, mount in enumerate(config.get("mounts", ())):
         at = f"/mounts/{index}"
-        if clean_path(mount["destination"]) == "/":  # row 66
+        if clean_path(mount["destination"]) == "/":
             why = f"{shown(mount['destination'])} is the root itself" if mount["destination"] else "must not be empty"
             add(f"{at}/destination", why)
         bind = is_bind(mount)
-        if not bind and not mount.get("type") and "remount" not in mount.get("options", ()):  # row 72
+        if not bind and not mount.get("type") and "remount" not in mount.get("options", ()):
             add(f"{at}/type", "is missing, and the mount is no bind mount")
         if bind and not mount.get("source"):
             add(f"{at}/source", "a bind mount needs a source")
 
 
-def _id_mapped_mounts(config: dict[str, Any], add: Add) -> None:  # config.md, Mounts; row 83
+def _id_mapped_mounts(config: dict[str, Any], add: Add) -> None:  # config.md, Linux mount options
     for index, mount in enumerate(config.get("mounts", ())):
         at, options = f"/mounts/{index}", mount.get("options", ())
         sides = [side for side in ("uidMappings", "gidMappings") if mount.get(side)]
@@ -255,7 +255,7 @@ def _id_mapped_mounts(config: dict[str, Any], add: Add) -> None:  # config.md, M
             mapping_faults(mount[side], f"{at}/{side}", add)
 
 
-def _hooks(config: dict[str, Any], add: Add) -> None:  # row 113
+def _hooks(config: dict[str, Any], add: Add) -> None:
     for kind, listed in config.get("hooks", {}).items():
         if type(listed) is list and kind in _HOOKS:
             for index, hook in enumerate(listed):

@@ -1,6 +1,6 @@
 """The config.json to start from: what ``runc spec`` writes (hot).
 
-Follows the newest runc, which gives no ambient capabilities (CVE-2022-29162's family, SECURITY.md I14).
+Follows the newest runc, which gives no ambient capabilities (CVE-2022-29162 and its family).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the ``linux`` section of config.json must mean, beyond its shape (hot).
 
-As ``config_rules``, whose helpers and form these rules share. runtime-spec 1.3 config-linux.md; SECURITY.md I15
-(scopes) and section 3; limits of the kernel's own where named. In resources a 0 stands for "not set" where Go
-programs write the zero value so (quota, period, shares, weights, memory limits), as in runc.
+As ``config_rules``, whose helpers and form these rules share. runtime-spec 1.3 config-linux.md; limits of the
+kernel's own where named. In resources a 0 stands for "not set" where Go programs write the zero value so (quota,
+period, shares, weights, memory limits), as in runc.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def _namespaces(config: dict[str, Any], add: Add) -> None:
     seen = set()
     for index, entry in enumerate(_linux(config).get("namespaces", ())):
         at = f"/linux/namespaces/{index}"
-        if entry["type"] in seen:  # row 45
+        if entry["type"] in seen:
             add(f"{at}/type", f"{entry['type']} occurs twice")
         seen.add(entry["type"])
         path = entry.get("path", "")
         if path and not path.startswith("/"):
             add(f"{at}/path", f"must be an absolute path, not {shown(path)}")
-        elif len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX:  # R-19
+        elif len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX:  # CVE-2021-43784: nothing may outgrow a message
             add(f"{at}/path", f"is longer than {PATH_MAX - 1} bytes")
-    if "mount" not in seen:  # R-28: without one, every mount lands on the host
+    if "mount" not in seen:  # without one, every mount would land on the host
         add("/linux/namespaces", "has no mount namespace, and knarr runs no container without one")
 
 
-def _id_mappings(config: dict[str, Any], add: Add) -> None:  # rows 51 to 53
+def _id_mappings(config: dict[str, Any], add: Add) -> None:  # user_namespaces(7)
     linux = _linux(config)
     user = namespaces(config).get("user")
     for side in ("uidMappings", "gidMappings"):
@@ -70,7 +70,7 @@ def _id_mappings(config: dict[str, Any], add: Add) -> None:  # rows 51 to 53
             add(f"/linux/{side}", "is missing, a new user namespace needs it")
 
 
-def _time_offsets(config: dict[str, Any], add: Add) -> None:  # row 57
+def _time_offsets(config: dict[str, Any], add: Add) -> None:  # time_namespaces(7)
     offsets = _linux(config).get("timeOffsets")
     if not offsets:
         return
@@ -86,7 +86,7 @@ def _time_offsets(config: dict[str, Any], add: Add) -> None:  # row 57
             add(f"/linux/timeOffsets/{clock}/nanosecs", f"is {offset['nanosecs']}, must be below 1000000000")
 
 
-def _sysctl(config: dict[str, Any], add: Add) -> None:  # I15, rows 59 to 64
+def _sysctl(config: dict[str, Any], add: Add) -> None:  # a sysctl only with the namespace that separates it
     asked = _linux(config).get("sysctl")
     if not asked:
         return
@@ -120,7 +120,7 @@ def _sysctl(config: dict[str, Any], add: Add) -> None:  # I15, rows 59 to 64
             add(at, "the value is longer than 4095 characters")
 
 
-def _devices(config: dict[str, Any], add: Add) -> None:  # rows 92, 95
+def _devices(config: dict[str, Any], add: Add) -> None:
     seen: dict[str, tuple[Any, ...]] = {}
     for index, device in enumerate(_linux(config).get("devices", ())):
         at, path, kind = f"/linux/devices/{index}", device["path"], device["type"]
@@ -149,7 +149,7 @@ def _devices(config: dict[str, Any], add: Add) -> None:  # rows 92, 95
             add(f"{at}/path", f"{shown(path)} is listed before as another device")
 
 
-def _mapped_devices(config: dict[str, Any], add: Add) -> None:  # row 95
+def _mapped_devices(config: dict[str, Any], add: Add) -> None:
     linux = _linux(config)
     if namespaces(config).get("user") != "":
         return
@@ -160,7 +160,7 @@ def _mapped_devices(config: dict[str, Any], add: Add) -> None:  # row 95
                 add(f"/linux/devices/{index}/{name}", f"{number} is not in linux.{side}")
 
 
-def _net_devices(config: dict[str, Any], add: Add) -> None:  # row 97
+def _net_devices(config: dict[str, Any], add: Add) -> None:  # config-linux.md, Network Devices
     asked = _linux(config).get("netDevices")
     if not asked:
         return
@@ -181,7 +181,7 @@ def _net_devices(config: dict[str, Any], add: Add) -> None:  # row 97
         inside.add(new)
 
 
-def _paths(config: dict[str, Any], add: Add) -> None:  # rows 87, 88
+def _paths(config: dict[str, Any], add: Add) -> None:
     linux = _linux(config)
     for name in ("maskedPaths", "readonlyPaths"):
         for index, path in enumerate(linux.get(name, ())):
@@ -191,7 +191,7 @@ def _paths(config: dict[str, Any], add: Add) -> None:  # rows 87, 88
                 add(f"/linux/{name}/{index}", f"{shown(path)} is the root itself")
 
 
-def _personality(config: dict[str, Any], add: Add) -> None:  # row 39
+def _personality(config: dict[str, Any], add: Add) -> None:
     asked = _linux(config).get("personality")
     if asked is not None:
         if "domain" not in asked:
@@ -223,7 +223,7 @@ def _memory_policy(config: dict[str, Any], add: Add) -> None:  # set_mempolicy(2
         add(f"{at}/flags", "MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other")
 
 
-def _intel_rdt(config: dict[str, Any], add: Add) -> None:  # row 104
+def _intel_rdt(config: dict[str, Any], add: Add) -> None:
     asked = _linux(config).get("intelRdt")
     if not asked:
         return
@@ -244,7 +244,7 @@ def _range(holder: dict[str, Any], name: str, low: int, high: int, at: str, add:
         add(f"{at}/{name}", f"is {value}, must be from {low} to {high}")
 
 
-def _device_rules(resources: dict[str, Any], at: str, add: Add) -> None:  # row 96
+def _device_rules(resources: dict[str, Any], at: str, add: Add) -> None:
     for index, rule in enumerate(resources.get("devices", ())):
         here = f"{at}/devices/{index}"
         if rule.get("type", "") not in ("", "a", "b", "c"):
@@ -259,7 +259,7 @@ def _device_rules(resources: dict[str, Any], at: str, add: Add) -> None:  # row 
             _range(rule, name, -1, most, here, add)  # -1: all
 
 
-def _memory(resources: dict[str, Any], at: str, add: Add) -> None:  # row 100
+def _memory(resources: dict[str, Any], at: str, add: Add) -> None:
     memory = resources.get("memory")
     if not memory:
         return
@@ -279,7 +279,7 @@ def _memory(resources: dict[str, Any], at: str, add: Add) -> None:  # row 100
         add(f"{here}/swappiness", f"is {memory['swappiness']}, must be from 0 to 100")
 
 
-def _cpu(resources: dict[str, Any], at: str, add: Add) -> None:  # row 101
+def _cpu(resources: dict[str, Any], at: str, add: Add) -> None:
     cpu = resources.get("cpu")
     if not cpu:
         return
@@ -362,7 +362,7 @@ def _resources(config: dict[str, Any], add: Add) -> None:
     resource_faults(config.get("linux", {}).get("resources", {}), "/linux/resources", add)
 
 
-def _errno(action: str, number: int | None, at: str, add: Add) -> None:  # row 105
+def _errno(action: str, number: int | None, at: str, add: Add) -> None:
     if number is None:
         return
     most = {"SCMP_ACT_ERRNO": 4095, "SCMP_ACT_TRACE": 65_535}.get(action)  # MAX_ERRNO; 16 bits for a tracer
@@ -372,7 +372,7 @@ def _errno(action: str, number: int | None, at: str, add: Add) -> None:  # row 1
         add(at, f"is {number}, must be from 0 to {most} for {action}")
 
 
-def _seccomp(config: dict[str, Any], add: Add) -> None:  # rows 105, 107, 108
+def _seccomp(config: dict[str, Any], add: Add) -> None:
     profile = config.get("linux", {}).get("seccomp")
     if profile is None:
         return
