@@ -16,13 +16,18 @@ import time
 import uuid
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 from timing import Figures, command, interleave, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CGROUP_UNIFIED = "/sys/fs/cgroup/unified"
 
 
 def make_bundle(folder: Path, seccomp: dict | None) -> Path:
-    """runc's default config, terminal off, busybox `true`."""
+    """Runc's default config, terminal off, busybox `true`."""
     busybox = next(path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path))
     (folder / "rootfs/bin").mkdir(parents=True)
     for name in ("proc", "sys", "dev"):
@@ -51,6 +56,7 @@ def docker_like_profile() -> dict:
 
 
 def runtimes(knarr: str) -> dict[str, str]:
+    """Name -> path of ours and of those peers that are installed."""
     found = {"knarr-runtime": knarr}
     for name in ("runc", "crun"):
         for place in (shutil.which(name), f"/usr/sbin/{name}"):
@@ -61,7 +67,7 @@ def runtimes(knarr: str) -> dict[str, str]:
 
 
 def hide_unified() -> None:
-    """crun 1.8 refuses a hybrid: enter a private mount namespace and unmount its unified half there."""
+    """Crun 1.8 refuses a hybrid: enter a private mount namespace and unmount its unified half there."""
     if os.path.ismount(CGROUP_UNIFIED):
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["umount", "-l", CGROUP_UNIFIED], check=True)
@@ -104,6 +110,7 @@ def _wait_stopped(call: list[str], id: str) -> None:
 
 
 def main() -> int:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
@@ -142,7 +149,7 @@ def main() -> int:
     return 0
 
 
-def _run(binary: str, root: str, bundle: Path):
+def _run(binary: str, root: str, bundle: Path) -> Callable[[], int]:
     def once() -> int:
         return command(binary, "--root", root, "run", "--bundle", str(bundle), f"bench-{uuid.uuid4().hex[:10]}")()
 

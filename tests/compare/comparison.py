@@ -22,7 +22,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCES = ("runc", "ctr", "podman", "docker")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
-APPLETS = "sh grep sed cut sort stat find cat readlink env pwd ls wc true sleep echo id".split()
+APPLETS = (
+    *("sh", "grep", "sed", "cut", "sort", "stat", "find", "cat", "readlink"),
+    *("env", "pwd", "ls", "wc", "true", "sleep", "echo", "id"),
+)
 
 
 class CannotCompare(Exception):
@@ -217,7 +220,7 @@ def normalise(sections: dict[str, list[str]]) -> dict[str, list[str]]:
             host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")}
             lines = [
                 f"{kind} {'host' if host.get(kind) == link else 'own'}"
-                for kind, _, link in (l.partition(" ") for l in lines)
+                for kind, _, link in (line.partition(" ") for line in lines)
             ]
         elif name == "mounts":
             lines = [_mount_line(line) for line in lines]
@@ -253,7 +256,9 @@ def compare(
         path = f"/knarr-compare-{uuid.uuid4().hex[:8]}/c" if cgroups else None
         prepare(json.loads(json.dumps(config)), bundle, cgroups_path=path)
         sections = look(command, bundle)
-        seen[name] = normalise({k: [l.replace(path, "CGROUP") if path else l for l in v] for k, v in sections.items()})
+        if path:
+            sections = {part: [line.replace(path, "CGROUP") for line in lines] for part, lines in sections.items()}
+        seen[name] = normalise(sections)
         shutil.rmtree(bundle)
     return seen
 
