@@ -1,0 +1,350 @@
+"""``host:``, the image that is always there: this machine's own root below a throw-away writable layer.
+
+What must not be seen is not masked but absent: a small layer of whiteouts and opaque directories lies between the
+host's root and the writable layer, so nothing has to be mounted over it and a hidden file has no name at all. The
+list, and why each entry is on it, stands in docs/host-image.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from errno import EEXIST, EINVAL, ENOENT
+from time import monotonic
+
+from knarr.base.errors import FileError, KnarrError, Unsupported, UsageError
+from knarr.bundle.mounts import clean_path
+from knarr.engine.paths import make_private
+from knarr.kernel.path import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.engine.paths import Places
+
+# Replaced by an empty directory with this mode: people's files, run-time sockets, other engines' and services' data.
+EMPTY = {
+    "/root": 0o700,
+    "/home": 0o755,
+    "/run": 0o755,
+    "/tmp": 0o1777,
+    "/var/tmp": 0o1777,
+    "/var/log": 0o755,
+    "/var/spool": 0o755,
+    "/var/backups": 0o755,
+    "/var/mail": 0o755,
+    "/srv": 0o755,
+    "/mnt": 0o755,
+    "/media": 0o755,
+    "/lost+found": 0o700,
+}
+
+# Of /var/lib only this is kept: what package managers and programs need to know of the installed system.
+KEPT_IN_VAR_LIB = frozenset(
+    (
+        "alternatives", "apt", "binfmts", "dpkg", "ghc", "misc", "pacman", "portage", "python", "rpm", "sgml-base",
+        "texmf", "ucf", "xml-core",
+    )
+)  # fmt: skip
+
+# Gone, whatever their modes: key material and secrets.
+SECRETS = (
+    "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d",
+    "/etc/ssl/private", "/etc/pki/tls/private", "/etc/pki/private", "/etc/krb5.keytab", "/etc/security/opasswd",
+    "/etc/letsencrypt", "/etc/wireguard", "/etc/NetworkManager/system-connections", "/etc/openvpn", "/etc/ipsec.secrets",
+    "/etc/ipsec.d/private", "/etc/swanctl/private", "/etc/ppp/chap-secrets", "/etc/ppp/pap-secrets", "/etc/docker",
+    "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher", "/etc/cni", "/etc/mysql/debian.cnf", "/etc/salt",
+    "/etc/puppetlabs", "/etc/cryptsetup-keys.d", "/etc/keys", "/etc/credstore", "/etc/credstore.encrypted",
+    "/etc/wpa_supplicant", "/etc/netplan", "/etc/postfix/sasl_passwd", "/etc/postfix/sasl_passwd.db",
+    "/etc/exim4/passwd.client", "/etc/machine-id",
+)  # fmt: skip
+
+# Host keys of sshd: every private one, whatever its type.
+_SSH = "/etc/ssh"
+
+# Parts of the system that some machines keep on file systems of their own; shown where they are mounted.
+SYSTEM_MOUNTS = ("/usr", "/usr/local", "/opt", "/nix", "/nix/store", "/gnu", "/gnu/store", "/etc", "/var", "/boot")
+
+_FRESH = 5.0  # seconds a look at /etc counts
+_kept: dict[tuple[str, ...], tuple[float, str]] = {}
+
+
+class Hide:
+    """What to hide: ``empty`` directories (path -> mode) and ``gone`` paths, none below another."""
+
+    __slots__ = ("empty", "gone")
+
+    def __init__(self, empty: dict[str, int], gone: tuple[str, ...]) -> None:
+        self.empty = empty
+        self.gone = gone
+
+
+def hidden(shown: tuple[str, ...] = (), *, walk: bool = True) -> Hide:
+    """Return what is hidden of this machine; ``shown`` are paths a person wants to see (``--host-show``).
+
+    With ``walk`` every file of /etc that is not for everybody to read counts as a secret: root in the container could
+    read it. An ordinary user cannot, so none of it needs hiding then. Raises UsageError for a path that is not hidden.
+    """
+    wanted = tuple(clean_path(path, "--host-show") for path in shown)
+    empty, gone = dict(EMPTY), set(SECRETS)
+    gone |= {f"{_SSH}/{name}" for name in _names(_SSH) if name.startswith("ssh_host_") and not name.endswith(".pub")}
+    gone |= {f"/var/lib/{name}" for name in _names("/var/lib") if name not in KEPT_IN_VAR_LIB}
+    if walk:
+        _unreadable("/etc", gone)
+    for path in wanted:
+        covering = [place for place in (*empty, *gone) if path == place or path.startswith(f"{place}/")]
+        below = [place for place in (*empty, *gone) if place.startswith(f"{path}/")]
+        if not covering and not below:
+            raise UsageError(f"--host-show {path}: it is not hidden", hint="docs/host-image.md has the list")
+        for place in covering:
+            if place != path and place in empty:
+                raise UsageError(
+                    f"--host-show {path}: {place} is hidden as a whole", hint=f"show {place}, or mount it with -v"
+                )
+        for place in (*covering, *below):
+            empty.pop(place, None)
+            gone.discard(place)
+    gone = {path for path in gone if not any(path.startswith(f"{place}/") for place in (*empty, *gone))}
+    return Hide({path: mode for path, mode in empty.items() if _is_directory(path)}, tuple(sorted(gone)))
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _is_directory(path: str) -> bool:
+    """Whether it is a real directory: /var/run, a symbolic link, leads to one that is hidden itself."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _unreadable(folder: str, found: set[str]) -> None:
+    """Add what others may not read, and directories they may not enter."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode):
+            if mode & 0o005 != 0o005:
+                found.add(entry.path)
+            elif entry.path not in found:
+                _unreadable(entry.path, found)
+        elif not stat.S_ISLNK(mode) and not mode & 0o004:
+            found.add(entry.path)
+
+
+def hiding_layer(where: Places, shown: tuple[str, ...], *, userxattr: bool) -> str:
+    """Return the directory of the hiding layer, made if there is none yet that fits this machine as it is now.
+
+    Raises FileError, UsageError, KernelError.
+    """
+    key = (where.store, *shown)
+    kept = _kept.get(key)
+    if kept is not None and monotonic() - kept[0] < _FRESH and os.path.isdir(kept[1]):
+        return kept[1]
+    hide = hidden(shown, walk=not userxattr)
+    parents = _parents([*hide.empty, *hide.gone])
+    facts = [(path, *_facts(path)) for path in parents]
+    text = repr((facts, sorted(hide.empty.items()), hide.gone, userxattr)).encode()
+    folder = f"{where.store}/host"
+    path = f"{folder}/{hashlib.sha256(text).hexdigest()[:32]}"
+    if not os.path.isdir(path):
+        make_private(where.store)
+        _mkdir(folder)
+        _build(folder, path, facts, hide, userxattr=userxattr)
+        _sweep(folder, path)
+    _kept[key] = (monotonic(), path)
+    return path
+
+
+def _parents(paths: list[str]) -> list[str]:
+    """Every directory above the paths that exists, each after its own parent, the root left out."""
+    found = set()
+    for path in paths:
+        parts = path.split("/")[1:-1]
+        for count in range(1, len(parts) + 1):
+            found.add("/" + "/".join(parts[:count]))
+    return [path for path in sorted(found) if _is_directory(path)]
+
+
+def _facts(path: str) -> tuple[int, int, int]:
+    facts = os.lstat(path)
+    return stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid
+
+
+def _build(
+    folder: str, path: str, parents: list[tuple[str, int, int, int]], hide: Hide, *, userxattr: bool
+) -> None:
+    """Make the layer beside its place and rename it there, so that nobody sees half of one."""
+    name = f".new-{os.urandom(8).hex()}"
+    top = f"{folder}/{name}"
+    opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
+    made = {"/"}
+    try:
+        os.mkdir(top, 0o700)
+        os.chmod(top, stat.S_IMODE(os.stat("/").st_mode))
+        for place, mode, uid, gid in parents:
+            # Below a hidden path nothing is needed, and a symbolic link in between leads elsewhere.
+            if os.path.dirname(place) in made:
+                os.mkdir(top + place, 0o700)
+                _own(top + place, mode, uid, gid)
+                made.add(place)
+        for place, mode in hide.empty.items():
+            if os.path.dirname(place) in made:
+                os.mkdir(top + place, 0o700)
+                facts = os.lstat(place)
+                _own(top + place, mode, facts.st_uid, facts.st_gid)
+                os.setxattr(top + place, opaque, b"y")
+        for place in hide.gone:
+            if os.path.dirname(place) in made:
+                os.mknod(top + place, stat.S_IFCHR, 0)
+        os.rename(top, path)
+    except OSError as error:
+        _discard(folder, name)
+        if error.errno in (EEXIST, 39) and os.path.isdir(path):  # another process was quicker (ENOTEMPTY)
+            return
+        raise FileError("make the layer that hides secrets in", folder, error.errno or EINVAL) from None
+    except BaseException:
+        _discard(folder, name)
+        raise
+
+
+def _own(path: str, mode: int, uid: int, gid: int) -> None:
+    """Mode and owner as on the host; an ordinary user keeps what cannot be given away."""
+    if os.geteuid() == 0:
+        os.chown(path, uid, gid)
+    os.chmod(path, mode)
+
+
+def _discard(folder: str, name: str) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        remove_tree(fd, name)
+    except KnarrError:
+        pass  # a remnant: the next sweep takes it
+    finally:
+        os.close(fd)
+
+
+def _sweep(folder: str, current: str) -> None:
+    """Remove layers for what the machine looked like long ago; those in use by a running container stay mounted.
+
+    A lower layer that is removed while an overlay uses it would change what is seen, so only old ones go.
+    """
+    import time
+
+    for name in _names(folder):
+        path = f"{folder}/{name}"
+        try:
+            old = time.time() - os.lstat(path).st_ctime > 30 * 86400
+        except OSError:
+            continue
+        if old and path != current and name not in ("root", "scratch"):
+            _discard(folder, name)
+
+
+def _mkdir(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise FileError("make directory", path, error.errno or EINVAL) from None
+
+
+def mount_points(where: Places) -> tuple[str, str]:
+    """Two empty directories for the init to mount on, in its own mount namespace: shared by all containers."""
+    root, scratch = f"{where.store}/host/root", f"{where.store}/host/scratch"
+    for path in (root, scratch):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise FileError("make directory", path, error.errno or EINVAL) from None
+    return root, scratch
+
+
+def mounted_below() -> list[str]:
+    """Mount points of this process' mount namespace, unescaped (proc_pid_mountinfo(5))."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise FileError("read", "/proc/self/mountinfo", error.errno or ENOENT) from None
+    return [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in lines]
+
+
+def _unescaped(path: bytes) -> bytes:
+    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        path = path.replace(code, char)
+    return path
+
+
+class Part:
+    """One piece of the host's tree for a user namespace: ``overlay`` a directory without mounts below, ``link``, ``file``
+    or ``directory`` (only made)."""
+
+    __slots__ = ("kind", "path", "target")
+
+    def __init__(self, kind: str, path: str, target: str = "") -> None:
+        self.kind = kind
+        self.path = path
+        self.target = target
+
+
+def parts(hide: Hide) -> list[Part]:
+    """Cut the host's root into pieces that an ordinary user may put an overlay on.
+
+    In a user namespace the kernel refuses an overlay over a directory with mounts below it: they could uncover what
+    lies under them (CVE-2021-3732). So each top-level directory is one piece; one that has mounts below is made anew
+    and its entries are pieces.
+    """
+    mounts = {path for path in mounted_below() if path != "/"}
+    return _pieces("/", mounts, hide)
+
+
+def _pieces(folder: str, mounts: set[str], hide: Hide) -> list[Part]:
+    found: list[Part] = []
+    for name in sorted(_names(folder)):
+        path = f"{folder.rstrip('/')}/{name}"
+        if path in ("/proc", "/sys", "/dev") or path in hide.gone:
+            continue
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(mode):
+            found.append(Part("link", path, os.readlink(path)))
+        elif path in hide.empty:
+            found.append(Part("directory", path))
+        elif stat.S_ISDIR(mode):
+            if path in mounts and path not in SYSTEM_MOUNTS:
+                found.append(Part("directory", path))
+            elif any(place.startswith(f"{path}/") for place in mounts):
+                found.append(Part("directory", path))
+                found += _pieces(path, mounts, hide)
+            else:
+                found.append(Part("overlay", path))
+        elif stat.S_ISREG(mode):
+            found.append(Part("file", path))
+    return found
+
+
+def require_overlay(supported: bool) -> None:
+    """Refuse with a reason where the kernel has no overlayfs."""
+    if not supported:
+        raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")

@@ -1,0 +1,53 @@
+"""/etc/hosts, /etc/hostname and /etc/resolv.conf of a container: made in its own directory, bound in by the init.
+
+Nothing is written into the image's root from here, so a symbolic link at one of these places cannot lead anywhere
+(CVE-2024-5154 and its kin): the init resolves the target inside the root.
+"""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import FileError
+from knarr.base.files import read_file
+
+_LIMIT = 1 << 20
+HOSTS, HOSTNAME, RESOLV = "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
+
+
+def write_files(folder: str, *, hostname: str, network: str) -> tuple[tuple[str, str], ...]:
+    """Write the files below ``folder``/etc and return (target, file) pairs to be bound. Raises FileError.
+
+    With the host's network the host's own names and resolvers count; without a network only the container itself
+    has a name, and an empty resolv.conf makes look-ups fail at once instead of after a time-out.
+    """
+    place = f"{folder}/etc"
+    host = network == "host"
+    contents = {
+        HOSTS: _host_file(HOSTS) if host else b"",
+        HOSTNAME: f"{hostname}\n".encode(),
+        RESOLV: _host_file(RESOLV) if host else b"",
+    }
+    if not host:
+        names = f"localhost {hostname}" if hostname else "localhost"
+        contents[HOSTS] = f"127.0.0.1\t{names}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode()
+    try:
+        os.mkdir(place, 0o755)
+        for target, data in contents.items():
+            fd = os.open(f"{folder}{target}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(fd, 0o644)
+                if data:
+                    os.write(fd, data)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise FileError("write", place, error.errno or 0) from None
+    return tuple((target, f"{folder}{target}") for target in contents)
+
+
+def _host_file(path: str) -> bytes:
+    try:
+        return read_file(path, _LIMIT)
+    except FileError:
+        return b""  # a host without one
