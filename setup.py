@@ -17,7 +17,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from setuptools import Command, setup
+from setuptools import Command, Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.install_scripts import install_scripts
@@ -58,14 +58,10 @@ def compiler() -> list[str]:
 
 def compile_static(sources: list[Path], output: Path) -> None:
     """Compile and link ``sources`` into the static program ``output`` (mode 0755)."""
-    if (INIT / "cflags.txt").exists():
-        lines = (line.strip() for line in (INIT / "cflags.txt").read_text().splitlines())
-        flags = [line for line in lines if line and not line.startswith("#")]
-    else:  # only until the init lands
-        flags = "-std=c11 -O2 -static -nostdlib -ffreestanding -fno-stack-protector -fno-pie -no-pie".split()
-    if not sources:  # only until the init lands
-        print("no init sources yet: knarr-init is not built", flush=True)
-        return
+    if not sources:
+        raise CompileError(f"the C sources in {INIT} are missing")
+    lines = (line.strip() for line in (INIT / "cflags.txt").read_text().splitlines())
+    flags = [line for line in lines if line and not line.startswith("#")]
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [*compiler(), *flags, "-o", str(output), *map(str, sources)]
     print(shlex.join(command), flush=True)
@@ -129,18 +125,22 @@ class InstallScripts(install_scripts):
 class PlatformWheel(bdist_wheel):
     """A wheel for every Python 3 on one kind of machine."""
 
-    def finalize_options(self) -> None:
-        """Say that the wheel is not pure Python."""
-        super().finalize_options()
-        self.root_is_pure = False
-
     def get_tag(self) -> tuple[str, str, str]:
-        """Name no C library: the programs need none."""
+        """Name no Python API and no C library: the programs need none."""
         return "py3", "none", f"linux_{target()}"
+
+
+class PlatformDistribution(Distribution):
+    """Not pure Python, so everything goes into platlib, the package and its programs together."""
+
+    def has_ext_modules(self) -> bool:
+        """Tell setuptools so; the programs are no extension modules, but bound to a machine like them."""
+        return True
 
 
 setup(
     scripts=[str(LAUNCHER)],  # makes setuptools call install_scripts, and keeps the source in the sdist
+    distclass=PlatformDistribution,
     cmdclass={
         "bdist_wheel": PlatformWheel,
         "build_init": BuildInit,

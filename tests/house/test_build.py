@@ -95,7 +95,7 @@ def test_installed_anywhere_the_runtime_starts(wheel: Path, tmp_path: Path, sche
         "target": ["--target", str(base)],
     }[scheme]
     done = subprocess.run(
-        [*python, "install", "--no-deps", "--no-index", "--force-reinstall", *where, str(wheel)],
+        [*python, "install", "--no-deps", "--no-index", "--ignore-installed", *where, str(wheel)],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUSERBASE": str(base)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
