@@ -1,0 +1,83 @@
+"""The help texts of knarr-runtime (cold: imported when somebody asks)."""
+
+from __future__ import annotations
+
+from knarr.cli.runtime.options import FLAG, GLOBAL, VERBS
+
+# verb -> (operands, what it does)
+ABOUT = {
+    "create": ("ID", "create a container; its program waits for start"),
+    "start": ("ID", "run the program of a created container"),
+    "state": ("ID", "print the state of a container as JSON"),
+    "kill": ("ID [SIGNAL]", "send a signal to the container's first process (TERM unless given)"),
+    "delete": ("ID", "remove a container that is stopped or was never started"),
+    "run": ("ID", "create and start a container, wait for its end and remove it"),
+    "exec": ("ID COMMAND [ARGUMENT...]", "run a further process in a container"),
+    "list": ("", "list the containers below the state root"),
+    "spec": ("", "write a config.json to start from"),
+    "features": ("", "print what this runtime supports as JSON"),
+    "plan": ("BUNDLE", "print what create would do, each step with the config.json field that asks for it"),
+}
+
+# option -> (word for its value, what it does); "verb.option" where it differs
+OPTIONS = {
+    "root": ("DIR", "where the state of containers is kept, on a tmpfs (/run/knarr, or below XDG_RUNTIME_DIR)"),
+    "log": ("FILE", "append errors and warnings to FILE (standard error)"),
+    "log-format": ("FORMAT", "text or json (text)"),
+    "debug": ("", "log more"),
+    "rootless": ("WHEN", "do without cgroups that may not be made: true, false or auto (auto)"),
+    "systemd-cgroup": ("", "refused: this version manages cgroups itself"),
+    "version": ("", "print the version"),
+    "help": ("", "print this"),
+    "bundle": ("DIR", "directory with config.json (the current one)"),
+    "console-socket": ("PATH", "socket that receives the terminal's master descriptor"),
+    "pid-file": ("FILE", "write the process id there"),
+    "no-pivot": ("", "enter the root by moving a mount instead of pivot_root (for a root on initramfs)"),
+    "no-new-keyring": ("", "keep the caller's session keyring"),
+    "preserve-fds": ("N", "hand down N descriptors after standard error, besides those of LISTEN_FDS (0)"),
+    "all": ("", "signal every process of the container"),
+    "force": ("", "kill it first if it runs; no error if it does not exist"),
+    "detach": ("", "return as soon as the program runs"),
+    "cwd": ("DIR", "working directory in the container"),
+    "env": ("NAME=VALUE", "set a variable; may be given again"),
+    "tty": ("", "give the process a terminal"),
+    "user": ("UID[:GID]", "run as this user"),
+    "additional-gids": ("GID", "a further group; may be given again"),
+    "process": ("FILE", "read the process from a JSON file"),
+    "process-label": ("LABEL", "SELinux label of the process"),
+    "apparmor": ("PROFILE", "AppArmor profile of the process"),
+    "no-new-privs": ("", "the process may not gain privileges"),
+    "cap": ("CAP", "add a capability; may be given again"),
+    "format": ("FORMAT", "table or json (table)"),
+    "plan.format": ("FORMAT", "text or json (text)"),
+    "quiet": ("", "print ids only"),
+    "spec.rootless": ("", "for a container that an ordinary user runs"),
+    "id": ("ID", "the container id to plan for"),
+}
+
+
+def text(verb: str = "") -> str:
+    """The help of a verb, or of the whole command."""
+    if not verb:
+        width = max(len(name) for name in VERBS)
+        verbs = "\n".join(f"  {name.ljust(width)}  {ABOUT[name][1]}" for name in VERBS)
+        return (
+            "Usage: knarr-runtime [OPTION...] COMMAND [OPTION...] [OPERAND...]\n\n"
+            "An OCI runtime with the command line of runc.\n\n"
+            f"Commands:\n{verbs}\n\nOptions:\n{_options(GLOBAL, '')}\n\n"
+            "knarr-runtime COMMAND --help tells more.\n"
+        )
+    operands, about = ABOUT[verb]
+    table = (*VERBS[verb][0], ("help", "h", FLAG))
+    words = " ".join(word for word in ("knarr-runtime", verb, "[OPTION...]", operands) if word)
+    return f"Usage: {words}\n\n{about[0].upper()}{about[1:]}.\n\nOptions:\n{_options(table, verb)}\n"
+
+
+def _options(table: tuple[tuple[str, str, str], ...], verb: str) -> str:
+    lines = []
+    for long, short, kind in table:
+        value, about = OPTIONS.get(f"{verb}.{long}") or OPTIONS[long]
+        name = f"--{long}" if kind == FLAG else f"--{long} {value}"
+        lines.append((f"{f'-{short}, ' if short else '    '}{name}", about))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name.ljust(width)}  {about}" for name, about in lines)

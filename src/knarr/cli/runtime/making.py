@@ -1,0 +1,115 @@
+"""What create, run and exec have in common: bundle, console socket, preserved descriptors, pid file (hot)."""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_STREAM, socket
+from errno import EBADF, ENOENT
+from fcntl import F_GETFD, fcntl
+
+from knarr.base.errors import FileError, NotFound, UsageError
+from knarr.base.files import read_file, write_atomic
+from knarr.spec.validate import parse_config
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.base.log import Log
+
+CONSOLE_PATIENCE = 10.0
+"""Seconds the listener of a console socket may take to accept."""
+
+
+def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
+    """The bundle's absolute path, its validated config.json and the bytes of that.
+
+    Raises NotFound, FileError, SpecError.
+    """
+    bundle = os.path.abspath(options.get("bundle") or ".")
+    path = f"{bundle}/config.json"
+    try:
+        raw = read_file(path, 16 << 20)
+    except FileError as error:
+        if error.number != ENOENT:
+            raise
+        if not os.path.isdir(bundle):
+            raise NotFound("bundle", bundle) from None
+        raise NotFound("config.json in bundle", bundle, hint="knarr-runtime spec writes one") from None
+    return bundle, parse_config(raw), raw
+
+
+def preserved(options: dict[str, Any]) -> tuple[int, ...]:
+    """The descriptors to hand down: 3 and up, those of LISTEN_FDS first (sd_listen_fds(3)) and --preserve-fds more.
+
+    To be called before this program opens any: a number that is free would be taken by one of our own.
+    """
+    listening = os.environ.get("LISTEN_FDS", "")
+    count = int(listening) if listening.isascii() and listening.isdigit() and len(listening) < 6 else 0
+    count += options.get("preserve-fds", 0)
+    for fd in range(3, 3 + count):
+        try:
+            fcntl(fd, F_GETFD)
+        except OSError as error:
+            number = error.errno or EBADF
+            raise UsageError(f"cannot preserve descriptor {fd}: {os.strerror(number).lower()}") from None
+    return tuple(range(3, 3 + count))
+
+
+def add_listen_fds(process: dict[str, Any]) -> None:
+    """Tell the program of the sockets it inherits, as sd_listen_fds(3) expects it."""
+    listening = os.environ.get("LISTEN_FDS", "")
+    if listening.isascii() and listening.isdigit() and listening != "0":
+        process["env"] = [*(process.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+
+
+def console_socket(path: str) -> socket:
+    """Connect to the socket that wants the terminal; its path may be longer than an address allows. Raises FileError."""
+    folder, name = os.path.split(path)
+    sock = socket(AF_UNIX, SOCK_STREAM, 0)
+    try:
+        sock.settimeout(CONSOLE_PATIENCE)
+        directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{name}")
+        finally:
+            os.close(directory)
+        sock.settimeout(None)
+    except OSError as error:
+        sock.close()
+        number = error.errno
+        if number is None:  # a timeout has none
+            from errno import ETIMEDOUT
+
+            number = ETIMEDOUT
+        raise FileError("connect to console socket", path, number) from None
+    return sock
+
+
+def check_terminal(process: dict[str, Any], options: dict[str, Any], *, detach: bool) -> None:
+    """Raise UsageError when the terminal that is asked for and the console socket do not go together."""
+    terminal, has_socket = bool(process.get("terminal")), bool(options.get("console-socket"))
+    if terminal and detach and not has_socket:
+        raise UsageError(
+            "the process wants a terminal, but there is no console socket to send it to", hint="add --console-socket"
+        )
+    if has_socket and not terminal:
+        raise UsageError("there is a console socket, but the process wants no terminal", hint="set process.terminal")
+    if has_socket and not detach:
+        raise UsageError("a console socket is of use only with --detach")
+
+
+def write_pid(options: dict[str, Any], pid: int) -> None:
+    """Write --pid-file in one step; a link planted at its place is replaced, not followed (I18). Raises FileError."""
+    path = options.get("pid-file")
+    if path:
+        write_atomic(path, b"%d" % pid, mode=0o644)
+
+
+def warn(config: dict[str, Any], log: Log) -> None:
+    """Log what a runtime should mention about a valid config.json."""
+    from knarr.spec.validate import config_warnings
+
+    for finding in config_warnings(config):
+        warning = f"config.json {finding}"
+        log.warning(warning)

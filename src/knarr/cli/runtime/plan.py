@@ -1,0 +1,64 @@
+"""``knarr-runtime plan``: what would be done for a bundle, each operation with the field that asks for it (hot)."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base import fastjson
+from knarr.base.errors import UsageError
+from knarr.base.ids import check_id
+from knarr.cli.runtime import making
+from knarr.plan.container import Options, plan_container
+from knarr.runtime import cgroup
+from knarr.runtime.create import compiled_seccomp
+from knarr.runtime.probe import probe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.cli.runtime_main import Context
+
+
+def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
+    """Print the plan of ``create``; nothing is done, and no privilege is needed."""
+    form = options.get("format", "text")
+    if form not in ("text", "json"):
+        raise UsageError(f"option --format: {form!r} is neither text nor json")
+    id = check_id(options.get("id", "ID"))
+    bundle, config, _ = making.read_bundle({"bundle": operands[0]})
+    host = probe()
+    groups = cgroup.plan(config, host, id, rootless=context.rootless)
+    plan = plan_container(
+        config,
+        host,
+        id=id,
+        bundle=bundle,
+        options=Options(terminal_slot=bool(config["process"].get("terminal")), wait_start=True),
+        seccomp=compiled_seccomp(config, host),
+        cgroup=groups,
+    )
+    steps = cgroup.describe(groups) if groups is not None else []
+    if form == "json":
+        shown: dict[str, Any] = {
+            "cgroup": [{"pointer": pointer, "does": text} for pointer, text in steps],
+            "slots": list(plan.slots),
+            "operations": [
+                {
+                    "operation": op.kind,
+                    "pointer": op.pointer,
+                    **{
+                        name: f"{len(value)} bytes" if isinstance(value, bytes) else value
+                        for name, value in op.arguments().items()
+                    },
+                }
+                for op in plan.ops
+            ],
+        }
+        os.write(1, fastjson.dumps(shown, indent=True) + b"\n")
+        return 0
+    lines = [*steps, *((op.pointer, op.describe()) for op in plan.ops)]
+    width = min(max(len(pointer) for pointer, _ in lines), 40)
+    text = "".join(f"{pointer.ljust(width)}  {does}\n" for pointer, does in lines)
+    os.write(1, text.encode("utf-8", "surrogateescape"))
+    return 0

@@ -1,0 +1,97 @@
+"""Processes: what /proc tells of one, pidfds, signals, limits (hot).
+
+proc(5), pidfd_open(2), pidfd_send_signal(2), waitid(2), prlimit(2). A pid alone is never trusted: it is compared
+with the start time the kernel gave the process (SECURITY.md I23).
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+from errno import ECHILD, ENOENT, ESRCH
+from select import POLLIN, poll
+
+from knarr.base.errors import KernelError
+
+GONE = frozenset("ZX")
+"""States of /proc/PID/stat that mean the process runs no more: zombie and dead."""
+
+
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """Return (state letter, start time in clock ticks since boot) of a process, None when there is none."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == ENOENT:
+            return None
+        raise KernelError("open", f"/proc/{pid}/stat", error.errno or 0) from None
+    try:
+        data = os.read(fd, 4096)
+    except OSError as error:
+        if error.errno == ESRCH:
+            return None
+        raise KernelError("read", f"/proc/{pid}/stat", error.errno or 0) from None
+    finally:
+        os.close(fd)
+    # pid (comm) state ppid …: the name may hold blanks and parentheses, so count from the last one.
+    fields = data[data.rfind(b")") + 2 :].split()
+    return fields[0].decode(), int(fields[19])
+
+
+def boot_id() -> str:
+    """Return the kernel's random id of this boot."""
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64).decode().strip()
+    finally:
+        os.close(fd)
+
+
+def open_pid(pid: int, starttime: int = 0) -> int | None:
+    """Return a pidfd of a live process, None when it is gone or, with ``starttime``, when the pid is another's now."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno == ESRCH:
+            return None
+        raise KernelError("pidfd_open", str(pid), error.errno or 0) from None
+    # Looked up after the pidfd was opened: if the start time fits now, the descriptor is that process.
+    stat = process_stat(pid)
+    if stat is None or stat[0] in GONE or (starttime and stat[1] != starttime):
+        os.close(fd)
+        return None
+    return fd
+
+
+def signal_pid(pidfd: int, number: int) -> bool:
+    """Send a signal; returns False when the process is gone. Raises KernelError (EINVAL, EPERM)."""
+    try:
+        _signal.pidfd_send_signal(pidfd, number)
+    except OSError as error:
+        if error.errno == ESRCH:
+            return False
+        raise KernelError("pidfd_send_signal", str(number), error.errno or 0) from None
+    return True
+
+
+def ended(pidfd: int, timeout: float | None = 0.0) -> bool:
+    """Whether the process has ended (a zombie has), waiting up to ``timeout`` seconds (None: for ever)."""
+    poller = poll()
+    poller.register(pidfd, POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
+
+
+def reap(pidfd: int, *, wait: bool = True) -> int | None:
+    """Take the exit code of a child: 0 to 255, or 128 + the signal that ended it.
+
+    None when it has not ended (``wait`` False), is not our child, or was already taken by somebody else.
+    """
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | (0 if wait else os.WNOHANG))
+    except OSError as error:
+        if error.errno == ECHILD:
+            return None
+        raise KernelError("waitid", "", error.errno or 0) from None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status

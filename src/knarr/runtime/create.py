@@ -1,0 +1,474 @@
+"""Make a container: claim the id, record, make cgroups, spawn the init and answer it until all is set up (hot).
+
+runtime-spec runtime.md "Create". What is about to be done is recorded before it is done (the cgroups' paths before
+they are made, the pid as soon as there is one), so that ``delete --force`` finishes whatever a SIGKILL left; on an
+error everything is undone here.
+
+From a program: ``create()`` blocks until the container is set up; ``begin()`` returns at once and leaves
+``.launch`` to be driven (``fileno()``, ``step()``) by a loop of the caller's, who calls ``.finish()`` when ``step()``
+says so and ``.undo()`` when it raises. Both work from any thread. A plan with prestart or createRuntime hooks runs
+them inside ``step()``: drive such a one from a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+from errno import EINVAL, EPERM, ESRCH
+from resource import prlimit
+
+from knarr.base import fastjson
+from knarr.base.clock import now_rfc3339
+from knarr.base.errors import FileError, InitError, KernelError, KnarrError
+from knarr.base.files import write_atomic
+from knarr.base.ids import check_id
+from knarr.base.record import Record
+from knarr.kernel.process import boot_id, process_stat, reap
+from knarr.plan.container import Options, plan_container
+from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_READY
+from knarr.runtime import cgroup, record
+from knarr.runtime.launch import Launch, describe
+from knarr.runtime.record import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.base.files import Lock
+    from knarr.plan.container import ContainerPlan, Root
+    from knarr.plan.host import Host
+
+_HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+PATIENCE = 10.0
+"""Seconds a killed process may take to end."""
+
+
+class Stdio(Record):
+    """The descriptors a process is given; they stay the caller's.
+
+    ``console`` is -1, or a connected socket to send the terminal's master over; ``preserve`` become 3, 4, … inside.
+    """
+
+    stdin: int = 0
+    stdout: int = 1
+    stderr: int = 2
+    console: int = -1
+    preserve: tuple[int, ...] = ()
+
+
+class Process:
+    """A process of ours in a container: ``pid``, ``pidfd`` (a child of this program), the ``launch`` that made it."""
+
+    __slots__ = ("host", "id", "launch", "plan")
+
+    def __init__(self, id: str, plan: ContainerPlan, host: Host) -> None:
+        self.id = id
+        self.plan = plan
+        self.host = host
+        self.launch: Launch | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process, as this program sees it; 0 before it exists."""
+        return self.launch.pid if self.launch else 0
+
+    @property
+    def pidfd(self) -> int:
+        """Its pidfd; readable when it has ended. -1 before it exists."""
+        return self.launch.pidfd if self.launch else -1
+
+    def wait(self) -> int:
+        """Block until it ends; its exit code, 128 + signal when a signal ended it. -1 when somebody else reaped it."""
+        code = reap(self.pidfd)
+        return -1 if code is None else code
+
+    def spawn(self, stdio: Stdio, slots: dict[str, int], last: int) -> None:
+        """Start knarr-init on the plan."""
+        self.launch = Launch(
+            self.plan.encode(),
+            [slots[name] for name in self.plan.slots],
+            (stdio.stdin, stdio.stdout, stdio.stderr),
+            failed=self._failed,
+            on_pid=self.on_pid,
+            on_sync=self.on_sync,
+            on_answered=self.on_answered,
+            last=last,
+        )
+
+    def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+        from knarr.runtime.explain import init_error  # cold: only for an error
+
+        if index >= len(self.plan.ops):
+            return InitError("", "read its plan", number)
+        op = self.plan.ops[index]
+        return init_error(op.kind, op.arguments(), op.pointer, number, detail, machine=self.host.arch)
+
+    def on_pid(self, pid: int) -> None:
+        """The process exists."""
+
+    def on_answered(self, code: int) -> None:
+        """The child went on after sync ``code``."""
+
+    def on_sync(self, code: int) -> bytes:
+        """Do what the child waits for; the state document to send along."""
+        if code == SYNC_IDMAP:
+            from knarr.runtime.idmap import write_maps  # cold: only with a user namespace
+
+            write_maps(
+                self.pid,
+                self.plan.uid_map,
+                self.plan.gid_map,
+                setgroups_deny=self.plan.setgroups_deny,
+                privileged=self.host.privileged,
+                euid=self.host.euid,
+                egid=self.host.egid,
+            )
+        elif code == SYNC_CGROUP:
+            self.join_cgroup()
+            for resource, soft, hard in self.plan.parent_rlimits:
+                self._limit(resource, soft, hard)
+        return b""
+
+    def join_cgroup(self) -> None:
+        """Put the process into its cgroups, if that has not been done yet."""
+
+    def _limit(self, resource: int, soft: int, hard: int) -> None:
+        # RLIM_INFINITY is -1 for Python, 2**64 - 1 in config.json.
+        values = tuple(-1 if value >= (1 << 64) - 1 else value for value in (soft, hard))
+        try:
+            prlimit(self.pid, resource, (values[0], values[1]))
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None) or (EPERM if "allowed" in str(error) else EINVAL)
+            hint = "raising a hard limit needs CAP_SYS_RESOURCE" if number == EPERM else ""
+            raise InitError("/process/rlimits", "set resource limit", number, hint=hint) from None
+
+    def kill(self) -> None:
+        """End it, whatever it is doing, and reap it."""
+        if self.launch is not None:
+            self.launch.kill(PATIENCE)
+
+    def close(self) -> None:
+        """Close the descriptors kept for it."""
+        if self.launch is not None:
+            self.launch.close()
+            if self.launch.pidfd >= 0:
+                os.close(self.launch.pidfd)
+                self.launch.pidfd = -1
+
+
+class Created(Process):
+    """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
+
+    __slots__ = ("_joined", "_lock", "_root_fd", "bundle", "config", "fd", "state", "stop")
+
+    def __init__(
+        self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
+    ) -> None:
+        super().__init__(id, plan, host)
+        self.bundle = bundle
+        self.config = config
+        self.stop = stop
+        self.fd = -1
+        self._root_fd = root_fd
+        self._lock: Lock | None = None
+        self._joined = False
+        self.state = State(
+            id=id,
+            bundle=bundle,
+            rootfs=_rootfs(config, bundle),
+            version=config["ociVersion"],
+            created=now_rfc3339(),
+            boot=boot_id(),
+            annotations=config.get("annotations") or {},
+            hooks=tuple(kind for kind in _HOOK_KINDS if (config.get("hooks") or {}).get(kind)),
+        )
+
+    def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool) -> None:
+        """Claim the id, record, make the cgroups, spawn. Undo is the caller's."""
+        self.fd, self._lock = record.make(self._root_fd, self.id)
+        tail = next((n for n, op in enumerate(self.plan.ops) if op.kind == "wait_start"), -1)
+        if tail >= 0:
+            self.state = self.state.replace(tail_index=tail, tail=[describe(op) for op in self.plan.ops[tail:]])
+        if self.plan.cgroup is not None:
+            self.state = self.state.replace(cgroup=cgroup.intent(self.plan.cgroup))
+        record.save(self.fd, self.state)
+        slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
+        slots["console"] = stdio.console
+        listening = None
+        try:
+            if self.plan.cgroup is not None:
+                cgroup.create(self.plan.cgroup)
+                if "cgroup" in self.plan.slots:
+                    slots["cgroup"] = cgroup.open_directory(self.plan.cgroup)
+            if wait_start:
+                listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+                listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
+                listening.listen(1)
+                slots["start"] = listening.fileno()
+            self.spawn(stdio, slots, SYNC_READY if wait_start else 0)
+        except OSError as error:
+            if isinstance(error, KernelError):
+                raise
+            raise FileError("make start socket in", self.id, error.errno or 0) from None
+        finally:
+            if listening is not None:
+                listening.close()
+            if "cgroup" in slots:
+                os.close(slots["cgroup"])
+        # While the child is at work:
+        write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
+
+    def on_pid(self, pid: int) -> None:
+        stat = process_stat(pid)
+        if stat is None:
+            raise KernelError("read", f"/proc/{pid}/stat", ESRCH)
+        self.state = self.state.replace(pid=pid, starttime=stat[1])
+        record.save(self.fd, self.state)
+        if not self.plan.uid_map:
+            self.join_cgroup()  # takes milliseconds on v1; the child makes its mounts meanwhile
+
+    def on_answered(self, code: int) -> None:
+        if code == SYNC_IDMAP:
+            self.join_cgroup()
+
+    def join_cgroup(self) -> None:
+        if self.plan.cgroup is not None and not self._joined:
+            self._joined = True
+            cgroup.join(self.plan.cgroup, self.pid)
+
+    def on_sync(self, code: int) -> bytes:
+        if code == SYNC_HOOKS:
+            self.state = self.state.replace(hooked=True)
+            record.save(self.fd, self.state)
+            from knarr.runtime.hooks import run_hooks
+
+            document = fastjson.dumps(record.document(self.state, "creating"))
+            run_hooks(self.plan.runtime_hooks, document, self.bundle, alive=self.pidfd, stop=self.stop)
+            return document
+        if code == SYNC_READY:
+            self.state = self.state.replace(complete=True)
+            record.save(self.fd, self.state)
+            return fastjson.dumps(record.document(self.state, "created"))
+        return super().on_sync(code)
+
+    def drive(self, deadline: float | None = None) -> None:
+        """Block until the launch is done."""
+        if self.launch is not None:
+            self.launch.run(deadline, self.stop)
+
+    def finish(self) -> None:
+        """Call when ``launch.step()`` says that all is done: lets the id's lock and the control socket go."""
+        if self.launch is not None:
+            self.launch.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def start(self) -> None:
+        """Let the program of a created container run, and the poststart hooks. Raises as ``runtime.start.start``."""
+        from knarr.runtime.start import start_container
+
+        start_container(self._root_fd, self.fd, self.state, self.config)
+
+    def poststart(self) -> None:
+        """Run the poststart hooks of a container that was made without waiting for a start."""
+        from knarr.runtime.start import poststart
+
+        poststart(self._root_fd, self.fd, self.state, self.config)
+
+    def delete(self) -> list[str]:
+        """Remove the container, killing what still runs; returns warnings of poststop hooks."""
+        from knarr.runtime.delete import destroy
+
+        warnings = destroy(self._root_fd, self.fd, self.state, self.config)
+        self.close()
+        return warnings
+
+    def undo(self) -> None:
+        """Take back whatever was done of a creation that failed. Safe to call at any point, and twice."""
+        if self.launch is not None:
+            self.launch.kill(PATIENCE)
+        if self.fd >= 0:
+            from knarr.runtime.delete import clear
+
+            clear(self._root_fd, self.fd, self.state, self.config)
+            if self._lock is not None:
+                record.forget_lock(self._root_fd, self.id, self._lock)
+                self._lock = None
+        self.close()
+
+    def close(self) -> None:
+        super().close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        for fd in (self.fd, self._root_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._root_fd = -1
+
+
+def _rootfs(config: dict[str, Any], bundle: str) -> str:
+    path = str((config.get("root") or {}).get("path", ""))
+    return path if path.startswith("/") else f"{bundle}/{path}"
+
+
+def begin(
+    state_root: str,
+    id: str,
+    bundle: str,
+    config: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    root: Root | None = None,
+    wait_start: bool = True,
+    host: Host | None = None,
+    raw: bytes | None = None,
+    rootless: bool | None = None,
+    stop: int = -1,
+) -> Created:
+    """Start to make a container; drive ``.launch`` to its end, then ``.finish()`` (on an error ``.undo()``).
+
+    ``config`` is a validated config.json, ``raw`` its bytes if at hand; ``bundle`` an absolute path. ``options`` are
+    the caller's wishes; what follows from ``io`` and ``wait_start`` is put in here. With ``wait_start`` the program
+    waits for ``start``, else it runs as soon as it can. ``rootless`` True: cgroups that may not be made are done
+    without when no limit was asked for; None decides by who we are. ``host`` saves gathering the facts again.
+    Raises InvalidId, Exists, SpecError, Unsupported, FileError, KernelError; nothing is left behind then.
+    """
+    check_id(id)
+    stdio = io or Stdio()
+    if host is None:
+        from knarr.runtime.probe import probe
+
+        host = probe()
+    wishes = (options or Options()).replace(
+        terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=wait_start
+    )
+    groups = cgroup.plan(config, host, id, rootless=rootless)
+    plan = plan_container(
+        config,
+        host,
+        id=id,
+        bundle=bundle,
+        options=wishes,
+        root=root,
+        seccomp=compiled_seccomp(config, host),
+        cgroup=groups,
+    )
+    root_fd = record.open_root(state_root, make=True)
+    try:
+        created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
+    except BaseException:
+        os.close(root_fd)
+        raise
+    try:
+        created.prepare(stdio, raw, wait_start=wait_start)
+    except BaseException as error:
+        undo(created, error)
+        raise
+    return created
+
+
+def undo(created: Created, error: BaseException) -> None:
+    """``created.undo()`` because of ``error``; what goes wrong with that is noted on it and does not hide it."""
+    try:
+        created.undo()
+    except KnarrError as trouble:
+        error.add_note(f"and while undoing it: {trouble}")
+
+
+def compiled_seccomp(config: dict[str, Any], host: Host) -> bytes | None:
+    """linux.seccomp as a filter, from the cache if it was compiled before."""
+    profile = (config.get("linux") or {}).get("seccomp")
+    if not profile:
+        return None
+    from knarr.runtime.seccomp_cache import compiled
+
+    return compiled(profile, host.arch)
+
+
+def create(
+    state_root: str,
+    id: str,
+    bundle: str,
+    config: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    root: Root | None = None,
+    wait_start: bool = True,
+    host: Host | None = None,
+    raw: bytes | None = None,
+    rootless: bool | None = None,
+    deadline: float | None = None,
+    stop: int = -1,
+) -> Created:
+    """``begin()`` and block until the container is set up.
+
+    At most until ``deadline`` (time.monotonic()), or until the descriptor ``stop`` becomes readable. Raises also what went wrong inside: InitError, CommandNotFound, CommandNotExecutable, HookError, SafetyViolation,
+    Interrupted.
+    """
+    created = begin(
+        state_root,
+        id,
+        bundle,
+        config,
+        io=io,
+        options=options,
+        root=root,
+        wait_start=wait_start,
+        host=host,
+        raw=raw,
+        rootless=rootless,
+        stop=stop,
+    )
+    try:
+        created.drive(deadline)
+        created.finish()
+    except BaseException as error:
+        undo(created, error)
+        raise
+    return created
+
+
+def run(
+    state_root: str,
+    id: str,
+    bundle: str,
+    config: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    root: Root | None = None,
+    host: Host | None = None,
+    raw: bytes | None = None,
+    rootless: bool | None = None,
+    deadline: float | None = None,
+    stop: int = -1,
+) -> Created:
+    """``create()`` without waiting for a start: on return the program runs, and the poststart hooks did.
+
+    The caller waits (``.wait()`` or the pidfd) and removes it (``.delete()``).
+    """
+    created = create(
+        state_root,
+        id,
+        bundle,
+        config,
+        io=io,
+        options=options,
+        root=root,
+        wait_start=False,
+        host=host,
+        raw=raw,
+        rootless=rootless,
+        deadline=deadline,
+        stop=stop,
+    )
+    try:
+        created.poststart()
+    except BaseException as error:
+        undo(created, error)
+        raise
+    return created

@@ -1,0 +1,176 @@
+"""Remove a container, or what a killed runtime left of one (hot). runtime-spec runtime.md "Delete".
+
+Order: processes by pidfd and cgroup, then the cgroups, then poststop hooks, the record last, so that a delete that is
+itself killed can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EBUSY, ENOENT
+from time import monotonic, sleep
+
+from knarr.base import fastjson
+from knarr.base.errors import FileError, InUse, KernelError, KnarrError, NotFound, SpecError, WrongStatus
+from knarr.base.ids import check_id
+from knarr.kernel.process import boot_id, ended, open_pid, reap, signal_pid
+from knarr.runtime import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.base.files import Lock
+    from knarr.runtime.record import State
+
+PATIENCE = 10.0
+"""Seconds to wait for killed processes to end, and for another's hold on the container."""
+
+
+def delete(state_root: str, id: str, *, force: bool = False) -> list[str]:
+    """Remove a stopped container, or one that was created and never started (as runc does).
+
+    ``force`` kills whatever runs and finishes a creation or deletion that was cut short; a container that does not
+    exist is no error then. Returns warnings (poststop hooks that failed). Raises InvalidId, NotFound, WrongStatus,
+    InUse, KernelError, FileError.
+    """
+    check_id(id)
+    try:
+        fd = record.open_container(state_root, id)
+    except NotFound:
+        if force:
+            return []
+        raise
+    root_fd = record.open_root(state_root)
+    try:
+        try:
+            state = record.load(fd, id)
+        except (FileError, SpecError) as error:
+            return _remnant(root_fd, fd, id, error, force=force)
+        if not force:
+            status = record.status(fd, state, root_fd)
+            if status not in ("created", "stopped"):
+                raise WrongStatus(id, "delete", status, hint="--force kills it first")
+        return destroy(root_fd, fd, state, None)
+    finally:
+        os.close(fd)
+        os.close(root_fd)
+
+
+def destroy(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
+    """Kill what runs and remove everything of the container; returns warnings. Raises InUse, KernelError, FileError."""
+    _kill(state)
+    taken = _lock(root_fd, state.id)
+    try:
+        if not _same(root_fd, fd, state.id):
+            return []  # another delete was quicker
+        if state.pid == 0:
+            state = record.load(fd, state.id)  # the creation that held the lock may have come further
+        return clear(root_fd, fd, state, config)
+    finally:
+        if _same(root_fd, fd, state.id):
+            taken.release()
+        else:
+            record.forget_lock(root_fd, state.id, taken)
+
+
+def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
+    """The part of ``destroy`` under the lock."""
+    _kill(state)
+    if state.cgroup is not None:
+        from knarr.runtime import cgroup
+
+        cgroup.remove(state.cgroup, PATIENCE)
+    warnings: list[str] = []
+    if "poststop" in state.hooks and (state.complete or state.hooked):
+        warnings = _poststop(fd, state, config)
+    record.remove(root_fd, fd, state.id)
+    return warnings
+
+
+def _kill(state: State) -> None:
+    """End the container's first process, and with it all of its pid namespace."""
+    if state.pid == 0 or state.boot != boot_id():
+        return
+    pidfd = open_pid(state.pid, state.starttime)
+    if pidfd is None:
+        return
+    try:
+        signal_pid(pidfd, 9)
+        if state.cgroup is not None and not ended(pidfd, 0.05):
+            from knarr.runtime import cgroup
+
+            cgroup.thaw(state.cgroup)
+        if not ended(pidfd, PATIENCE):
+            raise KernelError("kill", f"process {state.pid} of container {state.id}", EBUSY, hint=_waits(state.pid))
+        reap(pidfd, wait=False)  # if it is ours
+    finally:
+        os.close(pidfd)
+
+
+def _waits(pid: int) -> str:
+    """What the kernel holds a process in."""
+    try:
+        with open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
+            where = file.read(100)
+    except OSError:
+        where = ""
+    return f"the kernel holds it in {where or 'an uninterruptible wait'}; try again later"
+
+
+def _lock(root_fd: int, id: str) -> Lock:
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return record.lock(root_fd, id, wait=False)
+        except InUse:
+            if monotonic() >= deadline:
+                raise InUse("container", id, "another command that creates or deletes it") from None
+        sleep(0.01)
+
+
+def _same(root_fd: int, fd: int, id: str) -> bool:
+    """Whether the directory behind ``fd`` is still the container's."""
+    try:
+        there = os.stat(id, dir_fd=root_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _poststop(fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
+    """Run every poststop hook, also after one that failed (lifecycle, step 13)."""
+    from knarr.runtime.hooks import run_hook
+
+    document = fastjson.dumps(record.document(state, "stopped"))
+    warnings = []
+    try:
+        hooks = (config or record.config(fd))["hooks"]["poststop"]
+    except (KnarrError, KeyError) as error:
+        return [f"poststop hooks of container {state.id} were not run: {error}"]
+    for number, hook in enumerate(hooks):
+        try:
+            run_hook(hook, f"/hooks/poststop/{number}", document, state.bundle)
+        except KnarrError as error:
+            warnings.append(str(error))
+    return warnings
+
+
+def _remnant(root_fd: int, fd: int, id: str, error: KnarrError, *, force: bool) -> list[str]:
+    """A directory without a usable state: the creation was killed at its very start, or somebody damaged the file."""
+    interrupted = isinstance(error, FileError) and error.number == ENOENT
+    if not interrupted and not force:
+        error.hint = error.hint or "delete --force removes it"
+        raise error
+    taken = _lock(root_fd, id)
+    if not _same(root_fd, fd, id):
+        taken.release()
+        return []
+    try:
+        record.remove(root_fd, fd, id)
+    finally:
+        record.forget_lock(root_fd, id, taken)
+    return (
+        [] if interrupted else [f"state of container {id} was damaged: its processes and cgroups were not looked for"]
+    )

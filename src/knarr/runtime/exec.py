@@ -1,0 +1,116 @@
+"""Run a further process in a running container (hot)."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import WrongStatus
+from knarr.kernel.process import open_pid
+from knarr.plan.container import Options
+from knarr.plan.exec import plan_exec
+from knarr.runtime import cgroup, record
+from knarr.runtime.create import Process, Stdio, compiled_seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.plan.container import ContainerPlan
+    from knarr.plan.host import Host
+
+
+class Execed(Process):
+    """A process in a container that somebody made, perhaps another program."""
+
+    __slots__ = ("_groups",)
+
+    def __init__(self, id: str, plan: ContainerPlan, host: Host, groups: Any) -> None:
+        super().__init__(id, plan, host)
+        self._groups = groups
+
+    def join_cgroup(self) -> None:
+        if self._groups is not None:
+            cgroup.join_recorded(self._groups, self.pid)
+
+    def undo(self) -> None:
+        """End the process and forget it."""
+        self.kill()
+        self.close()
+
+
+def begin_exec(
+    state_root: str,
+    id: str,
+    process: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    host: Host | None = None,
+) -> Execed:
+    """Start a process; drive ``.launch`` until ``step()`` says that it runs; on an error call ``.undo()``.
+
+    ``process`` is a validated process section of config.json. Raises NotFound, WrongStatus, Unsupported, SpecError,
+    KernelError.
+    """
+    stdio = io or Stdio()
+    if host is None:
+        from knarr.runtime.probe import probe
+
+        host = probe()
+    fd = record.open_container(state_root, id)
+    pidfd = groups_fd = -1
+    try:
+        state = record.load(fd, id)
+        status = record.status(fd, state)
+        if status not in ("created", "running"):
+            raise WrongStatus(id, "exec in", status)
+        config = record.config(fd)
+        opened = open_pid(state.pid, state.starttime)
+        if opened is None:
+            raise WrongStatus(id, "exec in", "stopped")
+        pidfd = opened
+        wishes = (options or Options()).replace(
+            terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=False
+        )
+        groups = cgroup.for_exec(state.cgroup)
+        plan = plan_exec(
+            process, config, host, id=id, options=wishes, seccomp=compiled_seccomp(config, host), cgroup=groups
+        )
+        slots = {f"fd{3 + number}": source for number, source in enumerate(stdio.preserve)}
+        slots["console"] = stdio.console
+        slots["pidfd"] = pidfd
+        if "cgroup" in plan.slots:
+            slots["cgroup"] = groups_fd = cgroup.open_directory(state.cgroup)
+        made = Execed(id, plan, host, state.cgroup)
+        made.spawn(stdio, slots, 0)
+        return made
+    finally:
+        for used in (fd, pidfd, groups_fd):
+            if used >= 0:
+                os.close(used)
+
+
+def exec_process(
+    state_root: str,
+    id: str,
+    process: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    host: Host | None = None,
+    deadline: float | None = None,
+    stop: int = -1,
+) -> Execed:
+    """``begin_exec()`` and block until the program runs, until ``deadline`` or until ``stop`` is readable.
+
+    The caller waits for it (``.wait()``, or ``.pidfd``) and calls ``.close()``. Raises also what went wrong inside:
+    CommandNotFound, CommandNotExecutable, InitError, SafetyViolation, Interrupted.
+    """
+    made = begin_exec(state_root, id, process, io=io, options=options, host=host)
+    try:
+        if made.launch is not None:
+            made.launch.run(deadline, stop)
+    except BaseException:
+        made.undo()
+        raise
+    return made

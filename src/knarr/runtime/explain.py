@@ -1,0 +1,296 @@
+"""Why an operation failed, in one sentence (cold, pure).
+
+``init_error`` turns the init's (operation, errno, detail) into the exception to raise; for programs that cannot be
+executed it reads the file's first bytes, which the init sent along, and names the missing interpreter, the wrong
+machine or the Windows line ending instead of "no such file or directory". Other tools look for the kernel's own words
+in runtimes' messages ("no such file or directory", "permission denied", "executable file not found"): they stay.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EACCES, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOTDIR, EPERM, ETXTBSY
+from struct import error as struct_error
+from struct import unpack_from
+
+from knarr.base.errors import CommandNotExecutable, CommandNotFound, HookError, InitError, KnarrError, SafetyViolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ST_NOEXEC = 8
+PT_INTERP = 3
+# e_machine of ELF -> name as uname has it
+MACHINES = {
+    2: "sparc",
+    3: "i386",
+    8: "mips",
+    20: "ppc",
+    21: "ppc64",
+    22: "s390x",
+    40: "arm",
+    43: "sparc64",
+    62: "x86_64",
+    183: "aarch64",
+    243: "riscv64",
+    258: "loongarch64",
+}
+_RUNS = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm")}
+
+# kind -> sentence over the operation's named arguments
+_DOING = {
+    "mount": "mount {fstype} on {target}",
+    "bind": "bind {source} on {target}",
+    "remount": "remount {target}",
+    "open_source": "open mount source {path}",
+    "bind_root": "open root directory {path}",
+    "open_root": "open root directory {path}",
+    "open_ns": "join namespace {path}",
+    "setns": "join namespace",
+    "clone": "make namespaces",
+    "unshare": "make namespaces",
+    "mkdir": "make directory {path}",
+    "mknod": "make device {path}",
+    "symlink": "make symbolic link {path}",
+    "mask": "mask {path}",
+    "readonly": "make {path} read-only",
+    "host_mount": "mount {fstype} on {target}",
+    "host_mkdir": "make directory {path}",
+    "host_chdir": "enter directory {path}",
+    "console": "set up the terminal",
+    "pivot": "enter the root",
+    "cwd": "enter working directory {path}",
+    "user": "become user {uid}:{gid}",
+    "capabilities": "set the capabilities",
+    "bounding": "set the bounding capabilities",
+    "seccomp": "load the seccomp filter",
+    "no_new_privs": "set no_new_privs",
+    "hostname": "set hostname {name}",
+    "domainname": "set domainname {name}",
+    "rlimit": "set resource limit",
+    "proc_write": "write {value} to /proc/{path}",
+    "become_root": "become root of the user namespace",
+    "hook": "run hook {path}",
+    "find_program": "exec {name}",
+    "loopback": "bring up the loopback device",
+    "open_proc": "open /proc",
+    "propagation": "set mount propagation of {path}",
+    "wait_start": "wait for the start",
+}
+
+
+def subject(kind: str, strs: Sequence[str | bytes]) -> str:
+    """The one string of an operation worth remembering for a message: what it acts on."""
+    if not strs or isinstance(strs[0], bytes):
+        return ""
+    return strs[-1] if kind == "proc_write" else strs[0]
+
+
+def doing(kind: str, arguments: dict[str, object]) -> str:
+    """What the operation was to do, for people; ``arguments`` by name, missing ones are left out."""
+    shown = {name: f'"{value}"' if value == "" else value for name, value in arguments.items()}
+    if kind == "exec":
+        return f'exec "{shown.get("name", "")}"'
+    template = _DOING.get(kind)
+    if template is None:
+        return kind.replace("_", " ")
+    if kind == "find_program":
+        return f'exec "{shown.get("name", "")}"'
+    try:
+        return template.format_map(shown)
+    except KeyError:
+        return template.split(" {")[0]
+
+
+def init_error(
+    kind: str, arguments: dict[str, object], pointer: str, number: int, detail: bytes, *, machine: str = ""
+) -> KnarrError:
+    """The exception for an operation that failed with errno ``number``; ``arguments``: Op.arguments() or part of it."""
+    if kind == "exec" and "name" not in arguments:
+        words = arguments.get("argv_env")
+        arguments = {**arguments, "name": words[0] if isinstance(words, list) and words else ""}
+    what = doing(kind, arguments)
+    if kind == "hook":
+        return hook_error(pointer, str(arguments.get("path", "")), detail, number)
+    if kind in ("find_program", "exec"):
+        name = str(arguments.get("name", ""))
+        why, found = program(name, number, detail, machine or os.uname().machine, search=str(arguments.get("path", "")))
+        pointer = pointer if pointer.startswith("/process/args/") else "/process/args/0"
+        if pointer == "/process/args/0" and why and number != ENOMEM:
+            cls = CommandNotExecutable if found else CommandNotFound
+            return cls(pointer, what, number, why=why, hint=_hint(why))
+        return InitError(pointer, what, number, why=why)
+    if kind == "cwd" and (detail or number == ENOENT):
+        shown = detail.split(b"\0")[0].decode("utf-8", "replace")
+        if shown and not shown.startswith("/"):
+            return SafetyViolation("working directory", str(arguments.get("path", "")), "it lies outside of the root")
+    return InitError(pointer, what, number, hint=_general_hint(kind, number))
+
+
+def _general_hint(kind: str, number: int) -> str:
+    if kind in ("bind_root", "open_root") and number in (ELOOP, ENOTDIR):
+        return "the root must be a real directory, not a symbolic link"
+    if kind in ("mount", "bind") and number == ELOOP:
+        return "the target must be an ordinary directory, not a symbolic link"
+    if kind == "rlimit" and number == EPERM:
+        return "raising a hard limit needs CAP_SYS_RESOURCE"
+    if kind in ("clone", "unshare") and number == EPERM:
+        return "an ordinary user needs a user namespace: add one to linux.namespaces"
+    if kind == "open_ns" and number == EINVAL:
+        return "it is not a namespace of that type"
+    return ""
+
+
+def _hint(why: str) -> str:
+    if "execute permission" in why:
+        return "chmod +x it in the image"
+    if "carriage return" in why:
+        return "save it with Unix line endings"
+    if "this machine is" in why:
+        return "use an image for this platform"
+    return ""
+
+
+def hook_error(pointer: str, path: str, detail: bytes, number: int = 0) -> HookError:
+    """A hook that the init ran: detail is u32 what, u32 number, then the end of its standard error."""
+    try:
+        what, value = unpack_from("<II", detail)
+    except struct_error:
+        return HookError(pointer, path, f"cannot be started: {os.strerror(number).lower()}")
+    said = detail[8:].decode("utf-8", "replace")
+    why = {
+        1: f"ended with exit status {value}",
+        2: f"was killed by signal {value}",
+        3: "did not end within its timeout",
+        4: f"cannot be started: {os.strerror(value).lower()}",
+        5: "got no state document",
+    }.get(what, f"failed ({what})")
+    return HookError(pointer, path, why + _said(said))
+
+
+def _said(text: str) -> str:
+    words = " ".join(text.split())
+    return f": {words[-400:]}" if words else ""
+
+
+def program(name: str, number: int, detail: bytes, machine: str, *, search: str = "") -> tuple[str, bool]:
+    """Why ``name`` cannot be executed, and whether there is such a file at all (pure)."""
+    mode, flags, path, head = _parse(detail)
+    kernel = os.strerror(number).lower()
+    if not path:
+        if number in (ENOENT, ENOTDIR) and "/" not in name:
+            return (
+                f"executable file not found in $PATH ({search})" if search else "executable file not found in $PATH",
+                False,
+            )
+        if number == ELOOP:
+            return "too many levels of symbolic links", False
+        if number == EACCES:
+            return "permission denied: a directory on the way may not be entered", True
+        return kernel, False
+    if stat.S_ISLNK(mode):
+        target = head.split(b"\0")[0].decode("utf-8", "replace")
+        return f"no such file or directory: {path} is a symbolic link to {target}, which does not exist", False
+    if stat.S_ISDIR(mode):
+        return f"permission denied: {path} is a directory", True
+    if not stat.S_ISREG(mode):
+        return f"permission denied: {path} is not a regular file", True
+    if number == EACCES:
+        if flags & ST_NOEXEC:
+            return f"permission denied: {path} lies on a mount with noexec", True
+        if not mode & 0o111:
+            return f"permission denied: {path} has no execute permission (mode {stat.S_IMODE(mode):04o})", True
+        loader = interpreter(head)
+        if loader:
+            return f"permission denied: {path} or its interpreter {loader} may not be executed by this user", True
+        return f"permission denied: {path} (mode {stat.S_IMODE(mode):04o}) may not be executed by this user", True
+    if number == ENOENT:
+        return _missing_interpreter(path, head, kernel), True
+    if number == ENOEXEC:
+        return f"exec format error: {path} {_format(head, machine)}", True
+    if number == ETXTBSY:
+        return f"text file busy: somebody has {path} open for writing", True
+    if number == ELOOP:
+        return f"{kernel}: the interpreter of {path} is a script with an interpreter, and so on", True
+    return f"{path}: {kernel}", True
+
+
+def _parse(detail: bytes) -> tuple[int, int, str, bytes]:
+    if len(detail) < 9:
+        return 0, 0, "", b""
+    mode, flags = unpack_from("<II", detail)
+    path, _, head = detail[8:].partition(b"\0")
+    return mode, flags, path.decode("utf-8", "surrogateescape"), head
+
+
+def interpreter(head: bytes) -> str:
+    """The interpreter a file names in its first bytes: after ``#!``, or in PT_INTERP; "" for none."""
+    if head.startswith(b"#!"):
+        line = head[2:].split(b"\n")[0].strip(b" \t")
+        return line.split(b" ")[0].split(b"\t")[0].decode("utf-8", "replace")
+    if not head.startswith(b"\x7fELF") or len(head) < 52:
+        return ""
+    wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
+    try:
+        if wide:
+            offset, size, count = (*unpack_from(f"{order}Q", head, 32), *unpack_from(f"{order}HH", head, 54))
+        else:
+            offset, size, count = (*unpack_from(f"{order}I", head, 28), *unpack_from(f"{order}HH", head, 42))
+        for position in range(min(count, 64)):
+            at = offset + position * size
+            if unpack_from(f"{order}I", head, at)[0] != PT_INTERP:
+                continue
+            start, length = (
+                (unpack_from(f"{order}Q", head, at + 8)[0], unpack_from(f"{order}Q", head, at + 32)[0])
+                if wide
+                else (unpack_from(f"{order}I", head, at + 4)[0], unpack_from(f"{order}I", head, at + 16)[0])
+            )
+            return head[start : start + length].split(b"\0")[0].decode("utf-8", "replace")
+    except struct_error:
+        pass  # the table lies beyond the bytes we have
+    return ""
+
+
+def _missing_interpreter(path: str, head: bytes, kernel: str) -> str:
+    found = interpreter(head)
+    if found.endswith("\r") or (head.startswith(b"#!") and b"\r" in head.split(b"\n")[0]):
+        return (
+            f"{kernel}: the first line of {path} ends with a carriage return, so that its interpreter "
+            f"{found.rstrip(chr(13))} is not found"
+        )
+    if not found:
+        return f"{kernel}: {path} is there, but the interpreter it needs is not"
+    if head.startswith(b"#!"):
+        return f"{kernel}: {path} needs the interpreter {found}, which does not exist"
+    return f"{kernel}: {path} needs the loader {found}, which does not exist"
+
+
+def _format(head: bytes, machine: str) -> str:
+    if not head:
+        return "is empty"
+    if head.startswith(b"\x7fELF") and len(head) >= 20:
+        order = "<" if head[5] == 1 else ">"
+        code = unpack_from(f"{order}H", head, 18)[0]
+        made_for = MACHINES.get(code, f"machine {code}")
+        if code == 183 and head[5] == 2:
+            made_for = "aarch64_be"
+        if made_for not in _RUNS.get(machine, (machine,)):
+            return f"is made for {made_for}, this machine is {machine}"
+        return "is a damaged program or one this kernel cannot run"
+    if head.startswith(b"MZ"):
+        return "is a Windows program"
+    if head[:4] in (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe"):
+        return "is a macOS program"
+    if head.startswith(b"\xef\xbb\xbf#!"):
+        return "starts with a byte order mark before its #!"
+    if head.startswith(b"#!"):
+        return "has a first line with no usable interpreter"
+    return "is neither a program for this kernel nor a script that starts with #!"
+
+
+def later_error(kind: str, pointer: str, text: str, number: int, detail: bytes) -> KnarrError:
+    """``init_error`` for an operation of which only kind, pointer and subject were recorded at creation."""
+    names = {"user": (), "exec": ("name",), "find_program": ("name",), "hostname": ("name",)}.get(kind, ("path",))
+    return init_error(kind or "start the container", dict.fromkeys(names, text), pointer, number, detail)

@@ -1,0 +1,301 @@
+"""The parent's half of starting a process: spawn knarr-init with a Plan and answer it (hot). docs/init.md.
+
+Safe in a program with many threads: nothing of the calling process changes (working directory, umask, signal
+dispositions), descriptors are close-on-exec from birth, and the child is spawned, never a forked interpreter. The
+protocol is sans-io: ``Launch.step()`` handles the packets that have come and never blocks on the socket, so a loop
+can watch ``Launch.fileno()`` as well as ``Launch.run()`` can.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, socket, socketpair
+from errno import EACCES, EBUSY, ECHILD, EINVAL, EPERM
+from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from select import POLLIN, poll
+from struct import pack, unpack_from
+from time import monotonic
+
+from knarr.base.errors import InitError, Interrupted, KernelError, KnarrError, Unsupported
+from knarr.kernel.process import ended, reap, signal_pid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from knarr.plan.ops import Op
+
+PID, SYNC, ERROR = 1, 2, 3
+GO, ABORT = 1, 2
+SYNC_READY = 4
+_PACKET = 16 << 10
+_SEALS = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
+_MFD_NOEXEC_SEAL, _MFD_EXEC = 8, 16  # Linux 6.3
+_kept: dict[str, int] = {}
+
+
+def init_path() -> str:
+    """Where the package keeps knarr-init."""
+    return f"{__file__.removesuffix('/runtime/launch.py')}/init/knarr-init"
+
+
+def _memfd(name: str, data: bytes, flag: int, mode: int) -> int:
+    """A memfd with ``data``, sealed against every change."""
+    common = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, common | flag)
+    except OSError as error:
+        if error.errno != EINVAL:  # a kernel before 6.3 does not know the flag and needs none
+            raise KernelError("memfd_create", name, error.errno or 0) from None
+        fd = os.memfd_create(name, common)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, mode)
+        fcntl(fd, F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        os.close(fd)
+        raise KernelError("seal", name, error.errno or 0) from None
+    return fd
+
+
+def init_memfd() -> int:
+    """A descriptor of knarr-init in sealed memory, made once per process (CVE-2019-5736; SECURITY.md I5)."""
+    fd = _kept.get("init", -1)
+    if fd < 0:
+        from knarr.base.files import read_file
+
+        try:
+            data = read_file(init_path(), 16 << 20)
+        except KnarrError as error:
+            error.hint = "knarr was not built: install it with pip, or run make build"
+            raise
+        fd = _memfd("knarr-init", data, _MFD_EXEC, 0o500)
+        kept = _kept.setdefault("init", fd)
+        if kept != fd:  # another thread was quicker
+            os.close(fd)
+            fd = kept
+    return fd
+
+
+def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int]) -> tuple[int, socket]:
+    """Start knarr-init on ``plan``; returns its pid (a child to be reaped) and our end of the control socket.
+
+    ``slots`` and ``stdio`` are duplicated, they stay the caller's. Raises KernelError, Unsupported.
+    """
+    low = 5 + len(slots)
+    made: list[int] = []
+    ours = theirs = None
+    try:
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
+        made.append(_memfd("knarr-plan", plan, _MFD_NOEXEC_SEAL, 0o400))
+        actions = []
+        for target, source in enumerate((*stdio, theirs.fileno(), made[0], *slots)):
+            if source < low and source != target:
+                # Out of the way of the numbers given out below.
+                source = fcntl(source, F_DUPFD_CLOEXEC, low)
+                made.append(source)
+            # With source == target this clears close-on-exec (POSIX.1-2024, glibc 2.29).
+            actions.append((os.POSIX_SPAWN_DUP2, source, target))
+        program = init_memfd()
+        if program < low:
+            program = fcntl(program, F_DUPFD_CLOEXEC, low)
+            made.append(program)
+        pid = os.posix_spawn(f"/proc/self/fd/{program}", ["knarr-init"], {}, file_actions=actions)
+        kept, ours = ours, None
+        return pid, kept
+    except OSError as error:
+        if isinstance(error, KernelError):
+            raise
+        if error.errno in (EACCES, EPERM):
+            raise Unsupported(
+                "running from sealed memory",
+                os.strerror(error.errno).lower(),
+                hint="sysctl vm.memfd_noexec must be 0 or 1",
+            ) from None
+        raise KernelError("start", "knarr-init", error.errno or 0) from None
+    finally:
+        for fd in made:
+            os.close(fd)
+        for end in (ours, theirs):
+            if end is not None:
+                end.close()
+
+
+def wait_child(pid: int) -> int:
+    """Reap ``pid``; its exit code, or minus the signal. 0 when the program ignores SIGCHLD and the kernel reaped it."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except OSError as error:
+        if error.errno == ECHILD:
+            return 0
+        raise
+
+
+def describe(op: Op) -> tuple[str, str, str]:
+    """(kind, pointer, subject) of an operation: enough to explain its failure later."""
+    if not op.strs or op.kind in ("seccomp", "user"):
+        return op.kind, op.pointer, ""
+    text = op.strs[0]
+    return op.kind, op.pointer, text if isinstance(text, str) else ""
+
+
+class Control:
+    """A control socket. ``failed(index, errno, detail)`` gives the exception for operation ``index`` that failed."""
+
+    __slots__ = ("done", "failed", "sock")
+
+    def __init__(self, sock: socket, failed: Callable[[int, int, bytes], KnarrError]) -> None:
+        self.sock = sock
+        self.failed = failed
+        self.done = False
+
+    def fileno(self) -> int:
+        """The descriptor to watch for reading."""
+        return self.sock.fileno()
+
+    def step(self) -> bool:
+        """Handle every packet that is there; True when all is done. Raises what the child reported, KnarrError."""
+        while not self.done:
+            try:
+                packet = self.sock.recv(_PACKET, MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                packet = b""  # the child ended while a packet of ours was on its way
+            if not packet:
+                self.done = True
+                self.ended()
+                break
+            kind, index, value, length = unpack_from("<IIiI", packet)
+            if kind == ERROR:
+                self.done = True
+                raise self.failed(index, value, packet[16 : 16 + length])
+            self.handle(kind, value)
+        return True
+
+    def ended(self) -> None:
+        """End of file: the program runs. Raises when it cannot."""
+
+    def handle(self, kind: int, value: int) -> None:
+        """Handle a packet that is no error."""
+        raise InitError("", "understand knarr-init", 0, why=f"it sent a packet of type {kind} ({value})")
+
+    def go(self, document: bytes = b"") -> None:
+        """Send GO; a child that died meanwhile shows as end of file."""
+        try:
+            self.sock.send(pack("<II", GO, len(document)) + document)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def run(self, deadline: float | None = None, stop: int = -1) -> None:
+        """Block until done, until ``deadline`` (time.monotonic()) or until the descriptor ``stop`` is readable.
+
+        Raises as ``step``, InitError when it took too long, Interrupted when it was stopped.
+        """
+        poller = poll()
+        poller.register(self.fileno(), POLLIN)
+        if stop >= 0:
+            poller.register(stop, POLLIN)
+        while not self.step():
+            left = None if deadline is None else max(deadline - monotonic(), 0.0)
+            ready = poller.poll(None if left is None else left * 1000)
+            if not ready and left is not None and monotonic() >= (deadline or 0.0):
+                raise InitError("", "set up the container", 0, why="it took too long")
+            if any(fd == stop for fd, _ in ready):
+                raise Interrupted("interrupted while the container was set up")
+
+    def close(self) -> None:
+        """Close the socket; a child that still waits for an answer ends."""
+        self.sock.close()
+
+
+class Launch(Control):
+    """A Control that spawned its child.
+
+    ``on_pid(pid)`` is called once, when the container's process exists; ``on_sync(code)`` does what the child waits
+    for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent.
+    ``last`` is the sync code after whose answer this socket's work is done (0: at end of file, when the program runs).
+    """
+
+    __slots__ = ("last", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced")
+
+    def __init__(
+        self,
+        plan: bytes,
+        slots: Sequence[int],
+        stdio: tuple[int, int, int],
+        *,
+        failed: Callable[[int, int, bytes], KnarrError],
+        on_pid: Callable[[int], None],
+        on_sync: Callable[[int], bytes],
+        on_answered: Callable[[int], None],
+        last: int = 0,
+    ) -> None:
+        self.on_pid = on_pid
+        self.on_sync = on_sync
+        self.on_answered = on_answered
+        self.last = last
+        self.synced = 0
+        self.pid = 0
+        self.pidfd = -1
+        self.stage, sock = spawn(plan, slots, stdio)
+        super().__init__(sock, failed)
+
+    def handle(self, kind: int, value: int) -> None:
+        if kind == PID and not self.pid:
+            self.pid = value
+            # Our own child, not reaped yet: the number cannot be another's.
+            try:
+                self.pidfd = os.pidfd_open(value)
+            except OSError as error:
+                raise KernelError("pidfd_open", str(value), error.errno or 0) from None
+            self._reap_stage()
+            self.on_pid(value)
+        elif kind == SYNC:
+            answer = self.on_sync(value)
+            self.synced = value
+            self.go(answer)
+            self.on_answered(value)
+            self.done = value == self.last
+        else:
+            super().handle(kind, value)
+
+    def _reap_stage(self) -> None:
+        """The first stage ends right after it sent the pid."""
+        stage, self.stage = self.stage, 0
+        if stage:
+            wait_child(stage)
+
+    def ended(self) -> None:
+        if self.synced == SYNC_READY and not self.last:
+            return
+        raise InitError("", "set up the container", 0, why=self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        """Why the child is gone without a word: it was killed."""
+        code: int | None = None
+        if self.stage:
+            stage, self.stage = self.stage, 0
+            status = wait_child(stage)
+            code = 128 - status if status < 0 else status
+        elif self.pidfd >= 0:
+            code = reap(self.pidfd)
+        if code is None or code < 128:
+            return "its init ended without a word" if code is None else f"its init ended with status {code}"
+        hint = {137: " (is the memory limit too low?)", 159: " (the seccomp filter does not let it work)"}.get(code, "")
+        return f"its init was killed by signal {code - 128}{hint}"
+
+    def kill(self, patience: float) -> None:
+        """End the child, whatever it is doing, and reap it; waits ``patience`` seconds for its end at most.
+
+        Raises KernelError when it does not end (the kernel holds it in an uninterruptible wait).
+        """
+        self.close()
+        # Without a pid the end of the control socket ends both stages.
+        self._reap_stage()
+        if self.pidfd >= 0 and signal_pid(self.pidfd, 9):
+            if not ended(self.pidfd, patience):
+                raise KernelError("kill", f"process {self.pid}", EBUSY)
+            reap(self.pidfd, wait=False)

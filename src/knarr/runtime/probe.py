@@ -1,0 +1,48 @@
+"""Gather what planning must know of this machine, each fact read once (hot)."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.plan.host import Host
+
+
+def probe() -> Host:
+    """Return the facts. Raises FileError, KernelError when /proc cannot be read."""
+    from knarr.runtime import cgroup
+
+    name = os.uname()
+    numbers = name.release.split("-")[0].split(".")
+    return Host(
+        euid=os.geteuid(),
+        egid=os.getegid(),
+        arch=name.machine,
+        kernel=(_number(numbers[0]), _number(numbers[1]) if len(numbers) > 1 else 0),
+        in_userns=_in_userns(),
+        cgroup=cgroup.probe(),
+        apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
+        selinux=os.path.exists("/sys/fs/selinux/enforce"),
+        kcore=os.path.exists("/proc/kcore"),
+    )
+
+
+def _number(text: str) -> int:
+    digits = "".join(char for char in text if char.isdigit())
+    return int(digits) if digits else 0
+
+
+def _content(path: str) -> bytes:
+    """The first bytes of a small file of the kernel; empty when it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _in_userns() -> bool:
+    """Whether ids are mapped: the initial namespace has the one line ``0 0 4294967295`` (user_namespaces(7))."""
+    return _content("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]

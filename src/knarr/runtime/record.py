@@ -1,0 +1,256 @@
+"""Containers on disk: what was done is recorded before it is done, the status is computed from the kernel (hot).
+
+``<root>/<id>/`` (0700) holds
+
+    state.json    the facts below, replaced by rename
+    config.json   the configuration the container was made from
+    start         the socket the container's init listens on until it is started; renamed by the one who starts it
+
+and ``<root>/.locks/<id>`` is locked (flock) by whoever makes or removes the container. Nothing here is forced to
+disk: the root is meant to lie on a tmpfs, and after a reboot the boot id tells that all of it is stale.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
+
+from knarr.base import fastjson
+from knarr.base.errors import Exists, FileError, InUse, NotFound, SpecError, UsageError
+from knarr.base.files import Lock, read_file, write_atomic
+from knarr.base.ids import check_id
+from knarr.base.record import Record
+from knarr.kernel.process import GONE, boot_id, process_stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FORMAT = 1
+STATE = "state.json"
+CONFIG = "config.json"
+START = "start"
+LOCKS = ".locks"
+_LIMIT = 32 << 20
+
+
+class State(Record):
+    """What is recorded of a container. ``pid`` 0: no process is known (yet)."""
+
+    id: str
+    bundle: str
+    rootfs: str
+    version: str  # ociVersion of its config.json
+    created: str  # RFC 3339
+    boot: str  # boot id of the kernel it was made under
+    annotations: dict[str, str]
+    pid: int = 0
+    starttime: int = 0  # clock ticks since boot, from /proc/PID/stat
+    complete: bool = False  # creation came to its end
+    hooked: bool = False  # prestart or createRuntime hooks were begun, so poststop hooks are due
+    hooks: tuple[str, ...] = ()  # kinds of hooks its config.json has
+    cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
+    tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
+    tail_index: int = 0  # number of the first of them
+
+
+def default_root() -> str:
+    """Where state lives when nothing else is said: /run/knarr, or below XDG_RUNTIME_DIR for an ordinary user."""
+    if os.geteuid() == 0:
+        return "/run/knarr"
+    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/knarr-{os.geteuid()}'}/knarr"
+
+
+def open_root(root: str, *, make: bool = False) -> int:
+    """Return a descriptor of the state root, made (0700) if asked. Raises FileError; UsageError if others may write."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        try:
+            fd = os.open(root, flags)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.makedirs(os.path.dirname(root) or ".", 0o711, exist_ok=True)
+            try:
+                os.mkdir(root, 0o700)
+            except FileExistsError:
+                pass  # made by another at this moment
+            fd = os.open(root, flags)
+    except (OSError, ValueError) as error:
+        raise FileError("open state root", root, getattr(error, "errno", None) or ENOENT) from None
+    facts = os.fstat(fd)
+    # In a directory that others may write, they could plant a container of their making (I18).
+    if facts.st_uid not in (os.geteuid(), 0) or (facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX):
+        os.close(fd)
+        raise UsageError(f"state root {root} belongs to or is writable by others", hint="choose another --root")
+    return fd
+
+
+def lock(root_fd: int, id: str, *, wait: bool) -> Lock:
+    """Take the lock of an id. Raises InUse when it is held and ``wait`` is False."""
+    try:
+        os.mkdir(LOCKS, 0o700, dir_fd=root_fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise FileError("make", LOCKS, error.errno or 0) from None
+    taken = Lock(f"{LOCKS}/{id}", dir_fd=root_fd, wait=wait)
+    taken.acquire()
+    return taken
+
+
+def forget_lock(root_fd: int, id: str, taken: Lock) -> None:
+    """Remove the lock's file and let the lock go; whoever waits for it notices and takes a fresh one."""
+    try:
+        os.unlink(f"{LOCKS}/{id}", dir_fd=root_fd)
+    except OSError:
+        pass  # a lock file too many is harmless
+    taken.release()
+
+
+def make(root_fd: int, id: str) -> tuple[int, Lock]:
+    """Claim ``id``: exactly one caller gets its new, empty directory, and the lock. Raises Exists (I29)."""
+    check_id(id)
+    try:
+        taken = lock(root_fd, id, wait=False)
+    except InUse:
+        raise Exists("container", id) from None
+    try:
+        os.mkdir(id, 0o700, dir_fd=root_fd)
+        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), taken
+    except OSError as error:
+        taken.release()
+        if error.errno == EEXIST:
+            raise Exists("container", id) from None
+        raise FileError("make", id, error.errno or 0) from None
+    except BaseException:
+        taken.release()
+        raise
+
+
+def save(fd: int, state: State) -> None:
+    """Write ``state`` into the container's directory."""
+    document = {"format": FORMAT}
+    document.update(zip(State._fields, state, strict=True))  # type: ignore[attr-defined]  # made by the metaclass
+    write_atomic(STATE, fastjson.dumps(document), dir_fd=fd)
+
+
+def open_container(root: str, id: str) -> int:
+    """Return a descriptor of the container's directory. Raises InvalidId, NotFound, FileError."""
+    check_id(id)
+    try:
+        root_fd = open_root(root)
+    except FileError as error:
+        if error.number != ENOENT:
+            raise
+        raise NotFound("container", id) from None
+    try:
+        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError as error:
+        if error.errno in (ENOENT, ENOTDIR, ELOOP):
+            raise NotFound("container", id) from None
+        raise FileError("open", f"{root}/{id}", error.errno or 0) from None
+    finally:
+        os.close(root_fd)
+
+
+def load(fd: int, id: str) -> State:
+    """Read the container's state. Raises FileError (ENOENT: its creation was interrupted at once), SpecError."""
+    document = fastjson.loads(read_file(STATE, _LIMIT, dir_fd=fd), f"state of container {id}", limit=_LIMIT)
+    try:
+        if document.pop("format") != FORMAT or document["id"] != id:
+            raise ValueError
+        return State(**document)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        from knarr.base.errors import SpecFinding  # cold: somebody wrote into our files
+
+        raise SpecError(f"state of container {id}", [SpecFinding("", "it is not of this version of knarr")]) from None
+
+
+def config(fd: int) -> dict[str, Any]:
+    """Read the configuration the container was made from (validated then)."""
+    document: dict[str, Any] = fastjson.loads(read_file(CONFIG, _LIMIT, dir_fd=fd), CONFIG, limit=_LIMIT)
+    return document
+
+
+def startable(fd: int) -> bool:
+    """Whether nobody has started the container yet."""
+    try:
+        os.stat(START, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def computed(state: State, *, boot: str, process: tuple[str, int] | None, startable: bool, frozen: bool) -> str:
+    """The status, from facts alone (pure): creating, created, running, paused or stopped."""
+    if state.boot != boot or state.pid == 0 or process is None:
+        return "stopped"
+    if process[0] in GONE or process[1] != state.starttime:
+        return "stopped"
+    if not state.complete:
+        return "creating"
+    if startable:
+        return "created"
+    return "paused" if frozen else "running"
+
+
+def status(fd: int, state: State, root_fd: int = -1) -> str:
+    """The container's status now. With ``root_fd``, a creation still without a process is told from a dead one."""
+    boot = boot_id()
+    process = process_stat(state.pid) if state.pid else None
+    if state.pid == 0 and state.boot == boot and root_fd >= 0 and being_made(root_fd, state.id):
+        return "creating"
+    now = computed(state, boot=boot, process=process, startable=startable(fd), frozen=False)
+    if now == "running" and state.cgroup is not None:
+        from knarr.runtime import cgroup
+
+        if cgroup.frozen(state.cgroup):
+            return "paused"
+    return now
+
+
+def being_made(root_fd: int, id: str) -> bool:
+    """Whether somebody holds the id's lock."""
+    try:
+        lock(root_fd, id, wait=False).release()
+    except InUse:
+        return True
+    return False
+
+
+def remove(root_fd: int, fd: int, id: str) -> None:
+    """Remove the container's directory, which holds files only. Missing is fine. Raises FileError."""
+    for name in (START, CONFIG, STATE):
+        try:
+            os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise FileError("remove", f"{id}/{name}", error.errno or 0) from None
+    try:
+        try:
+            os.rmdir(id, dir_fd=root_fd)
+        except OSError as error:
+            if error.errno != ENOTEMPTY:
+                raise
+            for name in os.listdir(fd):  # a started socket, a temporary file of a writer that was killed
+                os.unlink(name, dir_fd=fd)
+            os.rmdir(id, dir_fd=root_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FileError("remove", id, error.errno or 0) from None
+
+
+def document(state: State, status: str, pid: int | None = None) -> dict[str, Any]:
+    """The state document of runtime-spec runtime.md "State"; the pid is left out when it is stopped."""
+    result: dict[str, Any] = {"ociVersion": state.version, "id": state.id, "status": status}
+    shown = state.pid if pid is None else pid
+    if status != "stopped" and shown:
+        result["pid"] = shown
+    result["bundle"] = state.bundle
+    if state.annotations:
+        result["annotations"] = state.annotations
+    return result

@@ -1,0 +1,108 @@
+"""Start a created container (hot). runtime-spec runtime.md "Start", lifecycle steps 6 to 9.
+
+Whoever renames the start socket is the one who starts; then the init, which listens on it, is told to go on, and end
+of file means that the program runs.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+
+from knarr.base import fastjson
+from knarr.base.errors import HookError, KernelError, KnarrError, WrongStatus
+from knarr.runtime import record
+from knarr.runtime.launch import Control
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.runtime.record import State
+
+STARTED = "started"
+
+
+def start(state_root: str, id: str) -> None:
+    """Run the program of a created container. Raises NotFound, WrongStatus, InitError and its kin, HookError.
+
+    When a startContainer or poststart hook fails the container is stopped and removed (lifecycle, steps 7 and 9).
+    """
+    fd = record.open_container(state_root, id)
+    root_fd = record.open_root(state_root)
+    try:
+        start_container(root_fd, fd, record.load(fd, id), None)
+    finally:
+        os.close(fd)
+        os.close(root_fd)
+
+
+def start_container(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> None:
+    """``start`` for a container whose record is at hand."""
+    control = connect(fd, state)
+    try:
+        control.run()
+    except HookError as error:
+        _remove(root_fd, fd, state, config, error)
+        raise
+    finally:
+        control.close()
+    poststart(root_fd, fd, state, config)
+
+
+def connect(fd: int, state: State) -> Control:
+    """Win the right to start, tell the init to go; the Control is done when the program runs. Raises WrongStatus."""
+    status = record.status(fd, state)
+    if status != "created":
+        raise WrongStatus(state.id, "start", status)
+    try:
+        os.rename(record.START, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
+    except FileNotFoundError:
+        raise WrongStatus(state.id, "start", "running") from None
+    except OSError as error:
+        raise KernelError("rename", record.START, error.errno or 0) from None
+    sock = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{STARTED}")
+    except OSError:
+        sock.close()
+        raise WrongStatus(state.id, "start", "stopped") from None
+
+    def failed(index: int, number: int, detail: bytes) -> KnarrError:
+        from knarr.runtime.explain import later_error  # cold: only for an error
+
+        position = index - state.tail_index
+        known = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
+        return later_error(*known, number, detail)
+
+    control = Control(sock, failed=failed)
+    control.go(fastjson.dumps(record.document(state, "created")))
+    return control
+
+
+def poststart(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> None:
+    """Run the poststart hooks, if there are any. Raises HookError, after removing the container."""
+    if "poststart" not in state.hooks:
+        return
+    from knarr.runtime.hooks import run_hooks
+
+    config = config or record.config(fd)
+    document = fastjson.dumps(record.document(state, "running"))
+    try:
+        run_hooks(_of(config, "poststart"), document, state.bundle)
+    except HookError as error:
+        _remove(root_fd, fd, state, config, error)
+        raise
+
+
+def _of(config: dict[str, Any], kind: str) -> list[tuple[str, int, dict[str, Any]]]:
+    return [(kind, number, hook) for number, hook in enumerate(config["hooks"][kind])]
+
+
+def _remove(root_fd: int, fd: int, state: State, config: dict[str, Any] | None, error: KnarrError) -> None:
+    from knarr.runtime.delete import destroy
+
+    try:
+        destroy(root_fd, fd, state, config)
+    except KnarrError as trouble:
+        error.add_note(f"and while removing the container: {trouble}")
