@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from errno import EACCES, EAGAIN, EEXIST, EFBIG, EINVAL, EISDIR, ENOENT, EPERM, EROFS
+from errno import EACCES, EAGAIN, EFBIG, EINVAL, EISDIR, ENOENT, EPERM, EROFS
 
 from knarr.base.errors import FileError, InUse
 
@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+TEMPORARY = ".knarr-"
+"""How names of files that are not finished start; one that stays was left by a process that was killed."""
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -80,36 +83,30 @@ def write_atomic(path: str, data: bytes, *, mode: int = 0o600, dir_fd: int | Non
     call returns (needed for what must outlive a crash of the machine; state below /run needs none). A symbolic
     link at ``path`` is replaced, not followed. Leaves nothing behind on failure. Raises FileError.
     """
-    folder, name = os.path.split(path)
-    fd, temporary = -1, ""
+    if "\0" in path:
+        raise FileError("write", path, EINVAL, hint="the path holds a NUL")
+    folder = os.path.dirname(path)
+    temporary = f"{folder}{'/' if folder else ''}{TEMPORARY}{os.urandom(8).hex()}"
     try:
-        while fd < 0:
-            temporary = (
-                f"{folder}/.{name[:200]}.{os.urandom(6).hex()}" if folder else f".{name[:200]}.{os.urandom(6).hex()}"
-            )
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                fd = os.open(temporary, flags, 0o600, dir_fd=dir_fd)
-            except OSError as error:
-                if error.errno != EEXIST:
-                    temporary = ""
-                    raise
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=dir_fd)
+    except OSError as error:
+        raise FileError("write", path, error.errno or EINVAL) from None
+    made = False
+    try:
         write_all(fd, data)
         os.fchmod(fd, mode)
         if sync:
             os.fsync(fd)
         os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        temporary = ""
+        made = True
         if sync:
             sync_directory(folder or ".", dir_fd)
     except OSError as error:
         raise FileError("write", path, error.errno or EINVAL) from None
-    except ValueError:
-        raise FileError("write", path, EINVAL, hint="the path holds a NUL") from None
     finally:
-        if fd >= 0:
-            os.close(fd)
-        if temporary:
+        os.close(fd)
+        if not made:
             try:
                 os.unlink(temporary, dir_fd=dir_fd)
             except OSError:

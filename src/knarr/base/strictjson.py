@@ -91,9 +91,8 @@ class _Reader:
         while True:
             if text[at : at + 1] != '"':
                 raise _Stop(at, 'a name in double quotes or "}" is missing' if not made else "a name is missing")
-            self.path.append("")
             name, after = self.string(at)
-            self.path[-1] = name
+            self.path.append(name)
             if name in made:
                 self.found("the name occurs twice in the object")
             at = self.space(after)
