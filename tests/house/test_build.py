@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -41,8 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (archive,) = work.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(work, filter="data")
+    subprocess.run(["tar", "-xzf", str(archive), "-C", str(work)], check=True)
     return work / archive.name.removesuffix(".tar.gz")
 
 
