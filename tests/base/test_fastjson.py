@@ -263,6 +263,23 @@ def test_reading_and_writing_good_documents_imports_no_json() -> None:
     assert clean == "[]\n"
 
 
+def test_refusals_need_no_json_either() -> None:
+    """In a process like the runtime's, where nothing has imported json."""
+    documents = [data for data, _, _ in REFUSED if len(data) < 10_000]
+    out = _run(
+        "from knarr.base import fastjson, errors\n"
+        f"for data in {documents!r}:\n"
+        "    try: fastjson.loads(data, 'doc.json')\n"
+        "    except errors.SpecError as error: print(ascii(error.findings))\n"
+    )
+    expected = []
+    for data in documents:
+        with pytest.raises(SpecError) as caught:
+            fastjson.loads(data, "doc.json")
+        expected.append(ascii(caught.value.findings))
+    assert out.splitlines() == expected
+
+
 def test_without_the_c_accelerator_the_answers_are_the_same() -> None:
     out = _run(
         "sys.modules['_json'] = None\n"

@@ -117,7 +117,8 @@ def loads(data: bytes, document: str, *, limit: int = LIMIT) -> Any:
             value, end = _scan(text, 0)
             if end == len(text) and _shallow(value):
                 return value
-        except (ValueError, StopIteration, RecursionError):
+        except (ValueError, StopIteration, RecursionError, SystemError):
+            # SystemError: until json.decoder is imported, 3.11's scanner fails without an exception to raise.
             pass
     from knarr.base import strictjson  # cold: only a document with something odd in it comes here
 
