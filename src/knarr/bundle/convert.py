@@ -9,7 +9,7 @@ from __future__ import annotations
 from knarr.base.errors import UsageError
 from knarr.base.record import Record
 from knarr.bundle import posture
-from knarr.bundle.mounts import check_target, image_volume, place_mounts
+from knarr.bundle.mounts import check_target, place_mounts, tmpfs_volume
 from knarr.spec import mediatypes
 from knarr.spec.capabilities import CAPABILITIES
 from knarr.spec.seccomp_default import default_profile
@@ -56,16 +56,17 @@ def to_runtime_spec(
     user: ContainerUser,
     facts: Facts,
     *,
-    volume_sources: Mapping[str, str] | None = None,
+    volumes: Mapping[str, dict[str, Any] | None] | None = None,
     files: Sequence[tuple[str, str]] = (),
-    cgroups_path: str = "",
+    below: Sequence[dict[str, Any]] = (),
 ) -> Conversion:
     """Return the config.json for running ``image`` (an image configuration document) with ``options``.
 
-    ``user`` is what ``users.resolve_user`` made of the user in force. ``volume_sources`` maps a path of Config.Volumes
-    to a host directory; the others become tmpfs. ``files`` are (target, host file) pairs that the engine provides,
-    such as /etc/hosts; a mount of the user's at the same place wins. Raises UsageError for options that do not fit,
-    SpecError is the validator's and was raised before.
+    ``user`` is what ``users.resolve_user`` made of the user in force. ``volumes`` maps a path of Config.Volumes to the
+    mount for it, None for none (the writable layer keeps it apart from the image); the others become tmpfs. ``files``
+    are (target, host file) pairs that the engine provides, such as /etc/hosts; a mount of the user's at the same place
+    wins. ``below`` are mounts that make up the root itself, before all others. Raises UsageError for options that do
+    not fit.
     """
     notes: list[str] = []
     wishes = image.get("config") or {}
@@ -83,15 +84,20 @@ def to_runtime_spec(
     config["annotations"] = _annotations(image, options, notes)
     _limit(config, options, facts)
     _share_network(config, options, facts)
-    volumes = []
-    for path in sorted(wishes.get("Volumes") or ()):
-        target = check_target(path, "the image's volume")
-        volumes.append(image_volume(target, (volume_sources or {}).get(target, "")))
-    config["mounts"] = place_mounts(config["mounts"], volumes, files, options)
-    if cgroups_path:
-        config["linux"]["cgroupsPath"] = cgroups_path
+    placed = []
+    for path in volume_paths(image):
+        entry = volumes[path] if volumes is not None and path in volumes else tmpfs_volume(path)
+        if entry is not None:
+            placed.append(entry)
+    config["mounts"] = [*below, *place_mounts(config["mounts"], placed, files, options)]
     _secure(config, options, user, facts)
     return Conversion(config, tuple(notes))
+
+
+def volume_paths(image: Mapping[str, Any]) -> list[str]:
+    """The places of Config.Volumes, cleaned and sorted. Raises UsageError for one that covers what it must not."""
+    wishes = image.get("config") or {}
+    return sorted({check_target(path, "the image's volume") for path in wishes.get("Volumes") or ()})
 
 
 def _arguments(wishes: Mapping[str, Any], options: RunOptions) -> list[str]:

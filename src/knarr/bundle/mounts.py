@@ -45,11 +45,8 @@ def check_target(path: str, what: str) -> str:
     return target
 
 
-def image_volume(target: str, source: str) -> dict[str, Any]:
-    """The mount for a (checked) path of Config.Volumes: a directory of the host, or a tmpfs where there is none."""
-    if source:
-        options = ["rbind", "rprivate", "rnosuid", "rnodev"]
-        return {"destination": target, "type": "bind", "source": source, "options": options}
+def tmpfs_volume(target: str) -> dict[str, Any]:
+    """The mount for a (checked) path of Config.Volumes where nothing better is at hand: an empty tmpfs."""
     return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=755"]}
 
 

@@ -96,7 +96,7 @@ def _capabilities(*, everything: bool) -> tuple[str, ...]:
 
 
 def _nofile_hard() -> int:
-    """The highest hard limit of open files we may give: raising ours takes CAP_SYS_RESOURCE in the initial namespace."""
+    """The highest hard limit of open files we may give: to raise ours takes CAP_SYS_RESOURCE on the host."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     can_raise = host().privileged and _status("CapEff") >> CAPABILITIES["CAP_SYS_RESOURCE"] & 1
     if can_raise or hard == resource.RLIM_INFINITY:
@@ -122,7 +122,7 @@ def _own_cgroup() -> str:
 
 
 def _delegated() -> bool:
-    """Whether an ordinary user may make groups with limits below their own: cgroup v2, delegated by systemd or by hand."""
+    """Whether an ordinary user may make limited groups below their own: cgroup v2, delegated to them."""
     own = _own_cgroup()
     return bool(own) and os.access(own, os.W_OK) and os.access(f"{own}/cgroup.procs", os.W_OK)
 

@@ -13,7 +13,7 @@ import stat
 from errno import EEXIST, EINVAL, ENOENT
 from time import monotonic
 
-from knarr.base.errors import FileError, KnarrError, Unsupported, UsageError
+from knarr.base.errors import FileError, KnarrError, UsageError
 from knarr.bundle.mounts import clean_path
 from knarr.engine.paths import make_private
 from knarr.kernel.path import remove_tree
@@ -51,8 +51,8 @@ KEPT_IN_VAR_LIB = frozenset(
 SECRETS = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d",
     "/etc/ssl/private", "/etc/pki/tls/private", "/etc/pki/private", "/etc/krb5.keytab", "/etc/security/opasswd",
-    "/etc/letsencrypt", "/etc/wireguard", "/etc/NetworkManager/system-connections", "/etc/openvpn", "/etc/ipsec.secrets",
-    "/etc/ipsec.d/private", "/etc/swanctl/private", "/etc/ppp/chap-secrets", "/etc/ppp/pap-secrets", "/etc/docker",
+    "/etc/letsencrypt", "/etc/wireguard", "/etc/NetworkManager/system-connections", "/etc/openvpn",
+    "/etc/ipsec.secrets", "/etc/ipsec.d/private", "/etc/swanctl/private", "/etc/ppp/chap-secrets", "/etc/ppp/pap-secrets", "/etc/docker",
     "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher", "/etc/cni", "/etc/mysql/debian.cnf", "/etc/salt",
     "/etc/puppetlabs", "/etc/cryptsetup-keys.d", "/etc/keys", "/etc/credstore", "/etc/credstore.encrypted",
     "/etc/wpa_supplicant", "/etc/netplan", "/etc/postfix/sasl_passwd", "/etc/postfix/sasl_passwd.db",
@@ -182,9 +182,7 @@ def _facts(path: str) -> tuple[int, int, int]:
     return stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid
 
 
-def _build(
-    folder: str, path: str, parents: list[tuple[str, int, int, int]], hide: Hide, *, userxattr: bool
-) -> None:
+def _build(folder: str, path: str, parents: list[tuple[str, int, int, int]], hide: Hide, *, userxattr: bool) -> None:
     """Make the layer beside its place and rename it there, so that nobody sees half of one."""
     name = f".new-{os.urandom(8).hex()}"
     top = f"{folder}/{name}"
@@ -295,8 +293,10 @@ def _unescaped(path: bytes) -> bytes:
 
 
 class Part:
-    """One piece of the host's tree for a user namespace: ``overlay`` a directory without mounts below, ``link``, ``file``
-    or ``directory`` (only made)."""
+    """One piece of the host's tree for a user namespace.
+
+    ``overlay``: a directory without mounts below; ``link``, ``file``; ``directory``: one that is only made.
+    """
 
     __slots__ = ("kind", "path", "target")
 
@@ -342,9 +342,3 @@ def _pieces(folder: str, mounts: set[str], hide: Hide) -> list[Part]:
         elif stat.S_ISREG(mode):
             found.append(Part("file", path))
     return found
-
-
-def require_overlay(supported: bool) -> None:
-    """Refuse with a reason where the kernel has no overlayfs."""
-    if not supported:
-        raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")

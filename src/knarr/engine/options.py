@@ -10,6 +10,7 @@ import os
 from knarr.base.errors import FileError, UsageError
 from knarr.base.files import read_file
 from knarr.bundle.options import Ulimit, VolumeMount
+from knarr.spec.signals import signal_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,29 +219,9 @@ def parse_security(entries: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def parse_platform(text: str) -> tuple[str, str, str]:
-    """``linux/arm64`` or ``linux/arm/v7`` -> (os, architecture, variant)."""
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(part and part.isascii() and part.isprintable() for part in parts):
-        raise UsageError(f"platform {text!r} should be OS/ARCH[/VARIANT], as linux/arm64")
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else ""
-
-
 def parse_signal(text: str) -> int:
-    """A signal's number from ``TERM``, ``SIGTERM`` or ``15``; also SIGRTMIN+n. Raises UsageError."""
-    import signal
-
-    name = text.upper().removeprefix("SIG")
-    if name.isascii() and name.isdigit() and len(name) < 4:
-        if 1 <= int(name) <= 64:
-            return int(name)
-    elif name.startswith(("RTMIN+", "RTMAX-")):
-        offset = name[6:]
-        if offset.isascii() and offset.isdigit() and len(offset) < 3 and int(offset) <= 30:
-            return signal.SIGRTMIN + int(offset) if name[5] == "+" else signal.SIGRTMAX - int(offset)
-    else:
-        try:
-            return int(signal.Signals[f"SIG{name}"])
-        except KeyError:
-            pass
-    raise UsageError(f"signal {text!r} is not known", hint="as TERM, SIGKILL or 15")
+    """A signal's number from ``TERM``, ``SIGTERM``, ``15`` or ``SIGRTMIN+3``. Raises UsageError."""
+    try:
+        return signal_number(text)
+    except ValueError as error:
+        raise UsageError(f"signal {error}") from None

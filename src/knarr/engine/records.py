@@ -1,7 +1,7 @@
 """Containers as the engine keeps them: one directory each below ``<store>/containers``, and the names.
 
     <id>/container.json   the Record below; written before anything else is made, replaced by rename
-    <id>/config.json      the bundle's configuration; <id> is the bundle's directory
+    <id>/config.json      the configuration it ran with, for ``inspect``, unless it is removed at its end
     <id>/upper, work      the writable layer (overlay), or <id>/rootfs (a plain copy)
     <id>/root             the empty directory the init mounts the overlay on, in its own mount namespace
     <id>/etc, volumes     files and directories bound into the container
@@ -50,7 +50,6 @@ class Container(Record):
     image_id: str = ""  # digest of the image configuration
     layers: tuple[str, ...] = ()  # chainIDs of the layers in use, bottom first
     labels: Mapping[str, str] = {}  # records are immutable
-    options: Mapping[str, Any] = {}
     remove: bool = False  # goes away when it ends (--rm)
     owner_pid: int = 0  # who waits for it, and will remove it
     started: str = ""
@@ -142,6 +141,22 @@ def save(where: Places, record: Container) -> None:
     """Write the record into the container's directory. Raises FileError."""
     document = {"format": FORMAT, **dict(zip(Container._fields, record, strict=True))}  # type: ignore[attr-defined]
     write_atomic(f"{directory(where, record.id)}/{RECORD}", fastjson.dumps(document))
+
+
+def save_config(where: Places, id: str, config: Mapping[str, Any]) -> None:
+    """Keep the configuration a container runs with. Raises FileError."""
+    write_atomic(f"{directory(where, id)}/{CONFIG}", fastjson.dumps(config))
+
+
+def load_config(where: Places, id: str) -> dict[str, Any]:
+    """The configuration kept of a container; empty if none was. Raises SpecError."""
+    path = f"{directory(where, id)}/{CONFIG}"
+    try:
+        data = read_file(path, _LIMIT)
+    except FileError:
+        return {}
+    document: dict[str, Any] = fastjson.loads(data, path)
+    return document
 
 
 def load(where: Places, id: str) -> Container:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         fd: int
         events: int
 
-        def ready(self, events: int) -> None: ...
+        def ready(self) -> None: ...
 
         def close(self) -> None: ...
 
@@ -51,7 +51,7 @@ class Capture:
         self.truncated = False
         self._parts: list[bytes] = []
 
-    def ready(self, events: int) -> None:
+    def ready(self) -> None:
         data = _read(self.fd)
         if data is None:
             return
@@ -90,7 +90,7 @@ class Relay:
         self._target = target
         self._typed = typed
 
-    def ready(self, events: int) -> None:
+    def ready(self) -> None:
         data = _read(self.fd)
         if data is None:
             return
@@ -129,7 +129,7 @@ class Feed:
         if not self._left:
             self.close()
 
-    def ready(self, events: int) -> None:
+    def ready(self) -> None:
         try:
             self._left = self._left[os.write(self.fd, self._left[:_CHUNK]) :]
         except BlockingIOError:
@@ -161,7 +161,7 @@ class Typed:
         self._pipe = pipe
         os.set_blocking(target, False)
 
-    def ready(self, events: int) -> None:
+    def ready(self) -> None:
         data = _read(self.fd)
         if data is None:
             return
@@ -274,7 +274,7 @@ class Session:
                 self._started()
         for pump in self.pumps:
             if pump.fd in ready and ready[pump.fd] & (pump.events | POLLHUP | POLLERR):
-                pump.ready(ready[pump.fd])
+                pump.ready()
             if isinstance(pump, Typed) and pump.full and ready.get(pump.target, 0) & (POLLOUT | POLLERR | POLLHUP):
                 pump.flush()
         if self._control < 0 and self.exit_code is None and self.process.pidfd in ready:
@@ -287,7 +287,7 @@ class Session:
         for pump in self.pumps:
             if isinstance(pump, (Capture, Relay)):
                 while pump.fd >= 0 and _readable(pump.fd):
-                    pump.ready(POLLIN)
+                    pump.ready()
             pump.close()
 
     def signal(self, number: int) -> bool:

@@ -1,0 +1,248 @@
+"""From what was asked for to a container that only lacks its process: image, root, user, config.json.
+
+The record is written before anything else is made, and everything is undone when a step fails (SECURITY.md 4.5).
+"""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.clock import now_rfc3339
+from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SpecError, Unsupported, UsageError
+from knarr.base.files import read_file
+from knarr.base.ids import new_id
+from knarr.base.record import Record
+from knarr.bundle import users
+from knarr.bundle.convert import to_runtime_spec, volume_paths
+from knarr.bundle.options import RunOptions
+from knarr.engine import host, images, netfiles, records, rootfs
+from knarr.engine.names import random_name
+from knarr.engine.records import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.engine.images import Ready, Watcher
+    from knarr.engine.paths import Places
+    from knarr.plan.container import Root
+
+CONFIG_LIMIT = 16 << 20
+
+
+class Request(Record):
+    """One container that somebody wants. ``name`` empty: none, "?": a random one. ``host_show``: see hostroot."""
+
+    image: str
+    options: RunOptions = RunOptions()
+    name: str = ""
+    platform: str = ""
+    pull: str = "missing"
+    remove: bool = True
+    host_show: tuple[str, ...] = ()
+
+
+class Prepared(Record):
+    """A container that only lacks its process.
+
+    ``notes`` are sentences for the user; with ``root`` None config.json's own counts.
+    """
+
+    where: Places
+    record: Container
+    config: dict[str, Any]
+    bundle: str
+    root: Root | None
+    notes: tuple[str, ...] = ()
+
+
+_users: dict[tuple[str, str], users.ContainerUser] = {}
+
+
+def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> Prepared:
+    """Make everything a container needs before its process. Raises what image, layer and bundle raise; undone then."""
+    if request.image == "host:":
+        return _prepare(where, request, None)
+    if request.image.startswith("bundle:"):
+        return _prepare_bundle(where, request)
+    ready = images.ready(where, request.image, platform=request.platform, pull=request.pull, watcher=watcher)
+    # Between looking a layer up and recording that a container needs it, nobody may remove it.
+    with images.snapshots(where).hold():
+        return _prepare(where, request, ready)
+
+
+def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
+    options = request.options
+    document = ready.image.image_config() if ready else _host_image()
+    if ready is None and request.platform:
+        raise UsageError("--platform does not go with host:, which is this machine")
+    if ready is not None and request.host_show:
+        raise UsageError("--host-show goes with the image host: only")
+    user_text = options.user or str((document.get("config") or {}).get("User") or "")
+    user = _user(where, ready, user_text)
+    record = _record(request, ready)
+    hostname = options.hostname or _hostname(record.id, options.network, ready)
+    options = options.replace(hostname=hostname)
+    record, folder = _reserve(where, record, random=request.name == "?")
+    try:
+        made = rootfs.of_image(where, folder, ready) if ready else rootfs.of_host(where, folder, request.host_show)
+        notes: list[str] = []
+        volumes = rootfs.image_volumes(where, folder, ready, volume_paths(document), notes) if ready else {}
+        files = netfiles.write_files(folder, hostname=hostname, network=options.network) if ready else ()
+        if ready is None and options.network == "host":
+            # The host's own may be a link into /run, which is hidden.
+            written = netfiles.write_files(folder, hostname=hostname, network="host")
+            files = tuple(pair for pair in written if pair[0] == netfiles.RESOLV)
+        conversion = to_runtime_spec(
+            document,
+            options,
+            user,
+            host.facts(privileged=options.privileged),
+            volumes=volumes,
+            files=files,
+            below=made.below,
+        )
+        config = conversion.config
+        config["root"]["path"] = made.path
+        _check(config)
+        record = record.replace(command=tuple(config["process"]["args"]))
+        records.save(where, record)
+        if not record.remove:
+            records.save_config(where, record.id, config)
+    except BaseException as error:
+        discard(where, record, error)
+        raise
+    return Prepared(where, record, config, folder, made.root, (*conversion.notes, *notes))
+
+
+def discard(where: Places, record: Container, error: BaseException | None = None) -> None:
+    """Remove a container's directory after a failure; what goes wrong is noted on ``error``, or raised without one."""
+    from knarr.engine.containers import remove_files
+
+    try:
+        remove_files(where, record)
+    except KnarrError as trouble:
+        if error is None:
+            raise
+        error.add_note(f"and while undoing it: {trouble}")
+
+
+def _record(request: Request, ready: Ready | None) -> Container:
+    return Container(
+        new_id(),
+        random_name() if request.name == "?" else request.name,
+        request.image,
+        now_rfc3339(),
+        image_digest=ready.image.digest if ready else "",
+        image_id=ready.image.id if ready else "",
+        layers=(ready.chain,) if ready else (),
+        labels=dict(request.options.labels),
+        remove=request.remove,
+        owner_pid=os.getpid(),
+    )
+
+
+def _reserve(where: Places, record: Container, *, random: bool) -> tuple[Container, str]:
+    """Take the id and the name; a random name that is taken is replaced by another."""
+    tries = 20 if random else 0
+    while True:
+        try:
+            return record, records.reserve(where, record)
+        except Exists:
+            if not tries:
+                raise
+            tries -= 1
+            record = record.replace(name=random_name())
+
+
+def _hostname(id: str, network: str, ready: Ready | None) -> str:
+    """The machine's own name where its network or root is shared, so that it resolves; else the short id."""
+    if ready is None or network == "host":
+        return os.uname().nodename[:64] or "localhost"
+    return id[:12]
+
+
+def _host_image() -> dict[str, Any]:
+    """The configuration of ``host:``."""
+    from knarr.image.platform import host_platform
+
+    return {"os": "linux", "architecture": host_platform().architecture, "config": {"Cmd": ["/bin/sh"]}}
+
+
+def _user(where: Places, ready: Ready | None, text: str) -> users.ContainerUser:
+    """Who runs, by the image's own passwd and group, or this machine's for host:."""
+    key = (ready.chain if ready else "host:", text)
+    if ready is not None and key in _users:
+        return _users[key]  # layers never change
+    if ready is None:
+        passwd, group = _of_host("/etc/passwd"), _of_host("/etc/group")
+    else:
+        with images.snapshots(where).view(ready.chain) as view:
+            passwd, group = (_in_image(view, path) for path in ("/etc/passwd", "/etc/group"))
+    found = users.resolve_user(text, passwd, group)
+    if ready is not None:
+        if len(_users) > 1000:
+            _users.clear()
+        _users[key] = found
+    return found
+
+
+def _in_image(view: Any, path: str) -> bytes:
+    """A table of the image; missing is empty, anything else than a file of bounded size is refused (U-11)."""
+    try:
+        data: bytes = view.read_file(path, users.LIMIT)
+    except NotFound:
+        return b""
+    return data
+
+
+def _of_host(path: str) -> bytes:
+    try:
+        return read_file(path, users.LIMIT)
+    except FileError:
+        return b""
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuse what the runtime would refuse, before anything is started."""
+    from knarr.spec.validate import config_findings
+
+    findings = config_findings(config)
+    if findings:
+        raise SpecError("the container's config.json", findings)
+
+
+def _prepare_bundle(where: Places, request: Request) -> Prepared:
+    """A container of a bundle that somebody else made: its config.json counts, only the process may be changed."""
+    from knarr.spec.validate import parse_config
+
+    folder = os.path.abspath(request.image.removeprefix("bundle:"))
+    path = f"{folder}/config.json"
+    if not os.path.isdir(folder):
+        raise NotFound("bundle", folder)
+    config = parse_config(read_file(path, CONFIG_LIMIT), path)
+    options = request.options
+    changeable = ("command", "env", "workdir", "terminal", "labels")
+    if (
+        options != RunOptions(**{field: getattr(options, field) for field in changeable})
+        or request.platform
+        or request.host_show
+    ):
+        raise UsageError(
+            "a bundle's config.json says how it runs; only the command, --env, --workdir and --tty can be changed"
+        )
+    process = config.get("process")
+    if process is None:
+        raise Unsupported(f"running {path}", "it has no process")
+    if options.command:
+        process["args"] = list(options.command)
+    if options.env:
+        variables = dict(entry.partition("=")[::2] for entry in (*(process.get("env") or ()), *options.env))
+        process["env"] = [f"{name}={value}" for name, value in variables.items()]
+    if options.workdir:
+        process["cwd"] = options.workdir
+    process["terminal"] = options.terminal
+    _check(config)
+    record = _record(request, None).replace(command=tuple(process["args"]))
+    record, _ = _reserve(where, record, random=request.name == "?")
+    return Prepared(where, record, config, folder, None)

@@ -1,0 +1,220 @@
+"""Images for people: find one in the store or pull it, unpack it, list, remove. Joins image, registry and layer.
+
+A name without a transport is a registry's image; ``oci:``, ``oci-archive:`` and ``docker-archive:`` are copied into
+the store first, by content, so a second run of the same archive copies nothing.
+"""
+
+from __future__ import annotations
+
+from knarr.base.errors import NotFound, UsageError
+from knarr.base.record import Record
+from knarr.engine.paths import open_store
+from knarr.image.catalog import Image, lookup
+from knarr.image.platform import host_platform, parse_platform, runs
+from knarr.image.reference import parse_reference
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from knarr.content.store import Store
+    from knarr.engine.paths import Places
+    from knarr.image.platform import Platform
+    from knarr.image.pull import BlobProgress
+    from knarr.image.reference import Reference
+    from knarr.image.source import ImageSource
+    from knarr.layer.snapshot import Snapshots
+    from knarr.layer.source import Layer
+
+    class Watcher:
+        """Whoever wants to see how far things are; every method may be called from any thread."""
+
+        def blob(self, blob: BlobProgress) -> None: ...
+
+        def unpacked(self, layer: Layer, done: int) -> None: ...
+
+        def say(self, text: str) -> None: ...
+
+
+PULL_POLICIES = ("missing", "always", "never", "newer")
+_snapshots: dict[str, Snapshots] = {}
+
+
+class Ready(Record):
+    """An image that can be run: unpacked, with the chainID of its top layer."""
+
+    image: Image
+    chain: str
+    reference: str
+
+
+def snapshots(where: Places) -> Snapshots:
+    """The unpacked layers of the store; one object per process and place."""
+    from knarr.layer.snapshot import Snapshots
+
+    if where.snapshots not in _snapshots:
+        from knarr.engine import host
+
+        _snapshots[where.snapshots] = Snapshots(where.snapshots, ids=host.id_map())
+    return _snapshots[where.snapshots]
+
+
+def remote(reference: Reference) -> ImageSource:
+    """Open an image in a registry."""
+    from knarr.registry.source import open_remote
+
+    return open_remote(reference)
+
+
+def find(
+    where: Places,
+    text: str,
+    *,
+    platform: str = "",
+    pull: str = "missing",
+    watcher: Watcher | None = None,
+) -> Image:
+    """Return the image ``text`` means, copied or pulled into the store as the policy ``pull`` says.
+
+    missing: only if it is not there (for this platform); always; never; newer: when the registry has another one,
+    and the stored one when it cannot be asked. Raises InvalidReference, NotFound, and what pulling raises.
+    """
+    if pull not in PULL_POLICIES:
+        raise UsageError(f"pull policy {pull!r} is not known", hint=f"there is {', '.join(PULL_POLICIES)}")
+    wanted = parse_platform(platform) if platform else host_platform()
+    store = open_store(where)
+    stored, problem = _stored(store, text, wanted)
+    if stored is not None and pull in ("missing", "never"):
+        return stored
+    reference = parse_reference(text)
+    if reference.transport in ("host", "bundle"):
+        raise UsageError(f"{text} is not an image of the store")
+    if pull == "never":
+        if problem is not None:
+            raise problem
+        raise NotFound("image", f"{text} for {wanted}", hint="it was not pulled because of --pull=never")
+    if pull == "newer" and stored is not None:
+        from knarr.base.errors import RegistryError
+
+        try:
+            return _fetch(store, reference, wanted, watcher)
+        except RegistryError:
+            return stored
+    return _fetch(store, reference, wanted, watcher)
+
+
+def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, NotFound | None]:
+    """The image by name or id if it is there and runs on ``wanted``; else why not."""
+    if text.startswith(("oci:", "oci-archive:", "docker-archive:")):
+        return None, None
+    try:
+        image = lookup(store, text.removeprefix("docker://"))
+    except NotFound as error:
+        return None, error
+    if image.config is not None and not runs(image.platform, wanted):
+        return None, None
+    return image, None
+
+
+def _fetch(store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None) -> Image:
+    from knarr.image.pull import fetch
+
+    if watcher is not None:
+        watcher.say(f"pulling {reference}" if reference.transport == "docker" else f"reading {reference}")
+    progress: Callable[[BlobProgress], None] | None = watcher.blob if watcher else None
+    return fetch(reference, store, platform=wanted, progress=progress, remote=remote)
+
+
+def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> str:
+    """Unpack what is missing of an image's layers; return the chainID of the top one. Not for artifacts."""
+    from knarr.layer.source import layers_of
+
+    store = open_store(where)
+    layers = layers_of(store, image.manifest, image.image_config())  # type: ignore[arg-type]  # Descriptor is a dict
+    return snapshots(where).ensure(layers, progress=watcher.unpacked if watcher else None)
+
+
+def ready(
+    where: Places, text: str, *, platform: str = "", pull: str = "missing", watcher: Watcher | None = None
+) -> Ready:
+    """``find`` and ``unpacked``."""
+    image = find(where, text, platform=platform, pull=pull, watcher=watcher)
+    image.image_config()
+    return Ready(image, unpacked(where, image, watcher=watcher), text)
+
+
+def listing(where: Places) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows for ``knarr images``, newest first, and one sentence for each image that is damaged."""
+    from knarr.image.catalog import images
+
+    found, broken = images(open_store(where))
+    rows = []
+    for image in found:
+        repository, tag = _split(image.name)
+        rows.append(
+            {
+                "Repository": repository,
+                "Tag": tag,
+                "ID": image.id.partition(":")[2][:12],
+                "Created": image.created,
+                "Size": image.size,
+                "Platform": str(image.platform) if image.platform.os else "",
+                "Name": image.name,
+                "Digest": image.digest,
+                "FullID": image.id,
+                "Layers": len(image.layers),
+                "Labels": ((image.config or {}).get("config") or {}).get("Labels") or {},
+            }
+        )
+    rows.sort(key=lambda row: str(row["Created"]), reverse=True)
+    return rows, [str(error) for error in broken]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``docker.io/library/busybox:1`` -> (``busybox``, ``1``), as people write it."""
+    from knarr.base.errors import InvalidReference
+
+    if not name:
+        return "<none>", "<none>"
+    try:
+        reference = parse_reference(name)
+    except InvalidReference:
+        return name, ""
+    if reference.transport != "docker":
+        return name, ""
+    ending = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
+    return reference.familiar.removesuffix(ending), reference.tag or "<none>"
+
+
+def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
+    """Remove a name, or by id an image, with all blobs and layers that nothing needs any more.
+
+    Raises NotFound, InUse when a container was made from it (unless ``force``: its layers stay then).
+    """
+    from knarr.base.errors import InUse
+    from knarr.engine import records
+    from knarr.image.catalog import images
+    from knarr.image.catalog import remove as remove_image
+    from knarr.layer.chain import chain_ids
+
+    store = open_store(where)
+    image = lookup(store, text)
+    users = [record for record in records.all_records(where) if record.image_digest == image.digest]
+    others = [one for one in images(store)[0] if one.digest == image.digest]
+    if users and not force and len(others) < 2:
+        by = ", ".join(record.name or record.id[:12] for record in users[:5])
+        raise InUse("image", text, f"container {by}", hint="remove the container first, or use --force")
+    gone = remove_image(store, text, force=force)
+    # Layers go when no image and no container builds on them.
+    keep = {record.layers[-1] for record in records.all_records(where) if record.layers}
+    for one in images(store)[0]:
+        if one.config is not None and one.diff_ids:
+            keep.add(chain_ids(one.diff_ids)[-1])
+    layers = snapshots(where).gc(keep)
+    return {
+        "Untagged": list(gone.names),
+        "Deleted": list(gone.digests),
+        "Layers": layers,
+        "Freed": gone.size,
+    }

@@ -1,0 +1,228 @@
+"""The root of a container: an overlay over unpacked layers, a plain copy where that cannot be, or the host's own root.
+
+Nothing is mounted on the host: the overlay is described here and mounted by the init in the container's own mount
+namespace. Directories for it lie in the container's own directory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EINVAL
+
+from knarr.base.errors import FileError, NotFound, Unsupported, UsageError
+from knarr.base.record import Record
+from knarr.engine import host, hostroot, images
+from knarr.plan.container import Root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.engine.images import Ready
+    from knarr.engine.paths import Places
+
+# File systems that overlayfs does not take as its writable layer.
+_NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
+_DATA_LIMIT = 3800  # of the page that mount(2) has for options
+_kept: dict[str, str] = {}
+
+
+class Rootfs(Record):
+    """What the plan needs of a root: ``root`` for plan_container, ``path`` for config.json, mounts of its own."""
+
+    root: Root
+    path: str
+    below: tuple[dict[str, Any], ...] = ()
+
+
+def driver(where: Places) -> str:
+    """How roots are made from layers in this store: ``overlay`` or ``copy``. KNARR_DRIVER decides, if it is set.
+
+    Raises UsageError for a driver that does not exist.
+    """
+    asked = os.environ.get("KNARR_DRIVER", "")
+    if asked not in ("", "overlay", "copy"):
+        raise UsageError(f"KNARR_DRIVER {asked!r} is not known", hint="there are overlay and copy")
+    if asked:
+        return asked
+    if where.store not in _kept:
+        usable = host.overlay() and file_system(where.store) not in _NO_UPPER
+        if host.rootless() and host.kernel() < (5, 11):
+            usable = False  # no overlayfs in user namespaces before
+        _kept[where.store] = "overlay" if usable else "copy"
+    return _kept[where.store]
+
+
+def file_system(path: str) -> str:
+    """The type of the file system a path is on, by its device (proc_pid_mountinfo(5)); "" if it cannot be told."""
+    try:
+        device = os.stat(path).st_dev
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in lines:
+        fields = line.split(b" ")
+        if fields[2] == wanted:
+            return fields[fields.index(b"-") + 1].decode()
+    return ""
+
+
+def of_image(where: Places, folder: str, ready: Ready) -> Rootfs:
+    """Prepare the root of a container of an image in its directory ``folder``. Raises FileError, Unsupported."""
+    if driver(where) == "copy":
+        return _copied(where, folder, ready)
+    snapshots = images.snapshots(where)
+    lower_dir, lowers = snapshots.lower_names(ready.chain)
+    _make(folder, "upper", "work", "root")
+    # The merged root takes its mode and owner from the writable layer.
+    _like(f"{folder}/upper", f"{lower_dir}/{lowers[0]}")
+    root = Root(
+        "overlay",
+        f"{folder}/root",
+        lowers=tuple(lowers),
+        lower_dir=lower_dir,
+        upper=f"{folder}/upper",
+        work=f"{folder}/work",
+        userxattr=snapshots.userxattr,
+    )
+    return Rootfs(root, f"{folder}/root")
+
+
+def _copied(where: Places, folder: str, ready: Ready) -> Rootfs:
+    from knarr.engine.paths import open_store
+    from knarr.layer.source import layers_of
+    from knarr.layer.unpack import materialise
+
+    image = ready.image
+    layers = layers_of(open_store(where), image.manifest, image.image_config())  # type: ignore[arg-type]
+    materialise(layers, f"{folder}/rootfs", ids=host.id_map())
+    return Rootfs(Root("bind", f"{folder}/rootfs"), f"{folder}/rootfs")
+
+
+def of_host(where: Places, folder: str, shown: tuple[str, ...]) -> Rootfs:
+    """Prepare this machine's own root below a throw-away layer. Raises FileError, UsageError, Unsupported."""
+    if not host.overlay():
+        raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")
+    hiding = hostroot.hiding_layer(where, shown, userxattr=host.rootless())
+    if host.rootless():
+        return _host_in_pieces(folder, hiding, shown)
+    root, scratch = hostroot.mount_points(where)
+    return Rootfs(Root("overlay", root, lowers=(hiding, "/"), scratch=scratch), root, _system_mounts())
+
+
+def _system_mounts() -> tuple[dict[str, Any], ...]:
+    """Parts of the system that lie on file systems of their own, read-only: an overlay does not see through mounts."""
+    below = set(hostroot.mounted_below())
+    return tuple(
+        {"destination": path, "type": "bind", "source": path, "options": ["bind", "rprivate", "nosuid", "nodev", "ro"]}
+        for path in hostroot.SYSTEM_MOUNTS
+        if path in below
+    )
+
+
+def _host_in_pieces(folder: str, hiding: str, shown: tuple[str, ...]) -> Rootfs:
+    """The host's root for an ordinary user: one overlay for each piece that has no mounts below it."""
+    if host.kernel() < (5, 11):
+        raise Unsupported("host: without root", "overlayfs in a user namespace needs Linux 5.11")
+    rootfs, mounts = f"{folder}/rootfs", []
+    hide = hostroot.hidden(shown, walk=False)
+    try:
+        os.mkdir(rootfs, 0o755)
+        for name in ("proc", "sys", "dev"):
+            os.mkdir(f"{rootfs}/{name}", 0o755)
+        for place in ("upper", "work"):
+            os.mkdir(f"{folder}/{place}", 0o700)
+        for number, part in enumerate(hostroot.parts(hide)):
+            target = rootfs + part.path
+            if part.kind == "link":
+                os.symlink(part.target, target)
+            elif part.kind == "file":
+                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+                options = ["bind", "rprivate", "nosuid", "nodev", "ro"]
+                mounts.append({"destination": part.path, "type": "bind", "source": part.path, "options": options})
+            else:
+                os.mkdir(target, 0o755)
+                os.chmod(target, hide.empty.get(part.path, 0o755))
+                if part.kind == "overlay":
+                    lowers = [part.path]
+                    if os.path.isdir(hiding + part.path):
+                        lowers.insert(0, hiding + part.path)
+                    mounts.append(_overlay(folder, str(number), part.path, lowers, userxattr=True))
+    except OSError as error:
+        raise FileError("prepare", f"{rootfs}", error.errno or EINVAL) from None
+    return Rootfs(Root("bind", rootfs), rootfs, tuple(mounts))
+
+
+def _overlay(folder: str, name: str, target: str, lowers: list[str], *, userxattr: bool) -> dict[str, Any]:
+    """An overlay as an entry of config.json, with a writable layer of its own; raises OSError."""
+    upper, work = f"{folder}/upper/{name}", f"{folder}/work/{name}"
+    os.mkdir(upper, 0o755)
+    os.mkdir(work, 0o700)
+    _like(upper, lowers[0])
+    options = [f"lowerdir={':'.join(map(escaped, lowers))}", f"upperdir={upper}", f"workdir={work}", "nodev"]
+    if userxattr:
+        options.append("userxattr")
+    return {"destination": target, "type": "overlay", "source": "overlay", "options": options}
+
+
+def escaped(path: str) -> str:
+    """``path`` as overlayfs wants it in lowerdir."""
+    return path.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def _make(folder: str, *names: str) -> None:
+    for name in names:
+        try:
+            os.mkdir(f"{folder}/{name}", 0o700)
+        except OSError as error:
+            raise FileError("make", f"{folder}/{name}", error.errno or EINVAL) from None
+
+
+def _like(path: str, model: str) -> None:
+    """Give a directory of ours the mode and, where that is possible, the owner of another; raises FileError."""
+    try:
+        facts = os.stat(model)
+        if (facts.st_uid, facts.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+            os.chown(path, facts.st_uid, facts.st_gid)
+        os.chmod(path, stat.S_IMODE(facts.st_mode))
+    except OSError as error:
+        raise FileError("prepare", path, error.errno or EINVAL) from None
+
+
+def image_volumes(
+    where: Places, folder: str, ready: Ready, paths: list[str], notes: list[str]
+) -> dict[str, dict[str, Any] | None]:
+    """A mount for each volume the image names: its own writable layer over what the image has there.
+
+    Where the image has nothing, an empty directory of the container's own. The layers' directories are found by
+    descriptor inside the image (a volume's path through symbolic links stays in it, CVE-2022-23648).
+    """
+    if driver(where) == "copy" or not paths:
+        return dict.fromkeys(paths)  # the copy is the container's own already
+    snapshots = images.snapshots(where)
+    result: dict[str, dict[str, Any] | None] = {}
+    base = f"{folder}/volumes"
+    _make(folder, "volumes")
+    _make(base, "upper", "work")
+    with snapshots.view(ready.chain) as view:
+        for number, path in enumerate(paths):
+            try:
+                found = view.resolve(path)[1]
+            except NotFound:
+                _make(base, str(number))
+                os.chmod(f"{base}/{number}", 0o755)
+                options = ["rbind", "rprivate", "rnosuid", "rnodev"]
+                source = f"{base}/{number}"
+                result[path] = {"destination": path, "type": "bind", "source": source, "options": options}
+                continue
+            lowers = [os.readlink(f"/proc/self/fd/{fd}") for fd in found.stack]
+            if not lowers or sum(map(len, lowers)) > _DATA_LIMIT - 2 * len(base):
+                notes.append(f"the image's volume {path} is kept in the container's own layer")
+                result[path] = None
+                continue
+            result[path] = _overlay(base, str(number), path, lowers, userxattr=snapshots.userxattr)
+            result[path]["options"].append("nosuid")  # type: ignore[index]  # it was just set
+    return result

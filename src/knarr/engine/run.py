@@ -1,0 +1,90 @@
+"""A prepared container and its process: begin, let a driver run the session, end. Shared by all faces.
+
+    session = begin(prepared, stdio, pumps)     # the process is being made
+    run_to_end(session) or add_reader …         # session.py
+    end(prepared, session)                      # cgroups, state and, with --rm, files are gone
+
+Whoever calls ``begin`` calls ``end`` or, after an error, ``abort``.
+"""
+
+from __future__ import annotations
+
+from knarr.base.clock import now_rfc3339
+from knarr.base.errors import KnarrError
+from knarr.engine import host, records
+from knarr.engine.containers import remove_files
+from knarr.engine.create import Prepared, discard
+from knarr.engine.session import Session
+from knarr.runtime.create import Created, Stdio
+from knarr.runtime.create import begin as begin_runtime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from knarr.engine.session import Pump
+
+
+class Run:
+    """One container's process. ``session`` is driven by the caller."""
+
+    __slots__ = ("created", "prepared", "record", "session")
+
+    def __init__(self, prepared: Prepared, created: Created, pumps: Sequence[Pump]) -> None:
+        self.prepared = prepared
+        self.record = prepared.record
+        self.created = created
+        self.session = Session(created, pumps, self._started)
+
+    def _started(self) -> None:
+        """The program runs."""
+        self.created.finish()
+        self.created.poststart()
+        if not self.record.remove:
+            self.record = self.record.replace(started=now_rfc3339())
+            records.save(self.prepared.where, self.record)
+
+    def end(self) -> None:
+        """After ``session.done``: remove cgroups and state, and files or record the exit code. Raises KnarrError."""
+        self.session.close()
+        self.created.delete()
+        where = self.prepared.where
+        if self.record.remove:
+            remove_files(where, self.record)
+        else:
+            finished = now_rfc3339()
+            self.record = self.record.replace(finished=finished, exit_code=self.session.exit_code)
+            records.save(where, self.record)
+
+    def abort(self, error: BaseException) -> None:
+        """After an error: end the process, remove everything. Further trouble is noted on ``error``."""
+        self.session.close()
+        try:
+            self.created.undo()
+        except KnarrError as trouble:
+            error.add_note(f"and while undoing it: {trouble}")
+        discard(self.prepared.where, self.record, error)
+
+
+def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = ()) -> Run:
+    """Start to make the container's process. ``stdio`` stays the caller's, the pumps become the run's.
+
+    Raises what the runtime raises; everything prepared is removed then.
+    """
+    try:
+        created = begin_runtime(
+            prepared.where.state,
+            prepared.record.id,
+            prepared.bundle,
+            prepared.config,
+            io=stdio,
+            root=prepared.root,
+            wait_start=False,
+            host=host.host(),
+        )
+    except BaseException as error:
+        for pump in pumps:
+            pump.close()
+        discard(prepared.where, prepared.record, error)
+        raise
+    return Run(prepared, created, pumps)
