@@ -312,3 +312,17 @@ class AuthError(RegistryError):
 
 class Interrupted(KnarrError):
     """The user or the system asked us to stop (Ctrl-C, SIGTERM); everything half-done was undone."""
+
+
+class TimedOut(KnarrError):
+    """A time limit of the caller's passed; ``stdout`` and ``stderr`` are what a program had written by then."""
+
+    def __init__(self, what: str, seconds: float, *, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        super().__init__()
+        self.what = what
+        self.seconds = seconds
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def sentence(self) -> str:
+        return f"{self.what} did not end within {self.seconds:g} seconds and was killed"
