@@ -16,7 +16,7 @@ import zlib
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from knarr.base.errors import FormatError, KnarrError, Unsupported
@@ -46,8 +46,8 @@ def plain(data: bytes, media_type: str, *, step: int = 1 << 20, ask: int = 1 << 
     return b"".join(parts)
 
 
-def zstd(data: bytes, **options: int | bool) -> bytes:
-    return zstandard.ZstdCompressor(**options).compress(data)
+def zstd(data: bytes, *, checksum: bool = False, size: bool = True) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=size).compress(data)
 
 
 SAMPLE = bytes(random.Random(7).choices(b"abcdefgh", k=200_000))
@@ -57,10 +57,10 @@ BODY = gzip.compress(SAMPLE)[10:]  # deflate data and trailer
 
 @given(data=st.binary(max_size=2000), step=st.integers(1, 700), ask=st.integers(1, 700))
 def test_every_compression_gives_the_bytes_back(data: bytes, step: int, ask: int) -> None:
+    assume(not sniff(data))
     assert plain(gzip.compress(data), GZIP, step=step, ask=ask) == data
     assert plain(zstd(data), ZSTD, step=step, ask=ask) == data
-    if not sniff(data):
-        assert plain(data, PLAIN, step=step, ask=ask) == data
+    assert plain(data, PLAIN, step=step, ask=ask) == data
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000, 1 << 20])
@@ -68,7 +68,7 @@ def test_several_members_and_frames(step: int) -> None:
     half = SAMPLE[:1000]
     assert plain(gzip.compress(half) + gzip.compress(b"") + gzip.compress(half), GZIP, step=step) == half * 2
     skip = b"\x5e\x2a\x4d\x18" + struct.pack("<I", 5) + b"12345"
-    frames = skip + zstd(half, write_checksum=True) + skip + zstd(b"") + zstd(half, write_content_size=False) + skip
+    frames = skip + zstd(half, checksum=True) + skip + zstd(b"") + zstd(half, size=False) + skip
     assert plain(frames, ZSTD, step=step) == half * 2
 
 
@@ -91,7 +91,7 @@ def flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at >= 0 else flip(data, len(data) + at)
 
 
-G, Z = HEADER + BODY, zstd(SAMPLE, write_checksum=True)
+G, Z = HEADER + BODY, zstd(SAMPLE, checksum=True)
 DAMAGED = [
     ("gzip checksum", GZIP, flip(G, -8), "checksum or length"),
     ("gzip length", GZIP, flip(G, -1), "checksum or length"),
@@ -121,7 +121,12 @@ DAMAGED = [
     ("zstd reserved bit", ZSTD, Z[:4] + bytes([Z[4] | 8]) + Z[5:], "reserved bit"),
     ("zstd dictionary", ZSTD, Z[:4] + bytes([Z[4] | 1]) + b"\x07" + Z[5:], "dictionary"),
     ("zstd window 2 GiB", ZSTD, b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00", "window of 2147483648"),
-    ("zstd one segment of 1 GiB", ZSTD, b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 1 << 30) + b"\x01\x00\x00", "window"),
+    (
+        "zstd one segment of 1 GiB",
+        ZSTD,
+        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 1 << 30) + b"\x01\x00\x00",
+        "window",
+    ),
     ("zstd reserved block", ZSTD, b"\x28\xb5\x2f\xfd\x00\x58\x07\x00\x00", "reserved type"),
     ("declared gzip, plain", GZIP, SAMPLE, "media type says gzip, but the bytes are not gzip"),
     ("declared gzip, zstd", GZIP, Z, "the bytes are zstd"),

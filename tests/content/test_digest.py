@@ -24,7 +24,13 @@ def test_usable_digests(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["foo:abc", "sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709", "blake3:" + HEX, "multihash+base58:Qm-_=1", "a.b_c-d+e:0"],
+    [
+        "foo:abc",
+        "sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709",
+        "blake3:" + HEX,
+        "multihash+base58:Qm-_=1",
+        "a.b_c-d+e:0",
+    ],
 )
 def test_unknown_algorithms_are_carried_but_not_consumed(text: str) -> None:
     assert Digest.parse(text) == text

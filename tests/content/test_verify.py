@@ -32,6 +32,11 @@ class Dribble(io.BytesIO):
         return data
 
 
+def drain(reader: VerifiedReader, ask: int, got: list[bytes]) -> None:
+    while part := reader.read(ask):
+        got.append(part)
+
+
 @given(data=st.binary(max_size=300), step=st.integers(1, 50), ask=st.integers(1, 400))
 def test_right_bytes_pass_whole(data: bytes, step: int, ask: int) -> None:
     reader = VerifiedReader(Dribble(data, step), sha256_of(data), len(data))
@@ -46,23 +51,21 @@ def test_right_bytes_pass_whole(data: bytes, step: int, ask: int) -> None:
 def test_an_early_end_is_seen(data: bytes, cut: int, ask: int) -> None:
     short = data[: max(0, len(data) - cut)]
     reader = VerifiedReader(io.BytesIO(short), sha256_of(data), len(data), "the thing")
-    got = b""
+    got: list[bytes] = []
     with pytest.raises(SizeMismatch, match=f"the thing has {len(short)} bytes, expected {len(data)}"):
-        while part := reader.read(ask):
-            got += part
-    assert got == short  # all of it may come, but never the end
+        drain(reader, ask, got)
+    assert b"".join(got) == short  # all of it may come, but never the end
 
 
 @given(data=st.binary(max_size=300), extra=st.binary(min_size=1, max_size=50), ask=st.integers(1, 400))
 def test_not_a_byte_too_many_is_given_out_or_taken(data: bytes, extra: bytes, ask: int) -> None:
     stream = Dribble(data + extra, 1000)
     reader = VerifiedReader(stream, sha256_of(data), len(data))
-    got = b""
+    got: list[bytes] = []
     with pytest.raises(SizeMismatch, match="more than"):
-        while part := reader.read(ask):
-            got += part
+        drain(reader, ask, got)
     assert stream.taken == len(data) + 1
-    assert len(got) < max(1, len(data))  # the last chunk is held back
+    assert len(b"".join(got)) < max(1, len(data))  # the last chunk is held back
 
 
 @given(data=st.binary(min_size=1, max_size=300), at=st.integers(0, 299), ask=st.integers(1, 400))
@@ -70,11 +73,10 @@ def test_a_flipped_bit_never_reaches_the_end(data: bytes, at: int, ask: int) -> 
     wrong = bytearray(data)
     wrong[at % len(data)] ^= 1
     reader = VerifiedReader(io.BytesIO(bytes(wrong)), sha256_of(data), len(data))
-    got = b""
+    got: list[bytes] = []
     with pytest.raises(DigestMismatch) as caught:
-        while part := reader.read(ask):
-            got += part
-    assert len(got) < len(data)
+        drain(reader, ask, got)
+    assert len(b"".join(got)) < len(data)
     assert caught.value.got == sha256_of(bytes(wrong))
 
 
@@ -135,6 +137,11 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     target.write_text("secret")
     (tmp_path / "link").symlink_to(target)
     os.mkfifo(tmp_path / "fifo")
-    for name, why in (("link", "symbolic link"), ("fifo", "not a regular file"), (".", "is a directory"), ("no", "no such")):
+    for name, why in (
+        ("link", "symbolic link"),
+        ("fifo", "not a regular file"),
+        (".", "is a directory"),
+        ("no", "no such"),
+    ):
         with pytest.raises(FileError, match=why):
             open_regular(str(tmp_path / name))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # algorithm -> length of the hexadecimal text
 USABLE = {"sha256": 64, "sha512": 128}
 
-_LONGEST = 512
+_LONGEST = 255  # it becomes a file name
 _COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _SEPARATORS = frozenset("+._-")
 _ENCODED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=_-")

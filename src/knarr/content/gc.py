@@ -39,11 +39,11 @@ def children(descriptor: Descriptor, data: bytes) -> list[Descriptor]:
     if kind in mediatypes.INDEXES:
         from knarr.spec.image_validate import parse_index
 
-        return list(parse_index(data, document)["manifests"])
+        return list(parse_index(data, document, kind)["manifests"])
     if kind in mediatypes.MANIFESTS:
         from knarr.spec.image_validate import parse_manifest
 
-        manifest = parse_manifest(data, document)
+        manifest = parse_manifest(data, document, kind)
         return [manifest["config"], *manifest["layers"]]
     return []
 

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     Source = bytes | Readable | Callable[[], Readable]
 
 DOCUMENT_LIMIT = 4 << 20
-"""Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer)."""
+"""Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer).
 
-INDEX_LIMIT = 16 << 20
-"""Most bytes of the store's own index.json: some 50,000 images."""
+Also of the store's own index.json: some 10,000 images.
+"""
 
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for a lock of another process that makes no progress."""
@@ -295,7 +295,7 @@ class Store:
         """Return index.json, checked; raises SpecError, FileError."""
         from knarr.spec.image_validate import parse_index
 
-        return dict(parse_index(read_file(self._index_path, INDEX_LIMIT), self._index_path))
+        return dict(parse_index(read_file(self._index_path, DOCUMENT_LIMIT), self._index_path))
 
     def entries(self) -> list[Descriptor]:
         """Return the descriptors of index.json, named or not, in its order; raises SpecError, FileError."""
@@ -344,6 +344,11 @@ class Store:
                 raise NotFound("image", name, among=some(names, "nothing in the store"))
             index[:] = [one for one in index if name_of(one) != name]
         return gone[0]
+
+    def forget(self, digest: str) -> None:
+        """Take every entry of a manifest out of index.json, named or not; does nothing when there is none."""
+        with self._changing() as index:
+            index[:] = [one for one in index if one["digest"] != digest]
 
     @contextmanager
     def _changing(self) -> Iterator[list[Descriptor]]:

@@ -132,13 +132,13 @@ class FileStream:
         self._fd = -1
 
 
-def open_regular(path: str, dir_fd: int | None = None) -> tuple[int, int]:
+def open_regular(path: str, dir_fd: int | None = None, *, follow: bool = False) -> tuple[int, int]:
     """Open a regular file for reading and return (descriptor, size in bytes).
 
-    The last component may not be a symbolic link, and a FIFO or device neither blocks nor is read: a blob
-    directory made by somebody else may hold anything. Raises FileError.
+    The last component may not be a symbolic link unless ``follow``, and a FIFO or device neither blocks nor is
+    read: a blob directory made by somebody else may hold anything. Raises FileError.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
         fd = os.open(path, flags, dir_fd=dir_fd)
     except OSError as error:

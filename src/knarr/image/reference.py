@@ -299,3 +299,22 @@ def _digest(text: str, digest: str) -> str:
         return str(usable(digest))
     except InvalidDigest as error:
         raise InvalidReference(_safe(text), f"the digest is wrong: {error.rule}") from None
+
+
+def local_name(path: str, tag: str) -> str:
+    """Return the full name an image out of a layout or archive gets in a store.
+
+    A tag that is itself a name with a registry or a slash is that name; else it is localhost/FILE:TAG, the way
+    Podman does it, made of what of the file's name a name may hold.
+    """
+    if "/" in tag:
+        try:
+            return parse_name(tag).name
+        except InvalidReference:
+            tag = tag.rpartition("/")[2]
+    stem = path.rstrip("/").rpartition("/")[2].lower()
+    for ending in (".gz", ".zst", ".tar", ".oci"):
+        stem = stem.removesuffix(ending)
+    words = "".join(character if character in _OWN else " " for character in stem).split()
+    tag = "".join(character if character in _TAG else "-" for character in tag)[:TAG_LIMIT].lstrip(".-")
+    return f"localhost/{'-'.join(words)[:128].rstrip('-') or 'image'}:{tag or DEFAULT_TAG}"

@@ -1,0 +1,163 @@
+"""Logins: what a registry's challenge asks for, answered with credentials that belong to it.
+
+Nothing is sent before it is asked for. Basic goes to the registry alone; Bearer tokens are fetched from the token
+server the registry names, if that may be asked at all (``origin.check_realm``), and kept in memory until they end.
+No message holds a password or token (SECURITY.md I12, rows 120 and 121).
+"""
+
+from __future__ import annotations
+
+import binascii
+import threading
+from time import monotonic
+from urllib.parse import urlencode
+
+from knarr.base import fastjson
+from knarr.base.errors import AuthError, RegistryError, SpecError
+from knarr.base.record import Record
+from knarr.registry.challenge import choose, parse_challenges
+from knarr.registry.origin import Refused, check_realm, shown
+from knarr.registry.transport import ERROR_LIMIT, Broken
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.registry.credentials import Found
+    from knarr.registry.transport import Response, Transport
+
+TOKEN_LIMIT = 1 << 20
+_SHORTEST = 60.0
+_LONGEST = 3600.0
+
+
+class _Token(Record):
+    value: str
+    ends: float
+
+
+class Authorizer:
+    """The login at one registry for one repository's pulls; shared by the threads of a pull."""
+
+    def __init__(self, transport: Transport, registry: str, repository: str, found: Found) -> None:
+        self._transport = transport
+        self._registry = registry
+        self._scope = f"repository:{repository}:pull"
+        self._found = found
+        self._lock = threading.Lock()
+        self._basic = False
+        self._token: _Token | None = None
+
+    def header(self) -> str:
+        """Return the Authorization header for the registry, "" before it has asked for one."""
+        credentials = self._found.credentials
+        if self._basic and credentials is not None:
+            return _basic(credentials.user, credentials.password)
+        token = self._token
+        return f"Bearer {token.value}" if token is not None and token.ends > monotonic() else ""
+
+    def challenged(self, response: Response) -> bool:
+        """Answer a 401: be ready with another header and return True, or raise AuthError saying what is wanted."""
+        sent = self.header()
+        with self._lock:
+            if self.header() != sent:
+                return True  # another thread has just answered
+            challenge = choose(parse_challenges(response.headers.getlist("WWW-Authenticate")))
+            if challenge is None:
+                raise self._denied(response, "it wants a login, but by no method knarr knows (Basic, Bearer)")
+            if challenge.scheme == "basic":
+                if self._found.credentials is None:
+                    raise self._denied(response, "it wants a login")
+                if self._basic:
+                    raise self._denied(response, f"it refuses the login of {self._found.credentials.origin}")
+                self._basic = True
+                return True
+            if self._token is not None and challenge.parameters.get("error") == "insufficient_scope":
+                raise self._denied(response, "the login does not allow this")
+            self._token = self._fetch(challenge.parameters, response)
+            return True
+
+    def _denied(self, response: Response, why: str) -> AuthError:
+        hint = self._found.remark
+        if not hint and self._found.credentials is None:
+            hint = f"log in with podman login {self._registry} or docker login {self._registry}, or give credentials"
+        return AuthError("GET", shown(response.url), response.status, why, hint=hint)
+
+    def _fetch(self, parameters: dict[str, str], response: Response) -> _Token:
+        """Ask the token server (distribution's token authentication specification)."""
+        realm = parameters["realm"]
+        try:
+            url = check_realm(realm, self._transport.origin)
+        except Refused as refused:
+            why = f"it sends logins to {shown(realm)}, which is refused: {refused}"
+            raise AuthError("GET", shown(response.url), response.status, why) from None
+        query = {"scope": parameters.get("scope") or self._scope}
+        if parameters.get("service"):
+            query["service"] = parameters["service"]
+        headers = {}
+        credentials = self._found.credentials
+        if credentials is not None:
+            headers["Authorization"] = _basic(credentials.user, credentials.password)
+        url += ("&" if "?" in url else "?") + urlencode(query)
+        answer = self._ask(url, headers)
+        if answer.status in {401, 403}:
+            answer.close()
+            why = f"it refuses the login of {credentials.origin}" if credentials is not None else "it wants a login"
+            raise self._denied(answer, why)
+        if answer.status != 200:
+            answer.close()
+            raise RegistryError("GET", shown(url), answer.status, "the token server does not give a token")
+        return _read_token(answer.document(TOKEN_LIMIT, "the token"), shown(url))
+
+    def _ask(self, url: str, headers: dict[str, str]) -> Response:
+        transport = self._transport
+        same_place = url.startswith(f"{transport.base}/")
+        attempt = 1
+        while True:
+            try:
+                answer = transport.send("GET", url, headers, strict=not same_place)
+            except Broken as broken:
+                if not broken.again or attempt >= transport.policy.tries:
+                    raise RegistryError("GET", shown(url), 0, broken.why, hint=broken.hint) from None
+                transport.wait(attempt)
+            else:
+                if answer.status not in {408, 429, 500, 502, 503, 504} or attempt >= transport.policy.tries:
+                    return answer
+                asked = answer.header("Retry-After")
+                answer.close()
+                transport.wait(attempt, asked)
+            attempt += 1
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + binascii.b2a_base64(f"{user}:{password}".encode(), newline=False).decode()
+
+
+def _read_token(data: bytes, where: str) -> _Token:
+    try:
+        value = fastjson.loads(data, "token")
+    except SpecError:
+        raise RegistryError("GET", where, 0, "the token server's answer is not JSON") from None
+    text = (value.get("token") or value.get("access_token")) if isinstance(value, dict) else None
+    if not isinstance(text, str) or not text:
+        raise RegistryError("GET", where, 0, "the token server's answer holds no token")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise RegistryError("GET", where, 0, "the token server's answer holds a token with impossible characters")
+    lasts = value.get("expires_in")
+    seconds = float(lasts) if isinstance(lasts, int) and not isinstance(lasts, bool) else _SHORTEST
+    # A little early, so that it does not end on the way; it is fetched again when refused anyway.
+    return _Token(text, monotonic() + min(max(seconds, _SHORTEST), _LONGEST) - 5)
+
+
+def reason(response: Response) -> tuple[str, str]:
+    """Return (code, message) of a registry's error answer, fit to print; empty when it gives none. Closes it."""
+    try:
+        data = response.document(ERROR_LIMIT, "the error")
+        value = fastjson.loads(data, "error")
+        first = value["errors"][0]
+        code, message = first.get("code", ""), first.get("message", "")
+    except (RegistryError, SpecError, KeyError, IndexError, TypeError, AttributeError):
+        return "", ""
+    return _printable(code, 60), _printable(message, 200)
+
+
+def _printable(text: object, limit: int) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:limit]) if isinstance(text, str) else ""

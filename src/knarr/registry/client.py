@@ -1,0 +1,315 @@
+"""The distribution API, pull side (distribution-spec, Pull and Content Discovery): manifests, blobs, tags."""
+
+from __future__ import annotations
+
+from knarr.base import fastjson
+from knarr.base.errors import (
+    AuthError,
+    DigestMismatch,
+    InvalidDigest,
+    NotFound,
+    RegistryError,
+    SizeMismatch,
+    SpecError,
+    SpecFinding,
+    Unsupported,
+)
+from knarr.content.digest import Digest, hasher, sha256_of, usable
+from knarr.content.store import DOCUMENT_LIMIT, printable, some
+from knarr.content.verify import VerifiedReader, verify_bytes
+from knarr.registry.auth import Authorizer, reason
+from knarr.registry.credentials import DOCKER_HUB, Credentials, Found, find_credentials
+from knarr.registry.origin import Refused, check_next, shown
+from knarr.registry.transport import Broken, Policy, Transport
+from knarr.spec import mediatypes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.registry.transport import Response
+    from knarr.spec.image import Descriptor
+
+_HUB_HOST = "registry-1.docker.io"
+_ACCEPT = ", ".join((*mediatypes.ACCEPTED, *sorted(mediatypes.SCHEMA1)))
+_KNOWN = frozenset((*mediatypes.ACCEPTED, *mediatypes.SCHEMA1))
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-/")
+_TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+PAGE_LIMIT = 1_000
+TAGS_LIMIT = 100_000
+_STEP = 1 << 20  # progress after which attempts at a blob count anew
+
+
+class Client:
+    """One repository of one registry.
+
+    ``registry`` is host[:port] as in a reference (docker.io is Docker Hub). ``credentials`` go before what Docker's
+    and Podman's files hold. ``insecure`` allows plain HTTP and unverified TLS for this registry; loopback ones may
+    speak plain HTTP anyway. ``ca_file`` is a PEM file of authorities instead of the system's.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        repository: str,
+        *,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+        ca_file: str = "",
+        policy: Policy | None = None,
+    ) -> None:
+        if not repository or not _NAME.issuperset(repository) or {"", ".", ".."} & set(repository.split("/")):
+            raise NotFound("repository", printable(repository))
+        self.registry = registry
+        self.repository = repository
+        host = _HUB_HOST if registry == DOCKER_HUB else registry
+        self.transport = Transport(host, policy or Policy(), insecure=insecure, ca_file=ca_file)
+        found = Found(credentials) if credentials is not None else find_credentials(registry, repository)
+        authorizer = Authorizer(self.transport, registry, repository, found)
+        self.transport.authorize = authorizer.header
+        self.transport.challenged = authorizer.challenged
+
+    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+        """Return descriptor and bytes of a manifest or index by tag or digest.
+
+        The bytes have the digest that was asked for, or that the registry states; type, Content-Type and the
+        document's own mediaType agree. Raises NotFound (with the tags there are), AuthError, RegistryError,
+        DigestMismatch, SpecError, Unsupported for schema 1.
+        """
+        digest = usable(reference) if ":" in reference else None
+        if digest is None and (not reference or not _TAG.issuperset(reference)):
+            raise NotFound("tag", printable(reference))
+        response = self._get(f"/manifests/{reference}", {"Accept": _ACCEPT})
+        if response.status != 200:
+            raise self._failure(response, "manifest", reference)
+        what = f"manifest {reference} of {self.registry}/{self.repository}"
+        header = response.header("Content-Type").partition(";")[0].strip().lower()
+        stated = response.header("Docker-Content-Digest")
+        encoding = response.header("Content-Encoding")
+        data = response.document(DOCUMENT_LIMIT, "the manifest")
+        if encoding.lower() not in {"", "identity"}:
+            raise response.error(f"it is sent encoded as {printable(encoding, 40)}, which was not asked for")
+        if digest is None:
+            digest = sha256_of(data)
+        else:
+            verify_bytes(data, digest, len(data), what)
+        _check_stated(stated, data, what)
+        media_type = _media_type(data, header, what)
+        return {"mediaType": media_type, "digest": digest, "size": len(data)}, data
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        """Open a blob; what is read is verified, and a broken exchange goes on where it broke.
+
+        Raises NotFound, AuthError, RegistryError, SizeMismatch; reading also DigestMismatch.
+        """
+        digest = usable(descriptor["digest"])
+        what = f"blob {digest} of {self.registry}/{self.repository}"
+        body = _Body(self, digest, descriptor["size"], what)
+        return VerifiedReader(body, digest, descriptor["size"], what)
+
+    def tags(self, *, limit: int = TAGS_LIMIT, pages: int = PAGE_LIMIT) -> list[str]:
+        """Return the repository's tags in the registry's order, at most ``limit`` of them from ``pages`` pages.
+
+        Raises NotFound, AuthError, RegistryError; also for a list that goes on for longer than ``PAGE_LIMIT``
+        pages, leads to another place or turns in a circle.
+        """
+        found: list[str] = []
+        path = f"/v2/{self.repository}/tags/list"
+        seen: set[str] = set()
+        for _ in range(min(pages, PAGE_LIMIT)):
+            response = self.transport.get(path, {"Accept": "application/json"})
+            if response.status != 200:
+                raise self._failure(response, "tag list", "")
+            link = response.header("Link")
+            found.extend(_tags(response))
+            if len(found) >= limit or not link:
+                return found[:limit]
+            path = _next_page(link, response, self.transport)
+            if path in seen:
+                raise response.error("its list of tags leads back to itself")
+            seen.add(path)
+        if pages >= PAGE_LIMIT:
+            raise response.error(f"its list of tags has more than {PAGE_LIMIT} pages")
+        return found[:limit]
+
+    def _get(self, path: str, headers: dict[str, str], *, tries: int | None = None) -> Response:
+        return self.transport.get(f"/v2/{self.repository}{path}", headers, tries=tries)
+
+    def _failure(self, response: Response, kind: str, reference: str) -> Exception:
+        """Make the error that an answer other than 200 means; closes the answer."""
+        status, url = response.status, shown(response.url)
+        code, message = reason(response)
+        said = f": {message}" if message else ""
+        name = f"{self.registry}/{self.repository}"
+        if status == 404:
+            if code == "NAME_UNKNOWN" or kind == "tag list":
+                return NotFound("repository", name)
+            if kind == "manifest" and ":" not in reference:
+                return NotFound("image", f"{name}:{reference}", among=self._existing())
+            return NotFound(kind, f"{reference} of {name}")
+        if status == 401:
+            return AuthError("GET", url, status, f"it wants a login{said}")
+        if status == 403:
+            return AuthError("GET", url, status, f"access is denied{said}")
+        words = {408: "request time-out", 429: "too many requests", 503: "not available now"}
+        return RegistryError("GET", url, status, words.get(status, "the registry failed") + said)
+
+    def _existing(self) -> str:
+        """Return the first tags there are, for the message about one that is not; "" when they cannot be had."""
+        try:
+            tags = self.tags(limit=200, pages=2)
+        except (NotFound, RegistryError):
+            return ""
+        return f"the tag {some(tags, '')}" if len(tags) == 1 else some(tags, "no tag")
+
+    def abort(self) -> None:
+        """Break off what other threads read."""
+        self.transport.abort()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.transport.close()
+
+
+class _Body:
+    """The bytes of one blob, over as many requests as it takes."""
+
+    def __init__(self, client: Client, digest: Digest, size: int, what: str) -> None:
+        self._client = client
+        self._digest = digest
+        self._size = size
+        self._what = what
+        self._at = 0
+        self._since = 0  # where the attempts began to count
+        self._attempt = 1
+        self._response = self._open()
+
+    def _open(self) -> Response:
+        """Ask for the bytes from ``_at`` on."""
+        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        response = self._client._get(f"/blobs/{self._digest}", headers)  # noqa: SLF001  # one module, one thing
+        if response.status not in {200, 206}:
+            raise self._client._failure(response, "blob", self._digest)  # noqa: SLF001
+        length = response.header("Content-Length")
+        expected = self._size - self._at if response.status == 206 else self._size
+        if length.isascii() and length.isdigit() and int(length[:20]) > expected:
+            response.close()
+            raise SizeMismatch(self._what, expected, int(length[:20]))
+        if response.status == 206:
+            start = response.header("Content-Range").removeprefix("bytes ").partition("-")[0].strip()
+            if start != str(self._at):
+                response.close()
+                raise response.error(f"asked for bytes from {self._at} on, it sends them from {printable(start, 20)}")
+        elif self._at:
+            self._skip(response)
+        return response
+
+    def _skip(self, response: Response) -> None:
+        """Pass over what was read before, from a registry that cannot start in the middle."""
+        left = self._at
+        try:
+            while left and (data := response.read(min(left, _STEP))):
+                left -= len(data)
+        except Broken:
+            left = -1
+        if left:
+            response.close()
+            raise response.error("the connection ended early, again and again")
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, b"" at the end; raises RegistryError, Interrupted."""
+        while True:
+            try:
+                data = self._response.read(size)
+                broken = None if data or self._at >= self._size else Broken("the connection ended early", again=True)
+            except Broken as error:
+                if self._at >= self._size:
+                    return b""  # all there: how the exchange ends is of no interest
+                data, broken = b"", error
+            if broken is None:
+                self._at += len(data)
+                return data
+            self._again(broken)
+
+    def _again(self, broken: Broken) -> None:
+        """Go on after a failure, if that makes sense and has not been tried too often without getting further."""
+        transport = self._client.transport
+        transport.check_stopped()
+        self._response.close()
+        if self._at - self._since >= _STEP:
+            self._attempt = 1
+        elif not broken.again:
+            raise self._response.error(broken.why, hint=broken.hint)
+        self._since = self._at
+        if self._attempt >= transport.policy.tries:
+            raise self._response.error(f"{broken.why}, {self._attempt} times in a row after {self._at} bytes")
+        transport.wait(self._attempt)
+        self._attempt += 1
+        self._response = self._open()
+
+    def close(self) -> None:
+        """End the exchange."""
+        self._response.close()
+
+
+def _check_stated(stated: str, data: bytes, what: str) -> None:
+    """Compare Docker-Content-Digest with the bytes, where it is a digest that can be checked."""
+    try:
+        digest = usable(stated)
+    except InvalidDigest:
+        return
+    made = hasher(digest.algorithm)
+    made.update(data)
+    got = f"{digest.algorithm}:{made.hexdigest()}"
+    if got != digest:
+        raise DigestMismatch(what, digest, got)
+
+
+def _media_type(data: bytes, header: str, what: str) -> str:
+    """Return what kind of document this is; raises SpecError when header and document disagree or neither says."""
+    value: Any = fastjson.loads(data, what)
+    if not isinstance(value, dict):
+        raise SpecError(what, [SpecFinding("", "must be an object")])
+    said = value.get("mediaType")
+    if header in mediatypes.SCHEMA1 or said in tuple(mediatypes.SCHEMA1) or value.get("schemaVersion") == 1:
+        hint = "pull and push it with Docker 1.10 or newer, or skopeo"
+        raise Unsupported(f"schema 1 image {what}", "Docker replaced it in 2016", hint=hint)
+    if header in _KNOWN:
+        if isinstance(said, str) and said != header:
+            why = f"is {printable(said)}, but the registry announced {printable(header)}"
+            raise SpecError(what, [SpecFinding("/mediaType", why)])
+        return header
+    if isinstance(said, str):
+        if said not in _KNOWN:
+            raise Unsupported(f"media type {printable(said)!r} of {what}", "it is not an image's")
+        return said
+    if "manifests" in value and "layers" not in value:
+        return mediatypes.INDEX
+    if "layers" in value and "manifests" not in value:
+        return mediatypes.MANIFEST
+    raise SpecError(what, [SpecFinding("", "is neither a manifest nor an index")])
+
+
+def _tags(response: Response) -> list[str]:
+    try:
+        value = fastjson.loads(response.document(DOCUMENT_LIMIT, "the list of tags"), "list of tags")
+    except SpecError:
+        raise response.error("its list of tags is not JSON") from None
+    tags = value.get("tags") if isinstance(value, dict) else None
+    if tags is None:
+        return []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise response.error("its list of tags is not a list of strings")
+    return tags
+
+
+def _next_page(link: str, response: Response, transport: Transport) -> str:
+    """Return the URL of the next page out of a Link header (RFC 8288)."""
+    target, _, parameters = link.partition(";")
+    target = target.strip()
+    if not target.startswith("<") or not target.endswith(">") or "next" not in parameters:
+        raise response.error("its list of tags has a Link header that makes no sense")
+    try:
+        return check_next(response.url, target[1:-1], transport.origin)
+    except Refused as refused:
+        raise response.error(f"its list of tags goes on at {shown(target[1:-1])}: {refused}") from None

@@ -1,0 +1,467 @@
+"""HTTP for registries on urllib3: nothing followed, decoded or retried behind our back, everything bounded.
+
+One Transport belongs to one registry. Redirects, logins and repetition are decided here and in ``auth``; urllib3
+keeps connections and speaks TLS. Each read of a socket has a time-out, headers have a size and a deadline, bodies a
+least speed; bytes are handed out as they came (SECURITY.md G-4, G-8, rows 120 to 129).
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import random
+import socket
+import ssl
+import threading
+from time import monotonic
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
+from urllib3.exceptions import SSLError as PoolSSLError
+
+from knarr.base.errors import Interrupted, RegistryError
+from knarr.base.record import Record
+from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+REDIRECT_LIMIT = 10
+ERROR_LIMIT = 64 << 10
+HEADER_LIMIT = 64 << 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_AGAIN = (408, 429, 500, 502, 503, 504)
+# How OpenSSL says that the other side does not speak TLS at all.
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+    "UNEXPECTED_EOF_WHILE_READING",
+    "UNKNOWN_PROTOCOL",
+)
+
+
+class Policy(Record):
+    """Times in seconds, sizes in bytes. The defaults are containers/image's where it has one."""
+
+    connect: float = 10.0
+    """for a connection and its TLS handshake"""
+    read: float = 30.0
+    """for the next byte of a body"""
+    headers: float = 30.0
+    """for a whole response header"""
+    slow_window: float = 60.0
+    """seconds of waiting for a body after which its speed is judged"""
+    slow_rate: int = 1024
+    """bytes per second it must have had"""
+    tries: int = 5
+    """attempts at a request or at the next part of a blob"""
+    backoff: float = 2.0
+    """before the second attempt; doubles with each"""
+    longest_wait: float = 60.0
+    """between two attempts, also when the registry asks for more"""
+
+
+class Broken(Exception):  # becomes a RegistryError where method and URL are known
+    """An exchange that failed below HTTP; ``again`` when another attempt may do better."""
+
+    def __init__(self, why: str, *, again: bool, hint: str = "", not_tls: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.again = again
+        self.hint = hint
+        self.not_tls = not_tls
+
+
+class _Paced(io.RawIOBase):
+    """The bytes of a socket: headers by a deadline and within a size, bodies at a least speed."""
+
+    def __init__(self, raw: Any, sock: socket.socket, policy: Policy) -> None:
+        super().__init__()
+        self._raw = raw
+        self._sock = sock
+        self._policy = policy
+        self._deadline: float | None = monotonic() + policy.headers
+        self._count = 0  # bytes of header, or of the body in this window
+        self._waited = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def body(self) -> None:
+        """The header has been read; from now on speed counts."""
+        self._deadline = None
+        self._count = 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        policy = self._policy
+        began = monotonic()
+        if self._deadline is not None:
+            if self._count >= HEADER_LIMIT:
+                raise Broken(f"the response header has more than {HEADER_LIMIT} bytes", again=False)
+            left = self._deadline - began
+            if left <= 0:
+                raise Broken(f"no complete response header within {policy.headers:g} s", again=False)
+            self._sock.settimeout(left)
+        else:
+            self._sock.settimeout(policy.read)
+        try:
+            count: int = self._raw.readinto(buffer) or 0
+        except TimeoutError:
+            if self._deadline is not None:
+                raise Broken(f"no answer within {policy.headers:g} s", again=False) from None
+            raise Broken(f"nothing more came for {policy.read:g} s", again=True) from None
+        self._count += count
+        if self._deadline is None:
+            self._waited += monotonic() - began
+            if self._waited > policy.slow_window:
+                if self._count < policy.slow_rate * policy.slow_window:
+                    why = f"it sends less than {policy.slow_rate} bytes per second"
+                    raise Broken(why, again=False)
+                self._count, self._waited = 0, 0.0
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._raw.close()
+
+
+def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
+    """Make connection classes whose responses are read through ``_Paced``."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+            super().__init__(sock, *args, **options)
+            self._paced = _Paced(self.fp.detach(), sock, policy)
+            self.fp = io.BufferedReader(self._paced, 1 << 16)
+
+        def begin(self) -> None:
+            super().begin()
+            self._paced.body()
+
+    class Plain(HTTPConnection):
+        response_class = Response
+
+    class Secure(HTTPSConnection):
+        response_class = Response
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return PlainPool, SecurePool
+
+
+def _manager(policy: Policy, context: ssl.SSLContext) -> urllib3.PoolManager:
+    manager = urllib3.PoolManager(
+        num_pools=8,
+        maxsize=8,
+        retries=False,
+        timeout=urllib3.Timeout(connect=policy.connect, read=policy.read),
+        ssl_context=context,
+        assert_hostname=None if context.check_hostname else False,
+    )
+    plain, secure = _pools(policy)
+    manager.pool_classes_by_scheme = {"http": plain, "https": secure}
+    return manager
+
+
+class Response:
+    """One answer. ``read`` gives the body's bytes undecoded; close it when done with it."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, method: str, url: str, transport: Transport) -> None:
+        self.status = raw.status
+        self.headers = raw.headers
+        self.url = url
+        self.method = method
+        self._raw = raw
+        self._transport = transport
+
+    def header(self, name: str) -> str:
+        """Return a header, "" when it is not there."""
+        return self.headers.get(name, "")
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, b"" at the end; raises Broken, Interrupted."""
+        try:
+            return self._raw.read(size, decode_content=False)
+        except Broken:
+            raise
+        except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
+            self._transport.check_stopped()
+            raise _broken(error, self._transport.policy, at_body=True) from None
+
+    def document(self, limit: int, what: str) -> bytes:
+        """Return the whole body of at most ``limit`` bytes and close; raises RegistryError."""
+        try:
+            length = self.header("Content-Length")
+            parts, count = [], 0
+            if length.isdigit() and int(length[:20]) > limit:
+                count = limit + 1
+            while count <= limit and (part := self.read(limit + 1 - count)):
+                parts.append(part)
+                count += len(part)
+        except Broken as error:
+            raise self.error(error.why, hint=error.hint) from None
+        finally:
+            self.close()
+        if count > limit:
+            raise self.error(f"{what} has more than {limit} bytes")
+        return b"".join(parts)
+
+    def error(self, why: str, *, hint: str = "") -> RegistryError:
+        """Make the error that says what is wrong with this answer."""
+        return RegistryError(self.method, shown(self.url), self.status if self.status != 200 else 0, why, hint=hint)
+
+    def shutdown(self) -> None:
+        """End a read under way in another thread."""
+        try:
+            self._raw.shutdown()
+        except (OSError, ValueError, RuntimeError, AttributeError):
+            pass  # closed meanwhile
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
+        self._transport.forget(self)
+        try:
+            if not getattr(self._raw, "closed", True):
+                self._raw.close()
+            self._raw.release_conn()
+        except (HTTPError, OSError):
+            pass  # it was broken already
+
+
+class Transport:
+    """Requests to one registry and to where it redirects.
+
+    ``authorize(url)`` gives the Authorization header for the registry itself, "" for none;
+    ``challenged(response)`` is told of a 401 from the registry and returns whether to try once more.
+    """
+
+    def __init__(self, registry: str, policy: Policy, *, insecure: bool = False, ca_file: str = "") -> None:
+        self.policy = policy
+        self.authorize: Callable[[], str] = str
+        self.challenged: Callable[[Response], bool] = lambda _response: False
+        strict = ssl.create_default_context(cafile=ca_file or None)
+        strict.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._strict = _manager(policy, strict)
+        self._lax = self._strict
+        if insecure:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            self._lax = _manager(policy, context)
+        host = split(f"https://{registry}")[1].host
+        self._may_be_plain = insecure or is_loopback(host)
+        self._registry = registry
+        self.base = f"https://{registry}"
+        self.origin = split(self.base)[1]
+        self._stop = threading.Event()
+        self._live: set[Response] = set()
+        self._lock = threading.Lock()
+
+    def get(self, path: str, headers: Mapping[str, str], *, tries: int | None = None) -> Response:
+        """GET a path of the registry (or a whole URL on it), through logins and redirects, again where that may help.
+
+        Returns any answer but redirects and, while attempts last, 408, 429 and 5xx. Raises RegistryError,
+        AuthError (from ``challenged``), Interrupted.
+        """
+        attempt = 1
+        most = tries or self.policy.tries
+        while True:
+            url = path if "://" in path else self.base + path
+            try:
+                response = self._follow(url, headers)
+            except Broken as broken:
+                self.check_stopped()
+                if broken.not_tls and self._to_plain():
+                    continue
+                if not broken.again or attempt >= most:
+                    raise RegistryError("GET", shown(url), 0, broken.why, hint=broken.hint) from None
+                self.wait(attempt)
+            else:
+                if response.status not in _AGAIN or attempt >= most:
+                    return response
+                asked = response.header("Retry-After")
+                response.close()
+                self.wait(attempt, asked)
+            attempt += 1
+
+    def _to_plain(self) -> bool:
+        """Go over to plain HTTP, where that is allowed and TLS is not spoken; False when it is not."""
+        if not self._may_be_plain or self.origin.scheme == "http":
+            return False
+        self.base = f"http://{self._registry}"
+        self.origin = split(self.base)[1]
+        return True
+
+    def _follow(self, url: str, headers: Mapping[str, str]) -> Response:
+        home = self.origin
+        at_home = True  # once away, credentials stay off even if a redirect leads back
+        answered = 0
+        hops = 0
+        while True:
+            sent = dict(headers)
+            if at_home and (value := self.authorize()):
+                sent["Authorization"] = value
+            response = self.send("GET", url, sent, strict=not at_home)
+            if response.status == 401 and at_home and answered < 2 and self.challenged(response):
+                answered += 1
+                response.close()
+                continue
+            location = response.header("Location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.close()
+            hops += 1
+            if hops > REDIRECT_LIMIT:
+                raise RegistryError("GET", shown(url), response.status, f"more than {REDIRECT_LIMIT} redirects")
+            try:
+                target = check_redirect(url, location, home)
+            except Refused as refused:
+                where = shown(location)
+                raise RegistryError("GET", shown(url), response.status, f"a redirect to {where}: {refused}") from None
+            url = target
+            at_home = at_home and split(url)[1] == home
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], *, strict: bool = True) -> Response:
+        """Make one request and return its answer, whatever it is; raises Broken, Interrupted, RegistryError.
+
+        ``strict`` verifies TLS in any case: everything but the registry itself, when that may be insecure.
+        """
+        self.check_stopped()
+        manager = self._strict if strict else self._lax
+        try:
+            raw = manager.request(
+                method,
+                url,
+                headers={"User-Agent": "knarr", "Accept-Encoding": "identity", **headers},
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except Broken:
+            raise
+        except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
+            self.check_stopped()
+            raise _broken(error, self.policy) from None
+        response = Response(raw, method, url, self)
+        with self._lock:
+            self._live.add(response)
+        if response.header("Transfer-Encoding") and response.header("Content-Length"):
+            response.close()
+            raise response.error("the answer has both Content-Length and Transfer-Encoding")
+        return response
+
+    def wait(self, attempt: int, asked: str = "") -> None:
+        """Wait before the attempt after ``attempt``; what the registry asked for counts up to the policy's limit."""
+        delay = self.policy.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311  # jitter
+        if asked.isascii() and asked.isdigit():
+            delay = float(asked[:9])
+        if self._stop.wait(min(delay, self.policy.longest_wait)):
+            self.check_stopped()
+
+    def forget(self, response: Response) -> None:
+        """Take a finished response off the list of those to break off."""
+        with self._lock:
+            self._live.discard(response)
+
+    def check_stopped(self) -> None:
+        """Raise Interrupted after ``abort``."""
+        if self._stop.is_set():
+            raise Interrupted(f"the exchange with {self._registry} was stopped")
+
+    def abort(self) -> None:
+        """Break off everything under way in other threads, and whatever would follow."""
+        self._stop.set()
+        with self._lock:
+            live = list(self._live)
+        for response in live:
+            response.shutdown()
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            live = list(self._live)
+        for response in live:
+            response.close()
+        self._strict.clear()
+        self._lax.clear()
+
+
+def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> Broken:
+    """Say what went wrong below HTTP in words; never with the URL in urllib3's texts, which may hold a signature."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            hint = "a registry with its own certificate authority needs that authority's certificate"
+            return Broken(f"its TLS certificate is not valid: {cause.verify_message.lower()}", again=False, hint=hint)
+        if isinstance(cause, ssl.SSLError):
+            reason = cause.reason or ""
+            words = reason.replace("_", " ").lower() or "failure"
+            not_tls = not at_body and reason in _NOT_TLS
+            return Broken(f"TLS failed: {words}", again=False, not_tls=not_tls)
+        if isinstance(cause, (socket.gaierror, NameResolutionError)):
+            return Broken("the host name is not known", again=False, hint="is the name right, and the network up?")
+        if isinstance(cause, ConnectTimeoutError):
+            return Broken(f"no connection within {policy.connect:g} s", again=False)
+        if isinstance(cause, ConnectionRefusedError):
+            return Broken("connection refused", again=False, hint="is the registry running there?")
+    for cause in chain:
+        if isinstance(cause, (ReadTimeoutError, TimeoutError)):
+            return Broken(f"no answer within {policy.read:g} s", again=False)
+        if isinstance(cause, PoolSSLError):
+            return Broken("TLS failed", again=False)
+        if isinstance(cause, NewConnectionError):
+            numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
+            why = _strerror(numbers[0]) if numbers else "the connection failed"
+            return Broken(why, again=False)
+        if isinstance(cause, ConnectionError) and cause.errno:
+            not_tls = not at_body and isinstance(cause, ConnectionResetError)
+            return Broken(_strerror(cause.errno), again=True, not_tls=not_tls)
+    for cause in chain:
+        if isinstance(cause, http.client.LineTooLong) or "100 headers" in str(cause):
+            return Broken("the response header is too large", again=False)
+        if isinstance(cause, (http.client.RemoteDisconnected, http.client.IncompleteRead)):
+            return Broken("the connection ended early", again=True)
+        if isinstance(cause, http.client.HTTPException):
+            return Broken("the answer is not HTTP", again=False)
+    if any(isinstance(cause, ProtocolError) for cause in chain):
+        return Broken("the connection ended early", again=True)
+    return Broken("the exchange failed", again=False)
+
+
+def _strerror(number: int) -> str:
+    import os
+
+    return os.strerror(number).lower()
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an exception and everything under it: causes, contexts, and the errors urllib3 keeps as arguments."""
+    found: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        one = queue.pop(0)
+        if one is None or one in found:
+            continue
+        found.append(one)
+        queue.extend(
+            [one.__cause__, one.__context__, getattr(one, "reason", None) if isinstance(one, HTTPError) else None]
+        )
+        queue.extend(argument for argument in one.args if isinstance(argument, BaseException))
+    return found
