@@ -88,14 +88,15 @@ class Process:
             self.plan.encode(),
             [slots[name] for name in self.plan.slots],
             (stdio.stdin, stdio.stdout, stdio.stderr),
-            failed=self._failed,
+            failed=self.failed,
             on_pid=self.on_pid,
             on_sync=self.on_sync,
             on_answered=self.on_answered,
             last=last,
         )
 
-    def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+    def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+        """The exception for operation ``index`` of the plan."""
         from knarr.runtime.explain import init_error  # cold: only for an error
 
         if index >= len(self.plan.ops):
@@ -406,8 +407,8 @@ def create(
 ) -> Created:
     """``begin()`` and block until the container is set up.
 
-    At most until ``deadline`` (time.monotonic()), or until the descriptor ``stop`` becomes readable. Raises also what went wrong inside: InitError, CommandNotFound, CommandNotExecutable, HookError, SafetyViolation,
-    Interrupted.
+    At most until ``deadline`` (time.monotonic()), or until the descriptor ``stop`` becomes readable. Raises also what
+    went wrong inside: InitError, CommandNotFound, CommandNotExecutable, HookError, SafetyViolation, Interrupted.
     """
     created = begin(
         state_root,

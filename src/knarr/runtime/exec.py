@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from errno import ESRCH
 
-from knarr.base.errors import WrongStatus
+from knarr.base.errors import InitError, KnarrError, WrongStatus
 from knarr.kernel.process import open_pid
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
@@ -31,6 +32,14 @@ class Execed(Process):
     def join_cgroup(self) -> None:
         if self._groups is not None:
             cgroup.join_recorded(self._groups, self.pid)
+
+    def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+        if number == ESRCH and index < len(self.plan.ops) and self.plan.ops[index].kind == "setns":
+            return WrongStatus(self.id, "exec in", "stopped")
+        error = super().failed(index, number, detail)
+        if isinstance(error, InitError):
+            error.pointer = ""  # points into the container's config.json, which is not where this process comes from
+        return error
 
     def undo(self) -> None:
         """End the process and forget it."""

@@ -16,9 +16,6 @@ from struct import unpack_from
 
 from knarr.base.errors import CommandNotExecutable, CommandNotFound, HookError, InitError, KnarrError, SafetyViolation
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ST_NOEXEC = 8
 PT_INTERP = 3
@@ -79,13 +76,6 @@ _DOING = {
     "propagation": "set mount propagation of {path}",
     "wait_start": "wait for the start",
 }
-
-
-def subject(kind: str, strs: Sequence[str | bytes]) -> str:
-    """The one string of an operation worth remembering for a message: what it acts on."""
-    if not strs or isinstance(strs[0], bytes):
-        return ""
-    return strs[-1] if kind == "proc_write" else strs[0]
 
 
 def doing(kind: str, arguments: dict[str, object]) -> str:

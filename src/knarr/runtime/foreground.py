@@ -31,7 +31,7 @@ def _noted(_number: int, _frame: object) -> None:
 
 
 class Signals:
-    """Signals as bytes on a descriptor, ``fd``, from here to the end of the ``with``; nothing interrupts the program's course."""
+    """Signals as bytes on a descriptor, ``fd``, until the end of the ``with``; nothing else happens because of them."""
 
     __slots__ = ("_writer", "fd")
 

@@ -64,7 +64,7 @@ def add_listen_fds(process: dict[str, Any]) -> None:
 
 
 def console_socket(path: str) -> socket:
-    """Connect to the socket that wants the terminal; its path may be longer than an address allows. Raises FileError."""
+    """Connect to the socket that wants the terminal, by a path of any length. Raises FileError."""
     folder, name = os.path.split(path)
     sock = socket(AF_UNIX, SOCK_STREAM, 0)
     try:
