@@ -52,7 +52,7 @@ def compiler() -> list[str]:
     package = "gcc" if native else f"gcc-{machine.replace('_', '-')}-linux-gnu"
     raise CompileError(
         f"knarr needs a C compiler ({' or '.join(choices)}) to build knarr-init: "
-        f"install one (Debian and Ubuntu: apt-get install {package} libc6-dev) or name yours in CC"
+        f"install one (Debian and Ubuntu: apt-get install {package} linux-libc-dev) or name yours in CC"
     )
 
 
@@ -66,7 +66,10 @@ def compile_static(sources: list[Path], output: Path) -> None:
     command = [*compiler(), *flags, "-o", str(output), *map(str, sources)]
     print(shlex.join(command), flush=True)
     if subprocess.run(command, check=False).returncode:
-        raise CompileError(f"{command[0]} could not compile {output.name} (its messages are above)")
+        raise CompileError(
+            f"{command[0]} could not compile {output.name}; its messages are above "
+            "(it needs the kernel's header files, on Debian and Ubuntu from linux-libc-dev)"
+        )
     check_elf(output)
     output.chmod(0o755)
 

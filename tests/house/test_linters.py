@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from house import ROOT
+from house import ROOT, text_files
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["mypy"], ["pyright"]], ids=lambda command: command[0])
@@ -17,3 +18,13 @@ def test_linter_finds_nothing(command: list[str]) -> None:
         pytest.skip(f"{command[0]} is not installed in {sys.prefix} (make build)")
     result = subprocess.run([str(program), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_shell_scripts_are_sound() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: it checks the shell scripts")
+    shells = (b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash")
+    scripts = [str(path.relative_to(ROOT)) for path in text_files() if path.read_bytes().startswith(shells)]
+    assert scripts
+    result = subprocess.run(["shellcheck", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
