@@ -24,7 +24,8 @@ def test_shell_scripts_are_sound() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: it checks the shell scripts")
     shells = (b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash")
-    scripts = [str(path.relative_to(ROOT)) for path in text_files() if path.read_bytes().startswith(shells)]
+    names = [str(path.relative_to(ROOT)) for path in text_files() if path.read_bytes().startswith(shells)]
+    scripts = [name for name in names if not name.startswith("tests/")]  # what runs inside containers is busybox'
     assert scripts
     result = subprocess.run(["shellcheck", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
