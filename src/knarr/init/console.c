@@ -100,6 +100,8 @@ long op_console(const struct op *op)
     if (got < 0)
         return got;
     close_fd(master);
+    close_fd(slot_fd(n[1])); /* a way to the host that nobody needs any more */
+    slot_forget(n[1]);
     for (each = 0; each < 3; each++) {
         got = kcall(dup3, terminal, each, 0);
         if (got < 0)
@@ -112,7 +114,7 @@ long op_console(const struct op *op)
 
 long op_reopen_null(const struct op *op)
 {
-    struct open_how_v0 how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC};
+    struct open_how_v0 how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     struct statx file;
     long got, null = -1;
     int each;

@@ -1,7 +1,8 @@
 /* The last steps: working directory, looking for the program, and becoming it. */
 #include "init.h"
 
-static int cwd_done, prepared, keep_any;
+static int cwd_done, prepared, keep_any, explained;
+static char home[5 + PATH_BYTES]; /* "HOME=…", empty: not asked for */
 static int keep_as[MAX_SLOTS]; /* per slot: the number it keeps over exec, +1; 0: none */
 static char program[PATH_BYTES];
 
@@ -57,6 +58,8 @@ static void explain(const char *path)
     u8 head[1024];
     long fd, got = 0;
 
+    if (explained)
+        return;
     detail_length = 0;
     if (describe(AT_FDCWD, path, 0, &file) < 0)
         return;
@@ -75,6 +78,14 @@ static void explain(const char *path)
     close_fd(fd);
     if (got > 0)
         detail_bytes(head, (size_t)got);
+}
+
+/* Before a seccomp filter: what exec would say of the program, while the calls to learn it are allowed. */
+void prepare_explanation(void)
+{
+    if (program[0] != 0)
+        explain(program);
+    explained = 1;
 }
 
 /* 0 if `program` can be executed; -ENOENT, -EACCES, or what the lookup said. */
@@ -239,6 +250,84 @@ long prepare_exec(void)
     return 0;
 }
 
+/* -- HOME ----------------------------------------------------------------------------------------------------- */
+
+/* Reads a passwd file by and by and copies the sixth field of the first line whose third is `uid` to `out`; "/" if
+ * there is none. */
+static void find_home(int file, u64 uid, char *out, size_t size)
+{
+    char bytes[1024];
+    u64 total = 0, number = 0;
+    size_t used = 0;
+    int field = 0, digits = 0, matches = 0;
+    long got, each;
+
+    do {
+        got = total < 10 << 20 ? kcall(read, file, bytes, sizeof bytes) : 0;
+        if (got <= 0) {
+            bytes[0] = '\n'; /* the last line may lack its end */
+            got = 0;
+        }
+        total += (u64)got;
+        for (each = 0; each < got || (got == 0 && each == 0); each++) {
+            char byte = bytes[each];
+
+            if (byte != '\n' && byte != ':') {
+                if (field == 2) {
+                    digits = byte >= '0' && byte <= '9' && digits < 10 ? digits + 1 : 11; /* 11: no number */
+                    number = number * 10 + (u64)(byte - '0');
+                } else if (field == 5 && matches && used < size)
+                    out[used++] = byte;
+                continue;
+            }
+            if (field == 2)
+                matches = digits > 0 && digits < 11 && number == uid;
+            if (field == 5 && matches && used > 0 && used < size && out[0] == '/') {
+                out[used] = 0;
+                return;
+            }
+            field = byte == '\n' ? 0 : field + 1;
+            matches = byte == '\n' ? 0 : matches;
+            number = 0;
+            used = 0;
+            digits = 0;
+        }
+    } while (got > 0);
+    out[0] = '/';
+    out[1] = 0;
+}
+
+long op_home(const struct op *op)
+{
+    struct open_how_v0 how = {.flags = O_PATH | O_CLOEXEC, .resolve = NO_MAGICLINKS};
+    static const char path[] = "/etc/passwd";
+    struct statx found;
+    long fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+
+    memcpy(home, "HOME=/", 7);
+    /* the image's file, if it is one: no FIFO to wait for, no device to wake */
+    if (fd < 0 || describe((int)fd, "", 0, &found) < 0 || (found.stx_mode & S_IFMT) != S_IFREG) {
+        close_fd(fd);
+        return 0;
+    }
+    close_fd(fd);
+    how.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+    fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+    if (fd >= 0)
+        find_home((int)fd, op->numbers[0], home + 5, sizeof home - 5);
+    close_fd(fd);
+    return 0;
+}
+
+static void add_home(char **envp)
+{
+    for (; *envp != NULL; envp++)
+        if (memcmp(*envp, "HOME=", 5) == 0)
+            return;
+    envp[0] = home;
+    envp[1] = NULL; /* there is room: see vector_bytes */
+}
+
 long op_exec(const struct op *op)
 {
     char **argv, **envp;
@@ -252,6 +341,8 @@ long op_exec(const struct op *op)
     got = prepare_exec();
     if (got < 0)
         return got;
+    if (home[0] != 0)
+        add_home(envp);
     got = kcall(execve, program, argv, envp);
     explain(program);
     return got;

@@ -45,28 +45,30 @@ static long document_file(void)
 static void become_hook(const char *path, char **argv, char **envp, const int ends[4]) __attribute__((noreturn));
 static void become_hook(const char *path, char **argv, char **envp, const int ends[4])
 {
+    int trouble = ends[3], each;
     i32 error;
-    int each, high[4];
+    long got;
 
     kcall(setsid);
-    /* out of the way first: the ends may themselves be 0, 1 or 2 in a container without stdio */
-    for (each = 0; each < 4; each++)
-        high[each] = (int)kcall(fcntl, ends[each], F_DUPFD_CLOEXEC, 10);
-    for (each = 0; each < 3; each++)
-        kcall(dup3, high[each], each, 0);
-    kcall(dup3, high[3], 3, O_CLOEXEC);
-    kcall(close_range, 4, ~0u, 0);
-    kcall(umask, program_umask);
-    error = (i32)-kcall(chdir, "/");
-    if (error == 0)
-        error = (i32)-kcall(execve, path, argv, envp);
-    kcall(write, 3, &error, sizeof error);
+    for (each = 0, got = 0; each < 3 && got >= 0; each++)
+        got = kcall(dup3, ends[each], each, 0); /* the ends are above 2, see hold_stdio */
+    if (got >= 0 && trouble != 3)
+        got = kcall(dup3, trouble, 3, O_CLOEXEC);
+    if (got >= 0) {
+        trouble = 3;
+        kcall(close_range, 4, ~0u, 0);
+        kcall(umask, program_umask);
+        got = kcall(chdir, "/");
+    }
+    if (got >= 0)
+        got = kcall(execve, path, argv, envp);
+    error = (i32)-got;
+    kcall(write, trouble, &error, sizeof error);
     die(127);
 }
 
 static long start_hook(struct hook *hook, const char *path, char **argv, char **envp)
 {
-    struct clone_args_v2 args = {.flags = WITH_PIDFD, .exit_signal = SIGCHLD_};
     int out[2], err[2], trouble[2], pidfd = -1;
     long got, stdin = document_file();
 
@@ -79,8 +81,7 @@ static long start_hook(struct hook *hook, const char *path, char **argv, char **
         got = kcall(pipe2, trouble, O_CLOEXEC);
     if (got < 0)
         return got;
-    args.pidfd = (u64)(uintptr_t)&pidfd;
-    got = kcall(clone3, &args, offsetof(struct clone_args_v2, set_tid));
+    got = fork_like(0, SIGCHLD_, -1, &pidfd);
     if (got == 0)
         become_hook(path, argv, envp, (const int[4]){(int)stdin, out[1], err[1], trouble[1]});
     if (got < 0)

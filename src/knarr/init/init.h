@@ -24,7 +24,7 @@ struct op {
     struct text strings[4]; /* the first four; next_string walks all of them */
     const u8 *first_string;
     u32 index;
-    u32 next_kind; /* 0 at the end */
+    const u8 *after, *end; /* the operations that follow */
 };
 
 /* plan.c: the decoder. */
@@ -38,6 +38,7 @@ long plan_check(struct plan *plan, const u8 *bytes, u64 size);
 const u8 *plan_next(const struct plan *plan, const u8 *at, struct op *op);
 const u8 *plan_first(const struct plan *plan);
 const u8 *next_string(const u8 *at, struct text *text);
+int only_exec_follows(const struct op *op);
 
 /* start.c */
 extern void **vectors; /* scratch for argv, envp and groups; touched only when used */
@@ -71,6 +72,7 @@ void detail_bytes(const void *bytes, size_t length);
 
 /* process.c */
 extern u32 program_umask;
+long fork_like(u64 flags, u64 exit_signal, int cgroup, int *pidfd);
 
 /* paths.c: names below a root descriptor. */
 int root_fd(u64 slot);
@@ -86,6 +88,7 @@ long mount_attributes(int fd, int recursive, u64 set, u64 clear, u64 propagation
 
 /* exec.c */
 long prepare_exec(void);
+void prepare_explanation(void);
 long split_vectors(const u8 *first, u32 count, u64 argc, char ***argv, char ***envp);
 
 #define X(name, number, numbers, strings) long op_##name(const struct op *op);

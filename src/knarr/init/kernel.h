@@ -113,8 +113,8 @@ enum { UMOUNT_DETACH = 2 };
 #define RANGE_CLOEXEC 4
 #define MFD_CLOEXEC_ 1
 #define SEALS_DEMANDED 0x0e /* F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE */
+#define SECCOMP_SET_MODE_FILTER 1
 #define FILTER_NEW_LISTENER 8
-#define P_PIDFD_ 3
 
 /* files */
 #ifndef S_IFMT

@@ -56,7 +56,12 @@
     X(seccomp, 70, 1, 1)                                                                                               \
     X(hook, 71, 2, 1 | MORE)                                                                                           \
     X(find_program, 72, 0, 2)                                                                                          \
-    X(exec, 73, 1, 0 | MORE)
+    X(exec, 73, 1, 0 | MORE)                                                                                           \
+    X(home, 74, 1, 0)
+
+#define X(name, number, numbers, strings) OP_##name = number,
+enum { OPERATIONS(X) };
+#undef X
 
 enum {
     MAX_SLOTS = 1024,

@@ -80,7 +80,7 @@ static u64 op_bytes(const u8 *at, u64 room, u64 *vector_bytes)
         return 0;
     used = OP_HEADER + (u64)numbers * WORD;
     for (each = 0; each < strings; each++) {
-        u64 taken = string_bytes(at + used, size - used, kind == 70);
+        u64 taken = string_bytes(at + used, size - used, kind == OP_seccomp);
 
         if (taken == 0)
             return 0;
@@ -147,6 +147,23 @@ const u8 *plan_next(const struct plan *plan, const u8 *at, struct op *op)
     op->first_string = string;
     for (each = 0; each < 4 && each < op->string_count; each++)
         string = next_string(string, &op->strings[each]);
-    op->next_kind = end < plan->bytes + plan->size ? u32_at(end) : 0;
+    op->after = end;
+    op->end = plan->bytes + plan->size;
     return end;
+}
+
+/* Whether what follows is the program itself and steps to it that use no descriptor and no directory of ours. */
+int only_exec_follows(const struct op *op)
+{
+    const u8 *at;
+
+    for (at = op->after; at < op->end; at += u32_at(at + 12))
+        switch (u32_at(at)) {
+        case OP_exec: return 1;
+        case OP_bounding:
+        case OP_capabilities:
+        case OP_no_new_privs: break;
+        default: return 0;
+        }
+    return 0;
 }

@@ -67,19 +67,44 @@ long op_rlimit(const struct op *op)
     return kcall(prlimit64, 0, op->numbers[0], limit, NULL);
 }
 
-long op_clone(const struct op *op)
+/* A new process like fork's: no new stack, memory copied on write. cgroup and pidfd may be absent (-1, NULL). */
+long fork_like(u64 flags, u64 exit_signal, int cgroup, int *pidfd)
 {
-    struct clone_args_v2 args = {.flags = op->numbers[0] | CLONE_PARENT}; /* the kernel demands exit_signal 0 then */
+    struct clone_args_v2 args = {.flags = flags, .exit_signal = exit_signal};
     long pid;
 
-    if (op->numbers[1] != NO_SLOT) {
+    if (cgroup >= 0) {
         args.flags |= INTO_CGROUP;
-        args.cgroup = (u64)slot_fd(op->numbers[1]);
+        args.cgroup = (u64)cgroup;
     }
-    /* Like fork: no new stack, memory copied on write. */
-    pid = kcall(clone3, &args, op->numbers[1] == NO_SLOT ? offsetof(struct clone_args_v2, set_tid) : sizeof args);
-    if (pid <= 0)
+    if (pidfd != NULL) {
+        args.flags |= WITH_PIDFD;
+        args.pidfd = (u64)(uintptr_t)pidfd;
+    }
+    pid = kcall(clone3, &args, cgroup < 0 ? offsetof(struct clone_args_v2, set_tid) : sizeof args);
+    /* Where a filter around us hides clone3 (its argument cannot be inspected), the old call does, but for what it
+     * never knew: cgroups, and flags where the exit signal stands. */
+    if (pid == -ENOSYS && cgroup < 0 && (flags & (CSIGNAL | ~(u64)UINT32_MAX)) == 0)
+        pid = kcall(clone, args.flags | exit_signal, NULL, pidfd, NULL, NULL);
+    return pid;
+}
+
+long op_clone(const struct op *op)
+{
+    u64 slot = op->numbers[1];
+    long pid;
+
+    if (slot != NO_SLOT && slot_fd(slot) < 0)
+        return -EBADF;
+    pid = fork_like(op->numbers[0] | CLONE_PARENT, 0, slot == NO_SLOT ? -1 : slot_fd(slot), NULL);
+    if (pid < 0)
         return pid;
+    if (pid == 0) {
+        /* No directory of the host's cgroups in a process that others in its namespaces may look into. */
+        close_fd(slot_fd(slot));
+        slot_forget(slot);
+        return 0;
+    }
     /* First stage. A child whose pid nobody learned must not stay. */
     if (report(PACKET_PID, op->index, (i32)pid, NULL, 0) < 0) {
         kcall(kill, pid, SIGKILL_);
@@ -144,9 +169,10 @@ long op_open_proc(const struct op *op)
     struct statx root;
     long got, handle = clone_tree(AT_FDCWD, "/proc", 0);
 
-    /* A private copy of the mount has nothing mounted over its files; without the right to make one, the mount
-     * itself serves, and openat2 with NO_XDEV refuses what lies over it (CVE-2025-52881). */
-    if (handle == -EPERM)
+    /* A private copy of the mount has nothing mounted over its files. Where it cannot be made (EPERM; EINVAL in a
+     * user namespace when something is mounted below), the mount itself serves: openat2 with NO_XDEV refuses what
+     * lies over its files (CVE-2025-52881). */
+    if (handle < 0)
         handle = kcall(openat, AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (handle < 0)
         return handle;
@@ -243,9 +269,12 @@ long op_bounding(const struct op *op)
         got = kcall(prctl, PR_CAPBSET_DROP, each);
         if (got == -EINVAL) /* one past the last this kernel has */
             return 0;
-        /* without CAP_SETPCAP: no error where there was nothing to drop */
-        if (got == -EPERM && kcall(prctl, PR_CAPBSET_READ, each) == 0)
-            continue;
+        if (got == -EPERM) { /* without CAP_SETPCAP: no error where there is nothing to drop */
+            long held = kcall(prctl, PR_CAPBSET_READ, each);
+
+            if (held != 1)
+                got = 0;
+        }
         if (got < 0)
             return got;
     }
@@ -320,22 +349,43 @@ long op_no_new_privs(const struct op *op)
     return kcall(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
+static void raise_permitted(void)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2];
+    u32 half;
+
+    if (kcall(capget, &head, sets) < 0)
+        return;
+    for (half = 0; half < 2; half++)
+        sets[half].effective = sets[half].permitted;
+    kcall(capset, &head, sets);
+}
+
 long op_seccomp(const struct op *op)
 {
     u64 instructions = op->strings[0].length / sizeof(struct sock_filter);
     struct sock_fprog filter = {.len = (unsigned short)instructions,
                                 .filter = (struct sock_filter *)(uintptr_t)op->strings[0].bytes};
+    long got;
 
     if (instructions * sizeof(struct sock_filter) != op->strings[0].length || instructions > BPF_MAXINSNS)
         return -EINVAL;
     if (op->numbers[0] & FILTER_NEW_LISTENER) /* the listener's descriptor would have nowhere to go */
         return -EINVAL;
-    /* What exec needs done is done now if exec comes next: the filter may forbid it, or kill for it. */
-    if (op->next_kind == 73) {
-        long got = prepare_exec();
-
+    /* The filter may forbid what exec has to do first, or kill for it: done now if nothing else needs descriptors. */
+    if (only_exec_follows(op)) {
+        prepare_explanation();
+        got = prepare_exec();
         if (got < 0)
             return got;
     }
-    return kcall(seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, op->numbers[0], &filter);
+    got = kcall(seccomp, SECCOMP_SET_MODE_FILTER, op->numbers[0], &filter);
+    if (got == -EACCES) {
+        /* Without no_new_privs it takes CAP_SYS_ADMIN, which a change of user leaves permitted, with KEEP_CAPS, but
+         * not effective. The capabilities operation sets what the program gets. */
+        raise_permitted();
+        got = kcall(seccomp, SECCOMP_SET_MODE_FILTER, op->numbers[0], &filter);
+    }
+    return got;
 }

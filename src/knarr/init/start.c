@@ -220,6 +220,16 @@ static void reset_signals(void)
     kcall(rt_sigprocmask, SIG_SETMASK_, &none, NULL, sizeof none);
 }
 
+/* A descriptor 0, 1 or 2 that is closed would be given to the next file we open. */
+static void hold_stdio(void)
+{
+    int each;
+
+    for (each = 0; each < 3; each++)
+        if (kcall(fcntl, each, F_GETFD, 0) == -EBADF)
+            kcall(openat, AT_FDCWD, "/dev/null", O_RDWR); /* the lowest free number */
+}
+
 /* Closes what was not handed over on purpose and makes the rest close-on-exec (CVE-2024-21626). */
 static void settle_descriptors(u32 inherited)
 {
@@ -241,6 +251,8 @@ void knarr_main(void)
     long got;
 
     demand_control_socket();
+    kcall(prctl, PR_SET_NAME, "knarr-init"); /* not the number of the descriptor it was executed from */
+    hold_stdio();
     reset_signals();
     got = read_plan(&plan);
     if (got < 0)
