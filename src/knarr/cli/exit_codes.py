@@ -38,6 +38,7 @@ _ENGINE: dict[type[errors.KnarrError], int] = {
     errors.RegistryError: ENGINE_ERROR,
     errors.AuthError: ENGINE_ERROR,
     errors.Interrupted: 130,
+    errors.TimedOut: ENGINE_ERROR,
 }
 _RUNTIME: dict[type[errors.KnarrError], int] = dict.fromkeys(_ENGINE, RUNTIME_ERROR)
 _RUNTIME_EXEC: dict[type[errors.KnarrError], int] = dict.fromkeys(_ENGINE, RUNTIME_EXEC_ERROR)
