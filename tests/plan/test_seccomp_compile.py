@@ -280,6 +280,22 @@ def test_a_32_bit_socketcall_cannot_get_around_a_condition() -> None:
     assert verdict(profile(rule("shmat")), "ipc", (1 << 16) | 21, abi="SCMP_ARCH_X86") == ALLOW
 
 
+def test_what_the_accumulator_holds_is_not_assumed() -> None:
+    """A first load that can be left out, followed by a second one, followed by a third alternative."""
+    given_profile = profile(
+        rule("ioctl", args=[arg(1, "MASKED_EQ", 3 << 32, 1 << 32)]),
+        rule("ioctl", args=[arg(1, "MASKED_EQ", 1 << 32, 0)]),
+        rule("ioctl", args=[arg(1, "EQ", (9 << 32) + 9)]),
+        rule("ioctl", args=[arg(1, "MASKED_EQ", 15 << 32, 11 << 32)]),
+        rule("ioctl", args=[arg(1, "MASKED_EQ", 15 << 32, 7 << 32)]),
+    )
+    for high in range(32):
+        for low in (0, 7, 9, 11):
+            value = (high << 32) + low
+            wanted = high & 3 == 1 or not high & 1 or value == (9 << 32) + 9 or high & 15 in (11, 7)
+            assert verdict(given_profile, "ioctl", 0, value) == (ALLOW if wanted else EPERM)
+
+
 def test_64_bit_values_are_compared_whole() -> None:
     above = profile(rule("ioctl", args=[arg(1, "GT", 40)]))
     assert verdict(above, "ioctl", 0, (1 << 32) + 1) == ALLOW

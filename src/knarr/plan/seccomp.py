@@ -87,6 +87,7 @@ _JA = 0x05
 _JEQ = 0x15
 _JGT = 0x25
 _JGE = 0x35
+_JSET = 0x45
 _AND = 0x54
 _RET = 0x06
 # struct seccomp_data: nr, arch, instruction_pointer, args[6]
@@ -423,11 +424,14 @@ def _search(ranges: list[tuple[int, Verdict]], default: int, *, wide: bool) -> l
 def _alternatives(alternatives: list[Alternative], default: int, *, wide: bool) -> list[Instruction]:
     """One alternative after the other; the default if none matches."""
     code: list[Instruction] = []
+    held = (0, 0, 0, 0)  # the load whose value is in the accumulator wherever the next alternative is reached from
     for conditions, value in alternatives:
         tail: list[Instruction] = [(_RET, 0, 0, value)]
         for condition in reversed(conditions):
             tail = _condition(condition, len(tail), wide=wide) + tail
-        code += tail
+        changes = [instruction for instruction in tail if instruction[0] in (_LD, _AND)]
+        code += tail[1:] if tail[0] == held else tail
+        held = changes[0] if len(changes) == 1 else (0, 0, 0, 0)
     code.append((_RET, 0, 0, default))
     return code
 
@@ -462,10 +466,18 @@ def _masked(halves: tuple[tuple[int, int], ...], mask: int, wanted: int, behind:
     code: list[Instruction] = []
     for offset, shift in reversed(halves):
         bits = mask >> shift & 0xFFFFFFFF
-        if bits:  # else any value does
-            test: list[Instruction] = [(_LD, 0, 0, offset)]
-            if bits != 0xFFFFFFFF:
-                test.append((_AND, 0, 0, bits))
-            test.append((_JEQ, 0, behind + len(code), wanted >> shift & bits))
-            code = test + code
+        if not bits:
+            continue  # any value does
+        want = wanted >> shift & bits
+        false = behind + len(code)
+        test: list[Instruction] = [(_LD, 0, 0, offset)]
+        if bits == 0xFFFFFFFF:
+            test.append((_JEQ, 0, false, want))
+        elif not want:
+            test.append((_JSET, false, 0, bits))
+        elif not bits & (bits - 1):  # one bit
+            test.append((_JSET, 0, false, bits))
+        else:
+            test += [(_AND, 0, 0, bits), (_JEQ, 0, false, want)]
+        code = test + code
     return code
