@@ -100,6 +100,10 @@ def _guarded(argv: list[str]) -> int:
     name = "knarr"
     try:
         try:
+            if "_ARGCOMPLETE" in os.environ:
+                from knarr.cli.completion import answer
+
+                answer()
             command, arguments, options = _split(argv)
             if command:
                 name = f"knarr {command}"
@@ -185,10 +189,6 @@ def _overview(arguments: list[str], options: dict[str, str]) -> int:
 
         put(f"knarr {knarr.__version__}")
         return 0
-    if "_ARGCOMPLETE" in os.environ:
-        from knarr.cli.completion import answer
-
-        answer()
     from knarr.engine.paths import places
 
     where = places(options.get("--store"), options.get("--run-dir"))

@@ -187,6 +187,14 @@ def _user(where: Places, ready: Ready | None, text: str) -> users.ContainerUser:
     return found
 
 
+def user_of_directory(rootfs: str, text: str) -> users.ContainerUser:
+    """Who ``text`` is by the passwd and group files of an unpacked image. Raises UsageError, NotFound, FileError."""
+    from knarr.layer.view import MergedView
+
+    with MergedView.of_paths([rootfs]) as view:
+        return users.resolve_user(text, _in_image(view, "/etc/passwd"), _in_image(view, "/etc/group"))
+
+
 def _in_image(view: Any, path: str) -> bytes:
     """A table of the image; missing is empty, anything else than a file of bounded size is refused (U-11)."""
     try:

@@ -52,8 +52,9 @@ SECRETS = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers", "/etc/sudoers.d",
     "/etc/ssl/private", "/etc/pki/tls/private", "/etc/pki/private", "/etc/krb5.keytab", "/etc/security/opasswd",
     "/etc/letsencrypt", "/etc/wireguard", "/etc/NetworkManager/system-connections", "/etc/openvpn",
-    "/etc/ipsec.secrets", "/etc/ipsec.d/private", "/etc/swanctl/private", "/etc/ppp/chap-secrets", "/etc/ppp/pap-secrets", "/etc/docker",
-    "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher", "/etc/cni", "/etc/mysql/debian.cnf", "/etc/salt",
+    "/etc/ipsec.secrets", "/etc/ipsec.d/private", "/etc/swanctl/private", "/etc/ppp/chap-secrets",
+    "/etc/ppp/pap-secrets", "/etc/docker", "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher",
+    "/etc/cni", "/etc/mysql/debian.cnf", "/etc/salt",
     "/etc/puppetlabs", "/etc/cryptsetup-keys.d", "/etc/keys", "/etc/credstore", "/etc/credstore.encrypted",
     "/etc/wpa_supplicant", "/etc/netplan", "/etc/postfix/sasl_passwd", "/etc/postfix/sasl_passwd.db",
     "/etc/exim4/passwd.client", "/etc/machine-id",
@@ -62,8 +63,9 @@ SECRETS = (
 # Host keys of sshd: every private one, whatever its type.
 _SSH = "/etc/ssh"
 
-# Parts of the system that some machines keep on file systems of their own; shown where they are mounted.
-SYSTEM_MOUNTS = ("/usr", "/usr/local", "/opt", "/nix", "/nix/store", "/gnu", "/gnu/store", "/etc", "/var", "/boot")
+# Programs that some machines keep on file systems of their own; shown, read-only. Not /etc and /var: bound as a whole
+# they would bring what is hidden with them.
+SYSTEM_MOUNTS = ("/usr", "/usr/local", "/opt", "/nix", "/nix/store", "/gnu", "/gnu/store")
 
 _FRESH = 5.0  # seconds a look at /etc counts
 _kept: dict[tuple[str, ...], tuple[float, str]] = {}

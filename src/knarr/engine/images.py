@@ -16,7 +16,7 @@ from knarr.image.reference import parse_reference
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from knarr.content.store import Store
     from knarr.engine.paths import Places
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from knarr.layer.snapshot import Snapshots
     from knarr.layer.source import Layer
 
-    class Watcher:
+    class Watcher(Protocol):
         """Whoever wants to see how far things are; every method may be called from any thread."""
 
         def blob(self, blob: BlobProgress) -> None: ...
@@ -61,10 +61,10 @@ def snapshots(where: Places) -> Snapshots:
 
 
 def remote(reference: Reference) -> ImageSource:
-    """Open an image in a registry."""
-    from knarr.registry.source import open_remote
+    """Open an image in a registry; nothing is asked yet."""
+    from knarr.registry.source import open_image
 
-    return open_remote(reference)
+    return open_image(reference.registry, reference.repository, reference.tag, reference.digest)
 
 
 def find(

@@ -1,0 +1,231 @@
+"""A container or a further program in the foreground of a terminal: signals, terminal, pipes, exit code.
+
+Ctrl-C at any time ends it cleanly. A signal the container's first process does not care about ends it: the kernel
+would not deliver it to a pid 1, and people would wait in vain.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from knarr.base.errors import Interrupted, KnarrError, UsageError
+from knarr.engine.run import begin
+from knarr.engine.session import Relay, Session, Typed, pipe, run_to_end
+from knarr.kernel import tty
+from knarr.runtime.create import Stdio
+from knarr.runtime.foreground import SIGWINCH, Signals, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from knarr.engine.containers import Seen
+    from knarr.engine.create import Request
+    from knarr.engine.paths import Places
+    from knarr.engine.session import Pump
+
+_SIGINT, _SIGKILL = 2, 9
+_FATAL = frozenset((1, 2, 3, 15))  # SIGHUP, SIGINT, SIGQUIT, SIGTERM: meant to end the program
+
+
+class Attended:
+    """Descriptors, signals and terminal of one process in the foreground."""
+
+    def __init__(self, *, interactive: bool, terminal: bool) -> None:
+        if terminal and interactive and not os.isatty(0):
+            raise UsageError("--tty with --interactive wants a terminal as standard input", hint="leave out -t")
+        self.terminal = Terminal() if terminal else None
+        self.interactive = interactive
+        self.pumps: list[Pump] = []
+        self.theirs: list[int] = []
+        self.asked_to_end = 0
+        self.killed_for = 0
+        self._raw: list[Any] | None = None
+
+    def stdio(self) -> Stdio:
+        """The descriptors for the process. A terminal of ours is never handed over, only files and pipes are."""
+        if self.terminal is not None:
+            null = self._null(os.O_RDWR)
+            return Stdio(null, null, null, self.terminal.slot)
+        return Stdio(self._input(), self._output(1), self._output(2))
+
+    def _null(self, flags: int) -> int:
+        fd = os.open("/dev/null", flags | os.O_CLOEXEC)
+        self.theirs.append(fd)
+        return fd
+
+    def _input(self) -> int:
+        if not self.interactive:
+            return self._null(os.O_RDONLY)
+        if not os.isatty(0):
+            return 0
+        theirs, ours = pipe()
+        self.theirs.append(theirs)
+        self.pumps.append(Typed(ours, pipe=True))
+        return theirs
+
+    def _output(self, fd: int) -> int:
+        if not os.isatty(fd):
+            return fd
+        ours, theirs = pipe()
+        self.theirs.append(theirs)
+        self.pumps.append(Relay(ours, fd))
+        return theirs
+
+    def handed_over(self) -> None:
+        """The process has its own copies now."""
+        for fd in self.theirs:
+            os.close(fd)
+        self.theirs = []
+
+    def attach(self, session: Session) -> None:
+        """Once the program runs: take its terminal, put ours into raw mode."""
+        if self.terminal is None:
+            return
+        master = self.terminal.master()
+        typed = Typed(master, pipe=False) if self.interactive else None
+        # The session closes the master; the Terminal must not do it again.
+        self.terminal.fd = -1
+        self.master = master
+        session.pumps.append(Relay(master, 1, typed))
+        if typed is not None:
+            session.pumps.append(typed)
+            self._raw = tty.make_raw(0)
+
+    master = -1
+
+    def passed_on(self, numbers: bytes, session: Session) -> None:
+        """Signals that came to us go to the process."""
+        for number in numbers:
+            if number == SIGWINCH:
+                size = tty.window_size(0) if self.master >= 0 else None
+                if size is not None and any(pump.fd == self.master for pump in session.pumps):
+                    tty.resize(self.master, size)
+                continue
+            if session.launching:
+                if number in _FATAL:
+                    raise Interrupted("stopped before the program ran")
+                continue
+            if number in _FATAL:
+                self.asked_to_end += 1
+                if self.asked_to_end >= 3 or not _cares(session.process.pid, number):
+                    self.killed_for = self.killed_for or number
+                    number = _SIGKILL
+            session.signal(number)
+
+    def code(self, session: Session) -> int:
+        """The exit code: of a process that we killed because of a signal, that signal's."""
+        code = 255 if session.exit_code is None else session.exit_code
+        return 128 + self.killed_for if self.killed_for and code == 128 + _SIGKILL else code
+
+    def close(self) -> None:
+        """Restore the terminal, close what is open."""
+        if self._raw is not None:
+            tty.restore(0, self._raw)
+            self._raw = None
+        if self.terminal is not None:
+            self.terminal.close()
+        self.handed_over()
+
+
+def _cares(pid: int, number: int) -> bool:
+    """Whether a process catches or ignores a signal (SigCgt, SigIgn): if neither, a pid 1 would never notice it."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
+        masks = int(fields[b"SigCgt"], 16) | int(fields[b"SigIgn"], 16)
+    except (OSError, KeyError, ValueError):
+        return True
+    return bool(masks >> (number - 1) & 1)
+
+
+def run_foreground(where: Places, request: Request, *, interactive: bool, terminal: bool) -> int:
+    """Run a container to its end; returns its exit code. Raises KnarrError; nothing is left then."""
+    from knarr.cli.output import say
+    from knarr.cli.progress import watching
+    from knarr.engine.create import discard, prepare
+
+    with watching() as watcher:
+        prepared = prepare(where, request, watcher)
+    attended = None
+    try:
+        for note in prepared.notes:
+            say(f"knarr run: {note}")
+        attended = Attended(interactive=interactive, terminal=terminal)
+        stdio = attended.stdio()
+    except BaseException as error:
+        discard(where, prepared.record, error)
+        if attended is not None:
+            attended.close()
+        raise
+    with Signals() as signals:
+        signals.catch_all()
+        try:
+            run = begin(prepared, stdio, attended.pumps)
+            attended.handed_over()
+            try:
+                _stay(attended, run.session, signals)
+            except BaseException as error:
+                run.abort(error)
+                raise
+        finally:
+            attended.close()
+        run.end()
+    return attended.code(run.session)
+
+
+def exec_foreground(where: Places, seen: Seen, process: dict[str, object], *, interactive: bool, terminal: bool) -> int:
+    """Run a further program in a container to its end; returns its exit code."""
+    from knarr.engine.host import host
+    from knarr.runtime.exec import begin_exec
+
+    attended = Attended(interactive=interactive, terminal=terminal)
+    with Signals() as signals:
+        signals.catch_all()
+        try:
+            execed = begin_exec(where.state, seen.container.id, process, io=attended.stdio(), host=host())
+            attended.handed_over()
+            session = Session(execed, attended.pumps, lambda: None)
+            try:
+                _stay(attended, session, signals)
+            except BaseException:
+                session.close()
+                execed.undo()
+                raise
+        finally:
+            attended.close()
+        execed.close()
+    return attended.code(session)
+
+
+def _stay(attended: Attended, session: Session, signals: Signals) -> None:
+    """Until the process has ended."""
+
+    def came() -> None:
+        try:
+            attended.passed_on(signals.read(), session)
+        except OSError as error:
+            if isinstance(error, KnarrError):
+                return  # a set-uid program of another user: its signals are its own affair
+            raise
+
+    extra = {signals.fd: came}
+    while session.launching:
+        _once(session, extra)
+    attended.attach(session)
+    run_to_end(session, extra=extra)
+
+
+def _once(session: Session, extra: dict[int, Callable[[], None]]) -> None:
+    from select import poll
+
+    poller = poll()
+    for fd, events in session.wanted().items():
+        poller.register(fd, events)
+    for fd in extra:
+        poller.register(fd, 1)
+    ready = dict(poller.poll())
+    for fd, function in extra.items():
+        if fd in ready:
+            function()
+    session.handle(ready)
