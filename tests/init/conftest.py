@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from initlaunch import Launcher, compile_init
+
+pytest.register_assert_rewrite("initlaunch")
+from initlaunch import Launcher, compile_init  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,14 @@ static int mask_directory, mask_file;
 
 long attach(int tree, int target)
 {
-    return kcall(move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+    long got = kcall(move_mount, tree, "", target, "", FROM_EMPTY_PATH | TO_EMPTY_PATH);
+    struct statx from, to;
+
+    /* move_mount says EINVAL for many things; a directory over a file is the one people do. */
+    if (got == -EINVAL && describe(tree, "", 0, &from) == 0 && describe(target, "", 0, &to) == 0 &&
+        ((from.stx_mode & S_IFMT) == S_IFDIR) != ((to.stx_mode & S_IFMT) == S_IFDIR))
+        return -ENOTDIR;
+    return got;
 }
 
 /* A detached copy of the mount at a path (of the descriptor itself if the path is empty). */
