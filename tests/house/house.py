@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,8 @@ ARROWS["engine"] = {*ARROWS["isolation"], "isolation"}
 ARROWS["service"] = {*ARROWS["engine"], "engine"}
 ARROWS["cli"] = {*ARROWS["service"], "service"}
 
-HOT_ROOMS = {"base", "spec", "plan", "kernel", "runtime"}
+# Hot unless the docstring says (cold); elsewhere a module is hot when its docstring says (hot).
+HOT = ("knarr.base.", "knarr.spec.", "knarr.plan.", "knarr.kernel.", "knarr.runtime.", "knarr.cli.runtime")
 
 # What a hot module may import at module level; the cost of each was measured (docs/decisions.md).
 HOT_IMPORTS = {
@@ -67,7 +69,8 @@ class Module(NamedTuple):
     @property
     def is_hot(self) -> bool:
         doc = ast.get_docstring(self.tree) or ""
-        return "(hot)" in doc or (self.room in HOT_ROOMS and "(cold)" not in doc)
+        said = re.search(r"\((hot|cold)\b", doc)
+        return said[1] == "hot" if said else f"{self.name}.".startswith(HOT)
 
     def imports(self) -> list[Import]:
         return list(found_imports(self.tree.body, deep=False, typing=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 from house import ROOT, Module, modules, text_files
@@ -45,8 +46,8 @@ def findings(module: Module) -> list[str]:
         if name == "realpath" and module.room in BY_DESCRIPTOR:
             wrong.append(f"{module.where}:{line} realpath: resolve with openat2 and keep the descriptor")
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.keyword) and node.arg == "shell":
-            wrong.append(f"{module.where}:{node.value.lineno} shell=: no shell")
+        if isinstance(node, ast.keyword) and node.arg == "shell" and ast.unparse(node.value) == "True":
+            wrong.append(f"{module.where}:{node.value.lineno} shell=True: no shell")
         if (
             isinstance(node, ast.ExceptHandler)
             and catches_all(node)
@@ -89,11 +90,11 @@ def test_the_ban_sees(line: str) -> None:
 
 def test_the_repository_names_no_workplace() -> None:
     # Put together here, so that this file does not hold what it looks for.
-    patterns = ["/wo" + "rk/", "far" + "m-", "../sha" + "red"]
+    patterns = [r"(?<![\w.}>-])/wo" + "rk/", r"\bfar" + "m-", r"\.\./sha" + "red"]
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
         for path in text_files()
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
-        if any(pattern in line for pattern in patterns)
+        if any(re.search(pattern, line) for pattern in patterns)
     ]
     assert not found
