@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from house import ROOT
 
+import knarr
+
 PROBE = """
 import sys, os
 def main():
@@ -65,6 +67,13 @@ def installation(knarr_runtime: str, tmp_path: Path) -> Installation:
     made = Installation(knarr_runtime, tmp_path / "prefix")
     made.script(f"#!{PYTHON}")
     return made
+
+
+def test_tests_run_on_what_is_installed() -> None:
+    if not os.environ.get("KNARR_TEST_INSTALLED"):
+        pytest.skip("only `make test` promises it; here the tests were started in another way")
+    assert knarr.__file__ is not None
+    assert Path(knarr.__file__).is_relative_to(sys.prefix)
 
 
 def test_passes_arguments_and_exit_code_on(installation: Installation) -> None:
