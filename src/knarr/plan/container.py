@@ -304,7 +304,7 @@ def _identity(
 def _root_ops(root: Root, slot: int, linux: dict[str, Any]) -> list[Op]:
     """The root as a descriptor. Mounts of the host keep coming in unless asked otherwise, none goes out."""
     asked = linux.get("rootfsPropagation")
-    # A shared root means the host's mounts may see ours only through the root itself; "/" of our copy is a slave at least.
+    # Even for a shared root our copy of "/" is a slave: what is mounted below it must not reach the host.
     flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
     plan = [Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")]
     if root.kind == "bind":

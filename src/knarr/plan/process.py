@@ -16,29 +16,12 @@ if TYPE_CHECKING:
 
     from knarr.plan.host import Host
 
-RLIMITS = {
-    name: number
-    for number, name in enumerate(
-        [
-            "CPU",
-            "FSIZE",
-            "DATA",
-            "STACK",
-            "CORE",
-            "RSS",
-            "NPROC",
-            "NOFILE",
-            "MEMLOCK",
-            "AS",
-            "LOCKS",
-            "SIGPENDING",
-            "MSGQUEUE",
-            "NICE",
-            "RTPRIO",
-            "RTTIME",
-        ]
-    )
-}
+# setrlimit(2), asm-generic/resource.h: the position is the number
+_RLIMIT_ORDER = (
+    *("CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE"),
+    *("MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"),
+)
+RLIMITS = {name: number for number, name in enumerate(_RLIMIT_ORDER)}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LATER = ("scheduler", "ioPriority", "execCPUAffinity")
 _CAPABILITY_SETS = ("effective", "permitted", "inheritable", "ambient", "bounding")
@@ -115,6 +98,8 @@ def process_tail(
     uid, gid, groups = user.get("uid", 0), user.get("gid", 0), user.get("additionalGids") or []
     caps = process.get("capabilities") or {}
     masks = {name: capability_mask(caps.get(name)) for name in _CAPABILITY_SETS}
+    # The kernel has no ambient capability that is not permitted and inheritable; older `runc spec` writes such lists.
+    masks["ambient"] &= masks["permitted"] & masks["inheritable"]
     no_new_privs = bool(process.get("noNewPrivileges"))
     tail: list[Op] = []
     filter_op = [Op("seccomp", (seccomp[0],), (seccomp[1],), "/linux/seccomp")] if seccomp else []
