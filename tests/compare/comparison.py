@@ -236,10 +236,11 @@ def _mount_line(line: str) -> str:
     tags = [re.sub(r":\d+", "", tag) for tag in tags]
     if fstype in ("ext4", "xfs", "btrfs", "overlay", "hostfs"):
         root, source = "(backing)", "(backing)"
-    if fstype == "tmpfs" and point.startswith(("/proc/", "/sys/firmware", "/sys/dev", "/sys/fs/s")):
-        source, superoptions = "(mask)", "(mask)"
-    if fstype == "devtmpfs" or (root == "/null" and point.startswith("/proc/")):
-        source = "(null)"
+    if point.startswith(("/proc/", "/sys/")) and (root == "/null" or (fstype == "tmpfs" and "cgroup" not in point)):
+        # runc binds the container's /dev/null, knarr the host's, whose identity it has checked (CVE-2025-31133).
+        return f"{point} masked by {'a null device' if root == '/null' else 'an empty tmpfs'}"
+    if "ro" in superoptions.split(","):
+        options = ",".join({*options.split(","), "ro"} - {"rw"})  # read-only is read-only, whichever layer says so
     superoptions = ",".join(sorted(set(superoptions.split(",")) - {"rw", "ro", "inode64", "seclabel"}))
     return " ".join([point, fstype, root, ",".join(sorted(options.split(","))), *sorted(tags), source, superoptions])
 
