@@ -23,7 +23,7 @@ def parse_exec() -> Parser:
     parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="names of the container, or numbers")
     parser.add_argument("--privileged", action="store_true", help="with all capabilities")
     parser.add_argument("container", metavar="CONTAINER", help="name, id or the start of an id")
-    parser.add_argument("command", metavar="COMMAND", nargs="...", help="what to run")
+    parser.add_command("what to run")
     return parser
 
 

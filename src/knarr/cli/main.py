@@ -70,13 +70,25 @@ class Parser(argparse.ArgumentParser):
             add_help=add_help,
         )
 
+    def add_command(self, help: str) -> None:
+        """The rest of the line, options of other programs included, as ``command``."""
+        action = self.add_argument("command", metavar="COMMAND", nargs="...", help=help)
+        action.required = False
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see: {self.prog} --help")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(_columns(), 110))
+        super().__init__(prog, max_help_position=34, width=min(_columns(), 110))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """``-e, --env NAME`` instead of naming the value twice."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 def _columns() -> int:
@@ -105,7 +117,7 @@ def _guarded(argv: list[str]) -> int:
 
                 answer()
             command, arguments, options = _split(argv)
-            if command:
+            if command in COMMANDS:
                 name = f"knarr {command}"
             code = _command(command, arguments, options) if command else _overview(arguments, options)
         finally:

@@ -33,7 +33,7 @@ def parse_run() -> Parser:
     )
     parser.add_argument("image", metavar="IMAGE", help="a registry's image, oci:DIR[:TAG], oci-archive:FILE, "
                         "docker-archive:FILE, host: or bundle:DIR")  # fmt: skip
-    parser.add_argument("command", metavar="COMMAND", nargs="...", help="instead of the image's own command")
+    parser.add_command("instead of the image's own command")
 
     group = parser.add_argument_group("this run")
     group.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")

@@ -55,7 +55,7 @@ def parse_bundle() -> Parser:
     parser.add_argument("--pull", default="missing", metavar="WHEN", help="always, missing (default), never or newer")
     parser.add_argument("image", metavar="IMAGE", help="a registry's image, oci:, oci-archive: or docker-archive:")
     parser.add_argument("directory", metavar="DIR", help="a new or empty directory")
-    parser.add_argument("command", metavar="COMMAND", nargs="...", help="instead of the image's own command")
+    parser.add_command("instead of the image's own command")
     add_container_options(parser)
     return parser
 

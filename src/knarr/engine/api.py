@@ -321,6 +321,11 @@ class Container:
             return "exited"
         return self._seen().status
 
+    @property
+    def session(self) -> Session:
+        """What drives the main program (knarr.aio needs it)."""
+        return self._running().session
+
     def _seen(self) -> Seen:
         from knarr.engine.containers import look
 
@@ -386,7 +391,7 @@ class Container:
             container = self._running()
             deadline = None if timeout is None else monotonic() + timeout
             if not run_to_end(container.session, deadline=deadline) and timeout is not None:
-                raise _StillRunning(f"container {self.name or self.id[:12]}", timeout)
+                raise StillRunning(f"container {self.name or self.id[:12]}", timeout)
             return self.ended(output_limit)
         return self._result
 
@@ -498,7 +503,7 @@ class Container:
         self.remove()
 
 
-class _StillRunning(TimedOut):
+class StillRunning(TimedOut):
     """A wait that ended before the container did."""
 
     def sentence(self) -> str:

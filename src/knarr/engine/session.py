@@ -232,14 +232,14 @@ class Session:
     when the program runs. ``exit_code`` is set at the end. After an error from ``handle`` call ``abort``.
     """
 
-    __slots__ = ("_control", "_started", "exit_code", "process", "pumps", "started_at")
+    __slots__ = ("_started", "control", "exit_code", "process", "pumps", "started_at")
 
     def __init__(self, process: Process, pumps: Sequence[Pump], started: Callable[[], None]) -> None:
         self.process = process
         self.pumps = list(pumps)
         self.exit_code: int | None = None
         self.started_at = 0.0
-        self._control = process.launch.fileno() if process.launch else -1
+        self.control = process.launch.fileno() if process.launch else -1
         self._started = started
 
     @property
@@ -250,7 +250,7 @@ class Session:
     @property
     def launching(self) -> bool:
         """Whether the program does not run yet."""
-        return self._control >= 0
+        return self.control >= 0
 
     def wanted(self) -> dict[int, int]:
         """Descriptor -> poll events to wait for."""
@@ -258,18 +258,18 @@ class Session:
         for pump in self.pumps:
             if isinstance(pump, Typed) and pump.full:
                 want[pump.target] = want.get(pump.target, 0) | POLLOUT
-        if self._control >= 0:
-            want[self._control] = POLLIN
+        if self.control >= 0:
+            want[self.control] = POLLIN
         elif self.exit_code is None:
             want[self.process.pidfd] = POLLIN
         return want
 
     def handle(self, ready: dict[int, int]) -> None:
         """Do what can be done with the descriptors that are ready. Raises what went wrong while starting."""
-        if self._control >= 0:
+        if self.control >= 0:
             launch = self.process.launch
-            if self._control in ready and launch is not None and launch.step():
-                self._control = -1
+            if self.control in ready and launch is not None and launch.step():
+                self.control = -1
                 self.started_at = monotonic()
                 self._started()
         for pump in self.pumps:
@@ -277,7 +277,7 @@ class Session:
                 pump.ready()
             if isinstance(pump, Typed) and pump.full and ready.get(pump.target, 0) & (POLLOUT | POLLERR | POLLHUP):
                 pump.flush()
-        if self._control < 0 and self.exit_code is None and self.process.pidfd in ready:
+        if self.control < 0 and self.exit_code is None and self.process.pidfd in ready:
             self._ended()
         self.pumps = [pump for pump in self.pumps if pump.fd >= 0]
 
