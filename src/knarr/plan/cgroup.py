@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.plan.devices import DeviceRule
+    from knarr.plan.devices import Rule
 
 
 class CgroupMount(Record):
@@ -56,7 +56,7 @@ class CgroupPlan(Record):
 
     directories: tuple[CgroupDirectory, ...]
     writes: tuple[Write, ...]
-    device_rules: tuple[DeviceRule, ...] = ()
+    device_rules: tuple[Rule, ...] = ()
     clone_into: bool = False  # the process is born in its group (CLONE_INTO_CGROUP, v2 only)
 
 
@@ -76,7 +76,7 @@ def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str) -> CgroupPlan
 
         where = CgroupDirectory(host.unified, _place(path, id, _above(host.unified_own)), host.controllers)
         writes = v2_writes(resources, where)
-        return CgroupPlan((where,), tuple(writes), tuple(device_rules(resources)), True)
+        return CgroupPlan((where,), tuple(writes), device_rules(config), True)
     from knarr.plan.cgroup_v1 import v1_writes
 
     directories = [
@@ -84,7 +84,7 @@ def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str) -> CgroupPlan
     ]
     if host.mode == "hybrid":
         directories.append(CgroupDirectory(host.unified, _place(path, id, host.unified_own), ()))
-    return CgroupPlan(tuple(directories), tuple(v1_writes(resources, directories)))
+    return CgroupPlan(tuple(directories), tuple(v1_writes(resources, device_rules(config), directories)))
 
 
 def _place(path: str, id: str, own: str) -> str:

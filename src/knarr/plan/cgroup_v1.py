@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from knarr.base.errors import Unsupported
 from knarr.plan.cgroup import Write, missing, positive
-from knarr.plan.devices import device_rules, rule_line
+from knarr.plan import devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from knarr.plan.cgroup import CgroupDirectory
+    from knarr.plan.devices import Rule
 
 _AT = "/linux/resources"
 _MEMORY = (
@@ -53,15 +54,14 @@ class _Writes:
         self.made.append(Write(place, tuple((name, str(value)) for name in names), pointer))
 
 
-def v1_writes(resources: dict[str, Any], directories: list[CgroupDirectory]) -> list[Write]:
+def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: list[CgroupDirectory]) -> list[Write]:
     """All values in the order they must be written. Raises Unsupported with the field's pointer."""
     writes = _Writes(directories)
     if resources.get("unified"):
         raise Unsupported("linux.resources.unified", "this host has cgroup v1", pointer=f"{_AT}/unified")
     if "devices" in writes.places:
-        for rule in device_rules(resources):
-            file = "devices.allow" if rule.allow else "devices.deny"
-            writes.add("devices", file, rule_line(rule), rule.pointer or f"{_AT}/devices")
+        for file, line, pointer in devices.v1_writes(rules):
+            writes.add("devices", file, line, pointer or f"{_AT}/devices")
     elif resources.get("devices"):
         raise missing("devices", f"{_AT}/devices")
     _memory(resources.get("memory") or {}, writes)
