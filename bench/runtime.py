@@ -15,7 +15,6 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from timing import Figures, command, interleave, table
