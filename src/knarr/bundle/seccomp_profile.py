@@ -36,7 +36,7 @@ def convert_profile(
     if "defaultErrnoRet" not in result and isinstance(profile.get("defaultErrno"), str):
         result["defaultErrnoRet"] = _errno(profile["defaultErrno"], document, "/defaultErrno")
     result["architectures"] = _architectures(profile, document, own)
-    rules = profile.get("syscalls") or []
+    rules = [] if profile.get("syscalls") is None else profile["syscalls"]
     if not isinstance(rules, list):
         raise SpecError(document, [SpecFinding("/syscalls", "should be a list")])
     result["syscalls"] = []
