@@ -60,7 +60,7 @@ class DockerArchive:
                 hint = f"it is an OCI archive: name it oci-archive:{self._ref.path}"
             elif "repositories" in self._files:
                 hint = "Docker before 1.10 wrote it; load and save it with a newer one"
-            raise NotFound("docker archive", self._ref.path, hint=hint) from None
+            raise NotFound("a docker archive's manifest.json in", self._ref.path, hint=hint) from None
         if "repositories" in self._files and self._files.find("repositories")[1] > DOCUMENT_LIMIT:
             raise SpecError(
                 f"{self._ref.path}/repositories", [SpecFinding("", f"has more than {DOCUMENT_LIMIT} bytes")]

@@ -43,7 +43,7 @@ class Layout:
             hint = ""
             if isinstance(files, ArchiveFiles) and "manifest.json" in files:
                 hint = f"docker save wrote it: name it docker-archive:{ref.path}"
-            raise NotFound("OCI image layout", ref.path, hint=hint) from None
+            raise NotFound("an OCI image layout in", ref.path, hint=hint) from None
         parse_layout(header, f"{files.where}/{mediatypes.LAYOUT_FILE}")
         document = f"{files.where}/{mediatypes.INDEX_FILE}"
         index = parse_index(read_document(files, mediatypes.INDEX_FILE, DOCUMENT_LIMIT), document)

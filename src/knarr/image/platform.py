@@ -64,7 +64,7 @@ def parse_platform(text: str) -> Platform:
     ``x86_64``, ``aarch64``, ``armhf`` and the like are understood.
     """
     words = text.lower().split("/")
-    if not all(words) or len(words) > 3 or not all(_WORD.issuperset(word) for word in words):
+    if not all(words) or len(words) > 3 or not all(_WORD.issuperset(word) and word[0] not in "._-" for word in words):
         raise UsageError(f"platform {text!r} is not written os/architecture[/variant], as in linux/arm64")
     if len(words) == 1:
         return _normal("linux", words[0], "")

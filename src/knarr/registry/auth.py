@@ -15,13 +15,14 @@ from urllib.parse import urlencode
 from knarr.base import fastjson
 from knarr.base.errors import AuthError, RegistryError, SpecError
 from knarr.base.record import Record
+from knarr.content.store import printable
 from knarr.registry.challenge import choose, parse_challenges
 from knarr.registry.origin import Refused, check_realm, shown
 from knarr.registry.transport import ERROR_LIMIT, Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from knarr.registry.credentials import Found
+    from knarr.registry.credentials import Credentials, Found
     from knarr.registry.transport import Response, Transport
 
 TOKEN_LIMIT = 1 << 20
@@ -67,13 +68,24 @@ class Authorizer:
                 if self._found.credentials is None:
                     raise self._denied(response, "it wants a login")
                 if self._basic:
-                    raise self._denied(response, f"it refuses the login of {self._found.credentials.origin}")
+                    raise self._denied(response, _refused(self._found.credentials))
                 self._basic = True
                 return True
             if self._token is not None and challenge.parameters.get("error") == "insufficient_scope":
                 raise self._denied(response, "the login does not allow this")
             self._token = self._fetch(challenge.parameters, response)
             return True
+
+    def scrub(self, text: str) -> str:
+        """Return a registry's words without our secrets, should it echo them."""
+        secrets = [self._token.value] if self._token is not None else []
+        if self._found.credentials is not None:
+            credentials = self._found.credentials
+            secrets += [_basic(credentials.user, credentials.password).partition(" ")[2], credentials.password]
+        for secret in secrets:
+            if secret:
+                text = text.replace(secret, "…")
+        return text
 
     def _denied(self, response: Response, why: str) -> AuthError:
         hint = self._found.remark
@@ -100,7 +112,7 @@ class Authorizer:
         answer = self._ask(url, headers)
         if answer.status in {401, 403}:
             answer.close()
-            why = f"it refuses the login of {credentials.origin}" if credentials is not None else "it wants a login"
+            why = "it wants a login" if credentials is None else _refused(credentials)
             raise self._denied(answer, why)
         if answer.status != 200:
             answer.close()
@@ -125,6 +137,11 @@ class Authorizer:
                 answer.close()
                 transport.wait(attempt, asked)
             attempt += 1
+
+
+def _refused(credentials: Credentials) -> str:
+    kept = f" kept in {credentials.origin}" if credentials.origin else ""
+    return f"it refuses the login as {printable(credentials.user, 60)}{kept}"
 
 
 def _basic(user: str, password: str) -> str:
@@ -156,8 +173,6 @@ def reason(response: Response) -> tuple[str, str]:
         code, message = first.get("code", ""), first.get("message", "")
     except (RegistryError, SpecError, KeyError, IndexError, TypeError, AttributeError):
         return "", ""
-    return _printable(code, 60), _printable(message, 200)
-
-
-def _printable(text: object, limit: int) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:limit]) if isinstance(text, str) else ""
+    code = code if isinstance(code, str) else ""
+    message = message if isinstance(message, str) else ""
+    return printable(code, 60), printable(message, 200)

@@ -65,9 +65,9 @@ class Client:
         host = _HUB_HOST if registry == DOCKER_HUB else registry
         self.transport = Transport(host, policy or Policy(), insecure=insecure, ca_file=ca_file)
         found = Found(credentials) if credentials is not None else find_credentials(registry, repository)
-        authorizer = Authorizer(self.transport, registry, repository, found)
-        self.transport.authorize = authorizer.header
-        self.transport.challenged = authorizer.challenged
+        self._authorizer = Authorizer(self.transport, registry, repository, found)
+        self.transport.authorize = self._authorizer.header
+        self.transport.challenged = self._authorizer.challenged
 
     def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
         """Return descriptor and bytes of a manifest or index by tag or digest.
@@ -139,13 +139,20 @@ class Client:
         """Make the error that an answer other than 200 means; closes the answer."""
         status, url = response.status, shown(response.url)
         code, message = reason(response)
+        message = self._authorizer.scrub(message)
         said = f": {message}" if message else ""
         name = f"{self.registry}/{self.repository}"
         if status == 404:
             if code == "NAME_UNKNOWN" or kind == "tag list":
                 return NotFound("repository", name)
             if kind == "manifest" and ":" not in reference:
-                return NotFound("image", f"{name}:{reference}", among=self._existing())
+                try:
+                    tags = self.tags(limit=200, pages=2)
+                except NotFound as missing:
+                    return missing
+                except RegistryError:
+                    return NotFound("image", f"{name}:{reference}")
+                return NotFound("image", f"{name}:{reference}", among=some(tags, "no tag at all"))
             return NotFound(kind, f"{reference} of {name}")
         if status == 401:
             return AuthError("GET", url, status, f"it wants a login{said}")
@@ -153,14 +160,6 @@ class Client:
             return AuthError("GET", url, status, f"access is denied{said}")
         words = {408: "request time-out", 429: "too many requests", 503: "not available now"}
         return RegistryError("GET", url, status, words.get(status, "the registry failed") + said)
-
-    def _existing(self) -> str:
-        """Return the first tags there are, for the message about one that is not; "" when they cannot be had."""
-        try:
-            tags = self.tags(limit=200, pages=2)
-        except (NotFound, RegistryError):
-            return ""
-        return f"the tag {some(tags, '')}" if len(tags) == 1 else some(tags, "no tag")
 
     def abort(self) -> None:
         """Break off what other threads read."""

@@ -27,11 +27,11 @@ _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "reg
 
 
 class Credentials(Record):
-    """A user name and password, and where they are from (for messages). The password never shows in a repr."""
+    """A user name and password, and the file they are from, "" when given. The password never shows in a repr."""
 
     user: str
     password: str
-    origin: str = "given"
+    origin: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials(user={self.user!r}, password=…, origin={self.origin!r})"

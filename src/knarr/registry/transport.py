@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import http.client
 import io
+import os
 import random
 import socket
 import ssl
 import threading
+from functools import cache
 from time import monotonic
 
 import urllib3
@@ -166,6 +168,14 @@ def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnecti
     return PlainPool, SecurePool
 
 
+@cache
+def _context(ca_file: str) -> ssl.SSLContext:
+    """Return a context that verifies everything; kept, because reading the system's authorities takes 20 ms."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def _manager(policy: Policy, context: ssl.SSLContext) -> urllib3.PoolManager:
     manager = urllib3.PoolManager(
         num_pools=8,
@@ -256,9 +266,7 @@ class Transport:
         self.policy = policy
         self.authorize: Callable[[], str] = str
         self.challenged: Callable[[Response], bool] = lambda _response: False
-        strict = ssl.create_default_context(cafile=ca_file or None)
-        strict.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._strict = _manager(policy, strict)
+        self._strict = _manager(policy, _context(ca_file))
         self._lax = self._strict
         if insecure:
             context = ssl.create_default_context()
@@ -405,50 +413,43 @@ class Transport:
 
 def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> Broken:
     """Say what went wrong below HTTP in words; never with the URL in urllib3's texts, which may hold a signature."""
-    chain = list(_causes(error))
-    for cause in chain:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            hint = "a registry with its own certificate authority needs that authority's certificate"
-            return Broken(f"its TLS certificate is not valid: {cause.verify_message.lower()}", again=False, hint=hint)
-        if isinstance(cause, ssl.SSLError):
-            reason = cause.reason or ""
-            words = reason.replace("_", " ").lower() or "failure"
-            not_tls = not at_body and reason in _NOT_TLS
-            return Broken(f"TLS failed: {words}", again=False, not_tls=not_tls)
-        if isinstance(cause, (socket.gaierror, NameResolutionError)):
-            return Broken("the host name is not known", again=False, hint="is the name right, and the network up?")
-        if isinstance(cause, ConnectTimeoutError):
-            return Broken(f"no connection within {policy.connect:g} s", again=False)
-        if isinstance(cause, ConnectionRefusedError):
-            return Broken("connection refused", again=False, hint="is the registry running there?")
-    for cause in chain:
-        if isinstance(cause, (ReadTimeoutError, TimeoutError)):
-            return Broken(f"no answer within {policy.read:g} s", again=False)
-        if isinstance(cause, PoolSSLError):
-            return Broken("TLS failed", again=False)
-        if isinstance(cause, NewConnectionError):
-            numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
-            why = _strerror(numbers[0]) if numbers else "the connection failed"
-            return Broken(why, again=False)
-        if isinstance(cause, ConnectionError) and cause.errno:
-            not_tls = not at_body and isinstance(cause, ConnectionResetError)
-            return Broken(_strerror(cause.errno), again=True, not_tls=not_tls)
-    for cause in chain:
-        if isinstance(cause, http.client.LineTooLong) or "100 headers" in str(cause):
-            return Broken("the response header is too large", again=False)
-        if isinstance(cause, (http.client.RemoteDisconnected, http.client.IncompleteRead)):
-            return Broken("the connection ended early", again=True)
-        if isinstance(cause, http.client.HTTPException):
-            return Broken("the answer is not HTTP", again=False)
-    if any(isinstance(cause, ProtocolError) for cause in chain):
+    chain = _causes(error)
+
+    def first(*kinds: type[BaseException]) -> Any:
+        return next((cause for cause in chain if isinstance(cause, kinds)), None)
+
+    if (certificate := first(ssl.SSLCertVerificationError)) is not None:
+        hint = "a registry with its own certificate authority needs that authority's certificate"
+        return Broken(f"its TLS certificate is not valid: {certificate.verify_message.lower()}", again=False, hint=hint)
+    if (failure := first(ssl.SSLError)) is not None:
+        reason = failure.reason or ""
+        words = reason.replace("_", " ").lower() or "no reason given"
+        return Broken(f"TLS failed: {words}", again=False, not_tls=not at_body and reason in _NOT_TLS)
+    if first(PoolSSLError) is not None:
+        return Broken("TLS failed", again=False)
+    if first(socket.gaierror, NameResolutionError) is not None:
+        return Broken("the host name is not known", again=False, hint="is the name right, and the network up?")
+    if first(ConnectionRefusedError) is not None:
+        return Broken("connection refused", again=False, hint="is the registry running there?")
+    if first(NewConnectionError) is not None:
+        numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
+        return Broken(os.strerror(numbers[0]).lower() if numbers else "the connection failed", again=False)
+    if first(ConnectTimeoutError) is not None:
+        return Broken(f"no connection within {policy.connect:g} s", again=False)
+    if first(ReadTimeoutError, TimeoutError) is not None:
+        return Broken(f"no answer within {policy.read:g} s", again=False)
+    if first(http.client.LineTooLong) is not None or any("100 headers" in str(cause) for cause in chain):
+        return Broken("the response header is too large", again=False)
+    if first(http.client.RemoteDisconnected, http.client.IncompleteRead) is not None:
+        return Broken("the connection ended early", again=True, not_tls=False)
+    if (reset := first(ConnectionError)) is not None and reset.errno:
+        not_tls = not at_body and isinstance(reset, ConnectionResetError)
+        return Broken(os.strerror(reset.errno).lower(), again=True, not_tls=not_tls)
+    if first(http.client.HTTPException) is not None:
+        return Broken("the answer is not HTTP", again=False)
+    if first(ProtocolError) is not None:
         return Broken("the connection ended early", again=True)
     return Broken("the exchange failed", again=False)
-
-
-def _strerror(number: int) -> str:
-    import os
-
-    return os.strerror(number).lower()
 
 
 def _causes(error: BaseException) -> list[BaseException]:
