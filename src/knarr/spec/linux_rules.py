@@ -113,7 +113,7 @@ def _sysctl(config: dict[str, Any], add: Add) -> None:  # a sysctl only with the
             add(at, "belongs to the host, no namespace separates it")
             continue
         if needs not in own:
-            add(at, f"needs a {needs} namespace in linux.namespaces, else it would change the host")
+            add(at, f"needs a namespace of type {needs} in linux.namespaces, else it would change the host")
         if "\n" in value:
             add(at, "the value must be one line")
         elif len(value) >= 4096:
