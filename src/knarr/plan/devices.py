@@ -219,11 +219,10 @@ def _join(exceptions: dict[Key, tuple[int, str]]) -> None:
         for one, (first, pointer) in list(exceptions.items()):
             for other, (second, _) in list(exceptions.items()):
                 both = _meet(one, other)
-                if both is None or both == one == other:
+                union = first | second
+                if both is None or union in (first, second):  # one exception alone answers for both
                     continue
                 held, origin = exceptions.get(both, (0, pointer))
-                union = held | first | second
-                # Where one exception alone already gives all of it, a new one would say nothing.
-                if union != held and union not in (first, second) or (held and union != held):
-                    exceptions[both] = union, origin
+                if held | union != held:
+                    exceptions[both] = held | union, origin
                     growing = True
