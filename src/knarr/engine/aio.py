@@ -133,7 +133,7 @@ async def run(
     argv: Sequence[str] | None = None,
     *,
     input: bytes | None = None,
-    timeout: float | None = None,  # noqa: ASYNC109  # the twin of the blocking call
+    timeout: float | None = None,  # the twin of the blocking call
     output_limit: int | None = None,
     **options: Unpack[Options],
 ) -> Result:
@@ -227,7 +227,7 @@ class Container:
 
     async def wait(
         self,
-        timeout: float | None = None,  # noqa: ASYNC109  # as above
+        timeout: float | None = None,  # as above
         *,
         output_limit: int | None = None,
     ) -> Result:
@@ -252,7 +252,7 @@ class Container:
         argv: Sequence[str],
         *,
         input: bytes | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109  # as above
+        timeout: float | None = None,  # as above
         output_limit: int | None = None,
         env: Mapping[str, str] | None = None,
         workdir: str = "",

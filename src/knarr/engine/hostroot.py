@@ -13,7 +13,7 @@ import stat
 from errno import EEXIST, EINVAL, ENOENT
 from time import monotonic
 
-from knarr.base.errors import FileError, KnarrError, UsageError
+from knarr.base.errors import FileError, KnarrError, Unsupported, UsageError
 from knarr.bundle.mounts import clean_path
 from knarr.engine.paths import make_private
 from knarr.kernel.path import remove_tree
@@ -158,15 +158,58 @@ def hiding_layer(where: Places, shown: tuple[str, ...], *, userxattr: bool) -> s
     parents = _parents([*hide.empty, *hide.gone])
     facts = [(path, *_facts(path)) for path in parents]
     text = repr((facts, sorted(hide.empty.items()), hide.gone, userxattr)).encode()
-    folder = f"{where.store}/host"
+    folder = f"{where.store}/host" if userxattr else _memory_place(where)
     path = f"{folder}/{hashlib.sha256(text).hexdigest()[:32]}"
     if not os.path.isdir(path):
         make_private(where.store)
-        _mkdir(folder)
+        _mkdir(f"{where.store}/host")
+        # Never removed while the machine is up: a container that uses it would see what it hides.
         _build(folder, path, facts, hide, userxattr=userxattr)
-        _sweep(folder, path)
     _kept[key] = (monotonic(), path)
     return path
+
+
+def _memory_place(where: Places) -> str:
+    """A directory of ours on a tmpfs: overlayfs refuses a layer that lies inside another one, here inside "/".
+
+    The state directory, usually below /run, or one in /dev/shm. Raises Unsupported where neither is a tmpfs.
+    """
+    root = os.stat("/").st_dev
+    for folder, name in ((where.state, "host"), ("/dev/shm", f"knarr-host-{os.geteuid()}")):
+        if folder == where.state:
+            try:
+                os.makedirs(folder, 0o700, exist_ok=True)
+            except OSError as error:
+                raise FileError("make directory", folder, error.errno or EINVAL) from None
+        try:
+            facts = os.stat(folder)
+        except OSError:
+            continue
+        if facts.st_dev == root or file_system(folder) not in ("tmpfs", "ramfs"):
+            continue
+        path = f"{folder}/{name}"
+        _mkdir(path)
+        facts = os.lstat(path)
+        # In /dev/shm anybody could have been there first.
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077:
+            return path
+    raise Unsupported("host:", "there is no tmpfs at the state directory or /dev/shm", hint="mount one on /dev/shm")
+
+
+def file_system(path: str) -> str:
+    """The type of the file system a path is on, by its device (proc_pid_mountinfo(5)); "" if it cannot be told."""
+    try:
+        device = os.stat(path).st_dev
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in lines:
+        fields = line.split(b" ")
+        if fields[2] == wanted:
+            return fields[fields.index(b"-") + 1].decode()
+    return ""
 
 
 def _parents(paths: list[str]) -> list[str]:
@@ -234,26 +277,9 @@ def _discard(folder: str, name: str) -> None:
     try:
         remove_tree(fd, name)
     except KnarrError:
-        pass  # a remnant: the next sweep takes it
+        pass  # a remnant of no consequence
     finally:
         os.close(fd)
-
-
-def _sweep(folder: str, current: str) -> None:
-    """Remove layers for what the machine looked like long ago; those in use by a running container stay mounted.
-
-    A lower layer that is removed while an overlay uses it would change what is seen, so only old ones go.
-    """
-    import time
-
-    for name in _names(folder):
-        path = f"{folder}/{name}"
-        try:
-            old = time.time() - os.lstat(path).st_ctime > 30 * 86400
-        except OSError:
-            continue
-        if old and path != current and name not in ("root", "scratch"):
-            _discard(folder, name)
 
 
 def _mkdir(path: str) -> None:
@@ -308,14 +334,15 @@ class Part:
         self.target = target
 
 
-def parts(hide: Hide) -> list[Part]:
+def parts(where: Places, hide: Hide) -> list[Part]:
     """Cut the host's root into pieces that an ordinary user may put an overlay on.
 
     In a user namespace the kernel refuses an overlay over a directory with mounts below it: they could uncover what
     lies under them (CVE-2021-3732). So each top-level directory is one piece; one that has mounts below is made anew
     and its entries are pieces.
     """
-    mounts = {path for path in mounted_below() if path != "/"}
+    # The store is treated as a mount, too: the writable layers in it must not lie inside what they cover.
+    mounts = {path for path in (*mounted_below(), where.store) if path != "/"}
     return _pieces("/", mounts, hide)
 
 

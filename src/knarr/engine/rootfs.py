@@ -47,27 +47,11 @@ def driver(where: Places) -> str:
     if asked:
         return asked
     if where.store not in _kept:
-        usable = host.overlay() and file_system(where.store) not in _NO_UPPER
+        usable = host.overlay() and hostroot.file_system(where.store) not in _NO_UPPER
         if host.rootless() and host.kernel() < (5, 11):
             usable = False  # no overlayfs in user namespaces before
         _kept[where.store] = "overlay" if usable else "copy"
     return _kept[where.store]
-
-
-def file_system(path: str) -> str:
-    """The type of the file system a path is on, by its device (proc_pid_mountinfo(5)); "" if it cannot be told."""
-    try:
-        device = os.stat(path).st_dev
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return ""
-    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    for line in lines:
-        fields = line.split(b" ")
-        if fields[2] == wanted:
-            return fields[fields.index(b"-") + 1].decode()
-    return ""
 
 
 def of_image(where: Places, folder: str, ready: Ready) -> Rootfs:
@@ -108,7 +92,7 @@ def of_host(where: Places, folder: str, shown: tuple[str, ...]) -> Rootfs:
         raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")
     hiding = hostroot.hiding_layer(where, shown, userxattr=host.rootless())
     if host.rootless():
-        return _host_in_pieces(folder, hiding, shown)
+        return _host_in_pieces(where, folder, hiding, shown)
     root, scratch = hostroot.mount_points(where)
     return Rootfs(Root("overlay", root, lowers=(hiding, "/"), scratch=scratch), root, _system_mounts())
 
@@ -123,7 +107,7 @@ def _system_mounts() -> tuple[dict[str, Any], ...]:
     )
 
 
-def _host_in_pieces(folder: str, hiding: str, shown: tuple[str, ...]) -> Rootfs:
+def _host_in_pieces(where: Places, folder: str, hiding: str, shown: tuple[str, ...]) -> Rootfs:
     """The host's root for an ordinary user: one overlay for each piece that has no mounts below it."""
     if host.kernel() < (5, 11):
         raise Unsupported("host: without root", "overlayfs in a user namespace needs Linux 5.11")
@@ -135,7 +119,7 @@ def _host_in_pieces(folder: str, hiding: str, shown: tuple[str, ...]) -> Rootfs:
             os.mkdir(f"{rootfs}/{name}", 0o755)
         for place in ("upper", "work"):
             os.mkdir(f"{folder}/{place}", 0o700)
-        for number, part in enumerate(hostroot.parts(hide)):
+        for number, part in enumerate(hostroot.parts(where, hide)):
             target = rootfs + part.path
             if part.kind == "link":
                 os.symlink(part.target, target)
