@@ -82,7 +82,7 @@ class Process:
         code = reap(self.pidfd)
         return -1 if code is None else code
 
-    def spawn(self, stdio: Stdio, slots: dict[str, int], last: int) -> None:
+    def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:
         """Start knarr-init on the plan."""
         self.launch = Launch(
             self.plan.encode(),
@@ -92,7 +92,8 @@ class Process:
             on_pid=self.on_pid,
             on_sync=self.on_sync,
             on_answered=self.on_answered,
-            last=last,
+            waits=waits,
+            words=(self.id,),
         )
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
@@ -206,7 +207,7 @@ class Created(Process):
                 listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
                 listening.listen(1)
                 slots["start"] = listening.fileno()
-            self.spawn(stdio, slots, SYNC_READY if wait_start else 0)
+            self.spawn(stdio, slots, waits=wait_start)
         except OSError as error:
             if isinstance(error, KernelError):
                 raise

@@ -80,6 +80,7 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
     if state.cgroup is not None:
         from knarr.runtime import cgroup
 
+        cgroup.thaw(state.cgroup)  # what is frozen on v1 does not die
         cgroup.remove(state.cgroup, PATIENCE)
     warnings: list[str] = []
     if "poststop" in state.hooks and (state.complete or state.hooked):

@@ -91,7 +91,7 @@ def begin_exec(
         if "cgroup" in plan.slots:
             slots["cgroup"] = groups_fd = cgroup.open_directory(state.cgroup)
         made = Execed(id, plan, host, state.cgroup)
-        made.spawn(stdio, slots, 0)
+        made.spawn(stdio, slots)
         return made
     finally:
         for used in (fd, pidfd, groups_fd):

@@ -62,7 +62,7 @@ def run_hook(hook: dict[str, Any], pointer: str, state: bytes, bundle: str, *, a
     pid, pidfd, control = 0, -1, None
     try:
         try:
-            pid, control = spawn(plan, (), (in_read, out_write, out_write))
+            pid, control = spawn(plan, (), (in_read, out_write, out_write), "hook", path)
             pidfd = os.pidfd_open(pid)
         finally:
             os.close(in_read)

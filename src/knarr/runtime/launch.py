@@ -79,10 +79,11 @@ def init_memfd() -> int:
     return fd
 
 
-def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int]) -> tuple[int, socket]:
+def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int], *words: str) -> tuple[int, socket]:
     """Start knarr-init on ``plan``; returns its pid (a child to be reaped) and our end of the control socket.
 
-    ``slots`` and ``stdio`` are duplicated, they stay the caller's. Raises KernelError, Unsupported.
+    ``slots`` and ``stdio`` are duplicated, they stay the caller's. ``words`` are for who looks at the list of processes:
+    they stand there until the program runs. Raises KernelError, Unsupported.
     """
     low = 5 + len(slots)
     made: list[int] = []
@@ -102,7 +103,7 @@ def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int]) -> tup
         if program < low:
             program = fcntl(program, F_DUPFD_CLOEXEC, low)
             made.append(program)
-        pid = os.posix_spawn(f"/proc/self/fd/{program}", ["knarr-init"], {}, file_actions=actions)
+        pid = os.posix_spawn(f"/proc/self/fd/{program}", ["knarr-init", *words], {}, file_actions=actions)
         kept, ours = ours, None
         return pid, kept
     except OSError as error:
@@ -215,11 +216,11 @@ class Launch(Control):
     """A Control that spawned its child.
 
     ``on_pid(pid)`` is called once, when the container's process exists; ``on_sync(code)`` does what the child waits
-    for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent.
-    ``last`` is the sync code after whose answer this socket's work is done (0: at end of file, when the program runs).
+    for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent. Done at
+    end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
     """
 
-    __slots__ = ("last", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced")
+    __slots__ = ("on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
 
     def __init__(
         self,
@@ -231,16 +232,17 @@ class Launch(Control):
         on_pid: Callable[[int], None],
         on_sync: Callable[[int], bytes],
         on_answered: Callable[[int], None],
-        last: int = 0,
+        waits: bool,
+        words: tuple[str, ...] = (),
     ) -> None:
         self.on_pid = on_pid
         self.on_sync = on_sync
         self.on_answered = on_answered
-        self.last = last
+        self.waits = waits
         self.synced = 0
         self.pid = 0
         self.pidfd = -1
-        self.stage, sock = spawn(plan, slots, stdio)
+        self.stage, sock = spawn(plan, slots, stdio, *words)
         super().__init__(sock, failed)
 
     def handle(self, kind: int, value: int) -> None:
@@ -258,7 +260,6 @@ class Launch(Control):
             self.synced = value
             self.go(answer)
             self.on_answered(value)
-            self.done = value == self.last
         else:
             super().handle(kind, value)
 
@@ -269,7 +270,7 @@ class Launch(Control):
             wait_child(stage)
 
     def ended(self) -> None:
-        if self.synced == SYNC_READY and not self.last:
+        if self.synced == SYNC_READY and not (self.waits and ended(self.pidfd)):
             return
         raise InitError("", "set up the container", 0, why=self._how_it_ended())
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.cli.runtime_main import Context
+    from knarr.plan.cgroup import CgroupPlan
 
 
 def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
@@ -38,7 +39,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         seccomp=compiled_seccomp(config, host),
         cgroup=groups,
     )
-    steps = cgroup.describe(groups) if groups is not None else []
+    steps = _cgroup_steps(groups) if groups is not None else []
     if form == "json":
         shown: dict[str, Any] = {
             "cgroup": [{"pointer": pointer, "does": text} for pointer, text in steps],
@@ -62,3 +63,15 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     text = "".join(f"{pointer.ljust(width)}  {does}\n" for pointer, does in lines)
     os.write(1, text.encode("utf-8", "surrogateescape"))
     return 0
+
+
+def _cgroup_steps(groups: CgroupPlan) -> list[tuple[str, str]]:
+    """(pointer, what is done) of the part of the plan that the runtime itself carries out."""
+    steps = [("/linux/cgroupsPath", f"cgroup {group.mountpoint}{group.path}") for group in groups.directories]
+    places = {group.mountpoint: group.path for group in groups.directories}
+    for write in groups.writes:
+        for file, value in write.choices[:1]:
+            steps.append((write.pointer, f"cgroup write {value} to {write.mountpoint}{places[write.mountpoint]}/{file}"))
+    if groups.clone_into:
+        steps.append(("/linux/resources/devices", f"cgroup devices {len(groups.device_rules)} rules"))
+    return steps
