@@ -355,7 +355,7 @@ def begin(
         bundle=bundle,
         options=wishes,
         root=root,
-        seccomp=compiled_seccomp(config, host),
+        seccomp=compiled_seccomp(config, host, state_root),
         cgroup=groups,
     )
     root_fd = record.open_root(state_root, make=True)
@@ -380,14 +380,18 @@ def undo(created: Created, error: BaseException) -> None:
         error.add_note(f"and while undoing it: {trouble}")
 
 
-def compiled_seccomp(config: dict[str, Any], host: Host) -> bytes | None:
-    """linux.seccomp as a filter, from the cache if it was compiled before."""
+def compiled_seccomp(config: dict[str, Any], host: Host, state_root: str = "") -> bytes | None:
+    """linux.seccomp as a filter, from (and into) the cache below ``state_root`` if that is given."""
     profile = (config.get("linux") or {}).get("seccomp")
     if not profile:
         return None
-    from knarr.runtime.seccomp_cache import compiled
+    if not state_root:
+        from knarr.plan.seccomp import compile_filter
 
-    return compiled(profile, host.arch)
+        return compile_filter(profile, host.arch)
+    from knarr.runtime.seccomp_cache import cached_filter
+
+    return cached_filter(f"{state_root}/.seccomp", profile, host.arch)
 
 
 def create(
