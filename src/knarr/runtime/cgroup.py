@@ -224,11 +224,14 @@ def _write_limit(fd: int, directory: CgroupDirectory, choices: tuple[tuple[str, 
 
 
 def _attach_devices(fd: int, planned: CgroupPlan) -> None:
-    from knarr.kernel.bpf import attach_device_program
+    from knarr.kernel.bpf import set_device_program
     from knarr.plan.device_bpf import device_program
 
+    program = device_program(planned.device_rules)
+    if program is None:
+        return  # everything is allowed
     try:
-        attach_device_program(fd, device_program(list(planned.device_rules)))
+        set_device_program(fd, program)
     except KernelError as error:
         # In a user namespace nobody may load programs, and nobody can make devices either.
         if error.errno not in _FORBIDDEN or os.geteuid() == 0:
