@@ -288,7 +288,7 @@ class CommandNotFound(InitError):
 
 
 class CommandNotExecutable(InitError):
-    """The program exists but cannot be executed (exit code 126): no x bit, wrong architecture, noexec, …"""
+    """The program exists but cannot be executed (exit code 126): no x bit, wrong architecture, noexec and the like."""
 
 
 class RegistryError(KnarrError):

@@ -6,12 +6,15 @@ is released during a call. Numbers differ per architecture, so callers name the 
 
 from __future__ import annotations
 
+import _ctypes
 import os
 from errno import EINTR
 
-import _ctypes
-
 from knarr.base.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # name -> number on (x86_64, aarch64); calls born after Linux 5.1 share one number everywhere.
 _NUMBERS = {
@@ -40,15 +43,15 @@ MACHINE = os.uname().machine
 _COLUMN = {"x86_64": 0, "aarch64": 1}.get(MACHINE, 0)
 
 
-class _Long(_ctypes._SimpleCData):
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # not subscriptable at run time
     _type_ = "l"
 
 
-class _Pointer(_ctypes._SimpleCData):
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "P"
 
 
-class _Char(_ctypes._SimpleCData):
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
@@ -58,7 +61,9 @@ class _Function(_ctypes.CFuncPtr):
     _argtypes_ = (_Long, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
 
 
-_syscall = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))
+# None stands for the running program, which has libc; typeshed wants a name.
+_THIS_PROGRAM: Any = None
+_syscall = _Function(_ctypes.dlsym(_ctypes.dlopen(_THIS_PROGRAM, 0), "syscall"))
 
 
 class Buffer:
