@@ -44,11 +44,15 @@ _OF_THE_IMAGE = {
 
 
 class Applied(Record):
-    """What came of a layer: entries applied, bytes of file content, and what was left out or odd, once each."""
+    """What came of a layer: entries, bytes of file content, what was left out or odd (once each).
+
+    ``opaque``: it hides everything below. Overlayfs does not look for that at a layer's root.
+    """
 
     entries: int
     size: int
     warnings: tuple[str, ...]
+    opaque: bool = False
 
 
 def apply_layer(
@@ -101,7 +105,7 @@ def apply_layer(
         raise
     if outcome:
         raise outcome[0]
-    return Applied(work.reader.count, work.size, tuple(work.warnings))
+    return Applied(work.reader.count, work.size, tuple(work.warnings), work.tree.is_opaque_root)
 
 
 class _Work:
@@ -164,8 +168,6 @@ class _Work:
             while (entry := reader.next()) is not None:
                 name = entry.name
                 self.one(entry)
-                if self.tree.stale:
-                    self.tree.bury()
             reader.drain()
             name = b"./"
             self.finish()
@@ -174,7 +176,7 @@ class _Work:
         except OSError as error:
             raise self.told(error, name) from None
         finally:
-            self.tree.close()
+            self.tree.flush()
 
     def told(self, error: OSError, name: bytes) -> KnarrError:
         """Say whether the layer or the machine is to blame for a failed system call."""
@@ -219,7 +221,7 @@ class _Work:
         if not base:
             if kind != DIR:
                 raise BadName("the root entry must be a directory")
-            tree.final[b""] = self.meta(entry)
+            tree.settle(b"", self.meta(entry))
             return
         try:
             if base[:4] == PREFIX:
@@ -231,6 +233,8 @@ class _Work:
             where = tree.parent(literal)
         except InMeta:
             return
+        if tree.followed and where.child(base) in tree.followed:
+            tree.flush()
         if tree.created is not None:
             path = where.child(base)
             if path in tree.created and kind != DIR:
@@ -243,7 +247,7 @@ class _Work:
         elif kind == DIR:
             path = where.child(base)
             tree.make_directory(where, base, path)
-            tree.final[path] = self.meta(entry)
+            tree.settle(path, self.meta(entry))
         elif kind == HARDLINK:
             self.hardlink(entry, where, base)
         else:
@@ -443,7 +447,7 @@ class _Work:
                 mode = stat.S_IMODE(facts.st_mode)
                 final[b""] = (mode, facts.st_uid, facts.st_gid, facts.st_mtime_ns, allowed_xattrs(found.stack[0]))
             else:
-                final[b""] = (0o755, *tree.owner, tree.mtime, {})
+                final[b""] = (0o755, *tree.owner, 0, {})
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         for path in sorted({*final, *tree.touched}, reverse=True):
             try:

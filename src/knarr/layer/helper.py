@@ -138,7 +138,7 @@ class Helper:
                 pass  # that it was stopped, as we told it; the first error counts
             raise
         answer = self._answer()
-        return Applied(answer["entries"], answer["size"], tuple(answer["warnings"]))
+        return Applied(answer["entries"], answer["size"], tuple(answer["warnings"]), answer["opaque"])
 
     def _feed(self, stream: Readable) -> None:
         """Pass the stream on. An answer before its end can only be a refusal: then the rest need not be read."""

@@ -1,7 +1,7 @@
 """Unpacked layers on disk, one directory each, for overlayfs; visible only when complete and verified.
 
     <hex of chainID>/fs          the layer's files, with overlayfs's whiteouts
-    <hex of chainID>/layer.json  chainID, parent, diffID, the short names of it and all below it
+    <hex of chainID>/layer.json  chainID, parent, diffID, the short names of it and those it shows
     l/<short>                    link to ../<hex>/fs: 127 of them fit the one page of mount options
     locks/<hex>, tmp/<hex>       while it is being made
     map.json                     the id map and attribute names that the files were stored with
@@ -49,7 +49,7 @@ _PARALLEL = 2
 
 
 class Snapshot(Record):
-    """One unpacked layer; ``links`` are the short names of it and those below it, top first; ``size`` in bytes."""
+    """One unpacked layer; ``links`` are the short names of it and those it shows, top first; ``size`` in bytes."""
 
     chain_id: str
     parent: str
@@ -273,13 +273,21 @@ class Snapshots:
         with Lock(f"{self.path}/lock"):
             known = {one.chain_id: one for one in self.list()}
             gone: Strings = []
+
+            def depth(identity: str) -> int:
+                count = 0
+                while identity in known:
+                    count += 1
+                    identity = known[identity].parent
+                return count
+
             if keep is not None:
                 kept: set[str] = set()
                 for identity in keep:
                     while identity in known and identity not in kept:
                         kept.add(identity)
                         identity = known[identity].parent
-                gone = sorted((one for one in known if one not in kept), key=lambda one: -len(known[one].links))
+                gone = sorted((one for one in known if one not in kept), key=depth, reverse=True)
             self._remove_all(gone)
             for name in os.listdir(f"{self.path}/l"):
                 link = f"{self.path}/l/{name}"
@@ -449,7 +457,8 @@ class _Making:
         parent = ""
         if index:
             parent = self.chain[index - 1]
-            below = tuple(self.links_below(index))
+            if not self.done[index].opaque:  # overlayfs does not look for that at a layer's root
+                below = tuple(self.links_below(index))
         done = self.done[index]
         document = {
             "chain": self.chain[index],

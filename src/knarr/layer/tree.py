@@ -19,7 +19,7 @@ from errno import EACCES, ELOOP, ENODATA, ENOENT, ENOTDIR, ENOTSUP, EPERM
 
 from knarr.kernel.path import BENEATH, openat2, remove_tree
 from knarr.layer.view import LINKS_LIMIT, is_whiteout
-from knarr.layer.whiteout import PREFIX, components, inside_meta
+from knarr.layer.whiteout import PREFIX, BadName, components, inside_meta
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     """mode, uid, gid (as stored), mtime (ns), extended attributes."""
 
 _CACHE = 128  # directories kept open
+# What one layer may cost in time and memory, whatever its links and directories are (SECURITY.md I10).
+_STEPS = 2_000_000
+_NAMES = 128 << 20
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOT_THERE = (ENOENT, ELOOP, ENOTDIR)
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -43,7 +46,10 @@ class InMeta(Exception):
 
 
 class Dir:
-    """An open directory. ``plain``: what is made in it gets our own ids and exactly the mode asked for."""
+    """An open directory, closed when nothing refers to it any more.
+
+    ``plain``: what is made in it gets our own ids and exactly the mode asked for.
+    """
 
     __slots__ = ("fd", "path", "plain")
 
@@ -51,6 +57,9 @@ class Dir:
         self.fd = fd
         self.path = path
         self.plain = plain
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
     def child(self, name: bytes) -> bytes:
         """The canonical path of ``name`` in it."""
@@ -98,38 +107,39 @@ class Tree:
         """What directories shall be in the end: set last, because making files in them changes their mtime."""
         self.touched: dict[bytes, int] = {}
         """Directories from below that something changes in, and the mtime they shall keep (merge mode)."""
+        self.followed: set[bytes] = set()
+        """Links that led somewhere: when something comes in place of one, ``flush``."""
         self.created: set[bytes] | None = None if fresh or overlay else set()
         """What this layer has made, so that its whiteouts spare it (merge mode upon something)."""
         self._below = below
         self._exact = exact
         self._gid = os.getegid()
         self._cache: dict[bytes, Dir] = {}
-        self._doomed: set[Dir] = set()
+        self._steps = _STEPS
+        self._names = _NAMES
+        self._opaque: set[bytes] = set()  # directories that hide all that is below
+        self._searched: list[bytes] = []
         # Overlay mode: canonical paths in this layer.
-        self._opaque: set[bytes] = set()
         self._white: set[bytes] = set()
         self._copied: set[bytes] = set()  # files that are here only because a hard link needed them
         self._bare: set[bytes] = set()  # directories that are here only for whiteouts and such copies
 
-    def close(self) -> None:
-        """Close all directories."""
-        self.flush()
-        self.bury()
-
     def flush(self) -> None:
         """Forget where directories are: one was removed, or a link that may have led to one."""
-        self._doomed.update(self._cache.values())
         self._cache.clear()
+        self.followed.clear()
 
-    def bury(self) -> None:
-        """Close directories that were forgotten; between entries, when nobody uses them any more."""
-        while self._doomed:
-            os.close(self._doomed.pop().fd)
+    def settle(self, path: bytes, meta: Meta) -> None:
+        """Say what a directory shall be in the end. Raises BadName when there are too many to remember."""
+        self._names -= len(path)
+        if self._names < 0:
+            raise BadName(f"the names of its directories need more than {_NAMES >> 20} MiB")
+        self.final[path] = meta
 
     @property
-    def stale(self) -> bool:
-        """Whether ``bury`` has something to do."""
-        return bool(self._doomed)
+    def is_opaque_root(self) -> bool:
+        """Whether the layer hides everything below."""
+        return b"" in self._opaque
 
     # -- finding directories -------------------------------------------------------------------------------
 
@@ -174,28 +184,21 @@ class Tree:
         where = self._root()
         for part in path.split(b"/"):
             at = at + b"/" + part if at else part
-            deeper = self._here(at)
+            deeper = self._here(at, where, part)
             if deeper is None:
                 self._imply(where, part, at)
                 if bare:
                     self._bare.add(at)
-                deeper = self._here(at)
-                if deeper is None:
-                    raise OSError(ENOENT, os.strerror(ENOENT))
+                deeper = self._entered(where, part, at)
             where = deeper
         return where
 
     def _put(self, key: bytes, opened: Dir) -> None:
         """Remember a directory under a further name; forget the oldest."""
         cache = self._cache
-        if key not in cache or cache[key] is not opened:
-            if key in cache:
-                self._doomed.add(cache.pop(key))
-            cache[key] = opened
-            while len(cache) > _CACHE:
-                old = cache.pop(next(iter(cache)))
-                if old not in cache.values():
-                    self._doomed.add(old)
+        cache[key] = opened
+        if len(cache) > _CACHE:
+            del cache[next(iter(cache))]
 
     def _root(self) -> Dir:
         root = self._here(b"")
@@ -203,13 +206,26 @@ class Tree:
             raise OSError(ENOENT, os.strerror(ENOENT))
         return root
 
-    def _here(self, path: bytes) -> Dir | None:
-        """The directory of this tree (in overlay mode: of this layer) at a path without links; None if none."""
+    def _entered(self, where: Dir, name: bytes, path: bytes) -> Dir:
+        """A directory that was just made in another."""
+        made = self._here(path, where, name)
+        if made is None:
+            raise OSError(ENOENT, os.strerror(ENOENT))
+        return made
+
+    def _here(self, path: bytes, where: Dir | None = None, name: bytes = b"") -> Dir | None:
+        """The directory of this tree (in overlay mode: of this layer) at a path without links; None if none.
+
+        ``where`` and ``name``: the same by its parent, when that is open.
+        """
         known = self._cache.get(path)
         if known is not None:
             return known
         try:
-            fd = openat2(self.root_fd, path or b".", _OPEN, BENEATH)
+            if where is None:
+                fd = openat2(self.root_fd, path or b".", _OPEN, BENEATH)
+            else:
+                fd = openat2(where.fd, name, _OPEN, BENEATH)
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
@@ -231,7 +247,7 @@ class Tree:
     def _walk(self, parts: list[bytes], *, make: bool) -> bytes | None:
         """Follow a path component by component, links against the root; the canonical path of where it ends.
 
-        Missing directories are made, or with ``make`` False it is None. Raises OSError: ELOOP, ENOTDIR.
+        Missing directories are made; with ``make`` False it is None where there is none. Raises OSError: ELOOP, ENOTDIR.
         """
         todo = parts[::-1]
         at: list[bytes] = []
@@ -244,25 +260,38 @@ class Tree:
                 if at:
                     at.pop()
                 continue
+            self._steps -= 1
+            if self._steps < 0:
+                raise BadName(f"links in the layer's paths need more than {_STEPS} steps")
             path = b"/".join(at)
             kind, target = self._look(path, part)
             if kind == _LINK:
                 links += 1
                 if links > LINKS_LIMIT:
                     raise OSError(ELOOP, os.strerror(ELOOP))
+                self.followed.add(path + b"/" + part if path else part)
                 if target.startswith(b"/"):
                     at.clear()
                 todo.extend(target.split(b"/")[::-1])
-                if len(todo) > 1 << 16:
-                    raise OSError(ELOOP, os.strerror(ELOOP))
                 continue
             if kind == _OTHER:
+                if not make:  # umoci writes whiteouts for what was in a directory that is a file now
+                    return None
                 raise OSError(ENOTDIR, os.strerror(ENOTDIR))
             if kind == _ABSENT:
                 if not make:
                     return None
                 where = self.open(path)
-                self._imply(where, part, where.child(part))
+                while True:  # what is new is empty: the rest is made without looking
+                    path = where.child(part)
+                    self.make_directory(where, part, path)
+                    self.settle(path, (0o755, *self.owner, self.mtime, {}))
+                    at.append(part)
+                    if not todo or todo[-1] in (b"", b".", b".."):
+                        break
+                    where = self._entered(where, part, path)
+                    part = todo.pop()
+                continue
             at.append(part)
         return b"/".join(at)
 
@@ -311,17 +340,14 @@ class Tree:
     # -- making and removing -------------------------------------------------------------------------------
 
     def _imply(self, where: Dir, name: bytes, path: bytes) -> None:
-        """Make a directory that the layer has no entry for: as it is below, or an ordinary one."""
+        """Make a directory that the layer has no entry for, as it is below."""
         found = self.below(path)
-        meta: Meta
-        if found is not None and found.stack:
-            facts = found.facts
-            attributes = allowed_xattrs(found.stack[0])
-            meta = (stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid, facts.st_mtime_ns, attributes)
-        else:
-            meta = (0o755, *self.owner, self.mtime, {})
+        if found is None:
+            raise OSError(ENOENT, os.strerror(ENOENT))
+        facts = found.facts
+        attributes = allowed_xattrs(found.stack[0])
         self.make_directory(where, name, path)
-        self.final[path] = meta
+        self.settle(path, (stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid, facts.st_mtime_ns, attributes))
 
     def make_directory(self, where: Dir, name: bytes, path: bytes) -> None:
         """Make a directory, or keep one that is there; anything else in its place goes. Metadata comes last."""
@@ -355,16 +381,13 @@ class Tree:
 
     def _remove(self, where: Dir, name: bytes, path: bytes, facts: os.stat_result, *, lower: bool = False) -> None:
         if stat.S_ISDIR(facts.st_mode):
+            # ``final`` may keep what is no longer there; whoever makes it again sets it again.
+            if not lower and (self._white or self._copied or self._bare or self._opaque):
+                for gone in (path, *self._listing(path, skip_opaque=False)):
+                    for paths in (self._opaque, self._white, self._copied, self._bare):
+                        paths.discard(gone)
             self.flush()
             remove_tree(where.fd, name)
-            if lower:
-                return
-            prefix = path + b"/"
-            for table in (self.final, self.touched):
-                for key in [key for key in table if key == path or key.startswith(prefix)]:
-                    del table[key]
-            for paths in (self._opaque, self._white, self._copied, self._bare):
-                paths.difference_update([key for key in paths if key == path or key.startswith(prefix)])
             return
         if stat.S_ISLNK(facts.st_mode):
             self.flush()
@@ -393,8 +416,10 @@ class Tree:
         if parent is None:
             return
         path = parent + b"/" + name if parent else name
+        if path in self.followed:
+            self.flush()
         if not self.overlay:
-            self._remove_lower(self.open(parent), name, path)
+            self._remove_lower(path)
             return
         if path in self._white:
             return
@@ -418,13 +443,11 @@ class Tree:
         except FileNotFoundError:
             return False
         if stat.S_ISDIR(facts.st_mode):
+            if path in self._opaque:
+                return True
             self._purge(path)
             if path in self._bare:
-                self._bare.discard(path)
-                self.flush()
-                self.final.pop(path, None)
-                self._opaque.discard(path)
-                os.rmdir(name, dir_fd=where.fd)
+                self._drop_bare(where, name, path)
                 return False
             self._set_opaque(path)
         return True  # a file hides what is below by itself
@@ -434,24 +457,32 @@ class Tree:
         path = self.find(literal)
         if path is None:
             return
+        if path in self._opaque or self.is_hidden(path):
+            return
+        if self.followed:
+            self.flush()
         if not self.overlay:
-            where = self.open(path)
-            for name in os.listdir(where.fd):
-                raw = os.fsencode(name)
-                self._remove_lower(where, raw, where.child(raw))
+            if self.created is not None:
+                where = self.open(path)
+                for name in os.listdir(where.fd):
+                    self._remove_lower(where.child(os.fsencode(name)))
+            self._opaque.add(path)
             return
         self.open(path, bare=True)
         self._purge(path)
         self._set_opaque(path)
 
-    def _remove_lower(self, where: Dir, name: bytes, path: bytes) -> None:
-        """Merge mode: remove what this layer has not made; directories it made are searched in turn."""
+    def _remove_lower(self, path: bytes) -> None:
+        """Merge mode: remove what this layer has not made; directories it made are searched, but only once."""
         if self.created is None:
             return
-        todo = [(path, where)]
+        todo = [path]
         while todo:
-            path, where = todo.pop()
-            name = path.rpartition(b"/")[2]
+            path = todo.pop()
+            if path in self._opaque or self.is_hidden(path):
+                continue
+            parent, _slash, name = path.rpartition(b"/")
+            where = self.open(parent)
             if path not in self.created:
                 self.clear(where, name, lower=True)
                 continue
@@ -459,31 +490,53 @@ class Tree:
                 facts = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if not stat.S_ISDIR(facts.st_mode):
-                continue
-            inner = self.open(path)
-            todo.extend((inner.child(os.fsencode(child)), inner) for child in os.listdir(inner.fd))
+            if stat.S_ISDIR(facts.st_mode):
+                inner = self.open(path)
+                todo.extend(inner.child(os.fsencode(child)) for child in os.listdir(inner.fd))
+                self._searched.append(path)
+        self._opaque.update(self._searched)
+        self._searched.clear()
 
     def _set_opaque(self, path: bytes) -> None:
         where = self.open(path)
         os.setxattr(where.fd, self.opaque_xattr, b"y")
         self._opaque.add(path)
 
+    def _listing(self, path: bytes, *, skip_opaque: bool) -> list[bytes]:
+        """All canonical paths in this tree below a directory, parents first; not those inside opaque ones."""
+        found: list[bytes] = []
+        todo = [path]
+        while todo:
+            folder = todo.pop()
+            where = self._here(folder)
+            if where is None:
+                continue
+            for entry in os.scandir(where.fd):
+                child = where.child(os.fsencode(entry.name))
+                found.append(child)
+                if entry.is_dir(follow_symlinks=False) and not (skip_opaque and child in self._opaque):
+                    todo.append(child)
+        return found
+
     def _purge(self, path: bytes) -> None:
         """Overlay mode: drop what lies below ``path`` only for the sake of the layers below."""
-        prefix = path + b"/" if path else b""
-        for paths in (self._white, self._copied):
-            for key in [key for key in paths if key.startswith(prefix)]:
-                folder, _slash, name = key.rpartition(b"/")
-                os.unlink(name, dir_fd=self.open(folder).fd)
-                paths.discard(key)
-        for key in sorted((key for key in self._bare if key.startswith(prefix)), reverse=True):
+        if not (self._white or self._copied or self._bare):
+            return
+        for key in sorted(self._listing(path, skip_opaque=True), reverse=True):  # children first
             folder, _slash, name = key.rpartition(b"/")
-            self.flush()
-            os.rmdir(name, dir_fd=self.open(folder).fd)
-            self._bare.discard(key)
-            self.final.pop(key, None)
-            self._opaque.discard(key)
+            if key in self._white or key in self._copied:
+                os.unlink(name, dir_fd=self.open(folder).fd)
+                self._white.discard(key)
+                self._copied.discard(key)
+            elif key in self._bare:
+                self._drop_bare(self.open(folder), name, key)
+
+    def _drop_bare(self, where: Dir, name: bytes, path: bytes) -> None:
+        self.flush()
+        os.rmdir(name, dir_fd=where.fd)
+        self._bare.discard(path)
+        self._opaque.discard(path)
+        self.final.pop(path, None)
 
     def source(self, path: bytes, name: bytes) -> Dir | None:
         """The directory that holds the target of a hard link, by the canonical path of its parent; None if none.

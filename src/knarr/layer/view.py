@@ -59,11 +59,19 @@ def is_opaque(fd: int, names: Sequence[str] = OPAQUE_XATTRS) -> bool:
     return False
 
 
+def _shown(roots: Sequence[int]) -> _Stack:
+    """The layers down to one whose root is opaque. Overlayfs itself merges all that it is given."""
+    for count, fd in enumerate(roots, 1):
+        if is_opaque(fd):
+            return tuple(roots[:count])
+    return tuple(roots)
+
+
 class MergedView:
     """``roots``: open descriptors of layer directories, top first; they stay the caller's."""
 
     def __init__(self, roots: Sequence[int]) -> None:
-        self._root = tuple(roots)
+        self._root = _shown(roots)
         self._owned: _Stack = ()
         # path -> descriptors, in order of use; the root's are not among them
         self._known: dict[bytes, _Stack | None] = {}
@@ -81,8 +89,8 @@ class MergedView:
                 for fd in roots:
                     os.close(fd)
                 raise FileError("read", path, error.errno or EINVAL) from None
-        view._root = tuple(roots)
-        view._owned = view._root
+        view._owned = tuple(roots)
+        view._root = _shown(roots)
         return view
 
     def close(self) -> None:

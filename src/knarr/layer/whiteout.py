@@ -12,6 +12,7 @@ META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
 
 COMPONENT_LIMIT = 255
+DEPTH_LIMIT = 1000
 
 
 class BadName(ValueError):
@@ -45,6 +46,8 @@ def split(name: bytes) -> tuple[bytes, bytes]:
 def components(path: bytes) -> list[bytes]:
     """The components of a path without ``.`` and empty ones; raises BadName for ``..`` and overlong ones."""
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if len(parts) > DEPTH_LIMIT:
+        raise BadName(f"it is {len(parts)} directories deep, at most {DEPTH_LIMIT} are allowed")
     for part in parts:
         if part == b"..":
             raise BadName("its name goes up with '..'")

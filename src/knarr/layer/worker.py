@@ -78,7 +78,7 @@ def _apply(request: dict[str, Any]) -> dict[str, Any]:
         _say({"error": frames.told(error)})  # before the rest is read: the parent watches for it and stops
         stream.close()
         return {}
-    return {"entries": done.entries, "size": done.size, "warnings": list(done.warnings)}
+    return {"entries": done.entries, "size": done.size, "warnings": list(done.warnings), "opaque": done.opaque}
 
 
 def _start() -> None:
