@@ -1,4 +1,4 @@
-"""How far a pull is: bars on a terminal, a line per step elsewhere. On standard error, so that output stays clean."""
+"""How far a pull is: bars on standard error if that is a terminal, else nothing, so that errors stand out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from knarr.cli.output import clean, say, size
+from knarr.cli.output import clean, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,37 +19,14 @@ if TYPE_CHECKING:
 @contextmanager
 def watching(*, quiet: bool = False) -> Iterator[Watcher | None]:
     """A watcher for ``engine.images``, ended with the block; nothing is shown until there is something to tell."""
-    if quiet:
+    if quiet or not sys.stderr.isatty():
         yield None
         return
-    watcher: _Bars | _Lines = _Bars() if sys.stderr.isatty() else _Lines()
+    watcher = _Bars()
     try:
         yield watcher
     finally:
         watcher.close()
-
-
-class _Lines:
-    """For logs: what is pulled, and how much it was."""
-
-    def __init__(self) -> None:
-        self._size = 0
-        self._announced = False
-
-    def say(self, text: str) -> None:
-        self._announced = True
-        say(clean(text))
-
-    def blob(self, blob: BlobProgress) -> None:
-        if blob.status == "done":
-            self._size += blob.size
-
-    def unpacked(self, layer: Layer, done: int) -> None:
-        """Unpacking is not worth a line."""
-
-    def close(self) -> None:
-        if self._announced and self._size:
-            say(f"copied {size(self._size)}")
 
 
 class _Bars:

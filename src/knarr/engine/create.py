@@ -13,7 +13,7 @@ from knarr.base.files import read_file
 from knarr.base.ids import new_id
 from knarr.base.record import Record
 from knarr.bundle import users
-from knarr.bundle.convert import to_runtime_spec, volume_paths
+from knarr.bundle.convert import arguments, to_runtime_spec, volume_paths
 from knarr.bundle.options import RunOptions
 from knarr.engine import host, images, netfiles, records, rootfs
 from knarr.engine.names import random_name
@@ -56,6 +56,7 @@ class Prepared(Record):
     notes: tuple[str, ...] = ()
 
 
+_checked: set[int] = set()
 _users: dict[tuple[str, str], users.ContainerUser] = {}
 
 
@@ -80,7 +81,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         raise UsageError("--host-show goes with the image host: only")
     user_text = options.user or str((document.get("config") or {}).get("User") or "")
     user = _user(where, ready, user_text)
-    record = _record(request, ready)
+    record = _record(request, ready, arguments(document, options))
     hostname = options.hostname or _hostname(record.id, options.network, ready)
     options = options.replace(hostname=hostname)
     record, folder = _reserve(where, record, random=request.name == "?")
@@ -104,9 +105,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         )
         config = conversion.config
         config["root"]["path"] = made.path
-        _check(config)
-        record = record.replace(command=tuple(config["process"]["args"]))
-        records.save(where, record)
+        _check(config, ready, request.options)
         if not record.remove:
             records.save_config(where, record.id, config)
     except BaseException as error:
@@ -127,12 +126,13 @@ def discard(where: Places, record: Container, error: BaseException | None = None
         error.add_note(f"and while undoing it: {trouble}")
 
 
-def _record(request: Request, ready: Ready | None) -> Container:
+def _record(request: Request, ready: Ready | None, command: tuple[str, ...]) -> Container:
     return Container(
         new_id(),
         random_name() if request.name == "?" else request.name,
         request.image,
         now_rfc3339(),
+        command,
         image_digest=ready.image.digest if ready else "",
         image_id=ready.image.id if ready else "",
         layers=(ready.chain,) if ready else (),
@@ -211,13 +211,22 @@ def _of_host(path: str) -> bytes:
         return b""
 
 
-def _check(config: dict[str, Any]) -> None:
-    """Refuse what the runtime would refuse, before anything is started."""
+def _check(config: dict[str, Any], ready: Ready | None, options: RunOptions) -> None:
+    """Refuse what the runtime would refuse, before anything is started; once for each image and set of options."""
     from knarr.spec.validate import config_findings
 
+    try:
+        key = hash((ready.image.id if ready else "", options))
+    except TypeError:  # a seccomp profile of the user's
+        key = 0
+    if key and key in _checked:
+        return
     findings = config_findings(config)
     if findings:
         raise SpecError("the container's config.json", findings)
+    if len(_checked) > 1000:
+        _checked.clear()
+    _checked.add(key)
 
 
 def _prepare_bundle(where: Places, request: Request) -> Prepared:
@@ -250,7 +259,7 @@ def _prepare_bundle(where: Places, request: Request) -> Prepared:
     if options.workdir:
         process["cwd"] = options.workdir
     process["terminal"] = options.terminal
-    _check(config)
-    record = _record(request, None).replace(command=tuple(process["args"]))
+    _check(config, None, options)
+    record = _record(request, None, tuple(process["args"]))
     record, _ = _reserve(where, record, random=request.name == "?")
     return Prepared(where, record, config, folder, None)

@@ -15,7 +15,6 @@ from time import monotonic
 
 from knarr.base.errors import FileError, KnarrError, Unsupported, UsageError
 from knarr.bundle.mounts import clean_path
-from knarr.engine.paths import make_private
 from knarr.kernel.path import remove_tree
 
 TYPE_CHECKING = False
@@ -69,6 +68,7 @@ SYSTEM_MOUNTS = ("/usr", "/usr/local", "/opt", "/nix", "/nix/store", "/gnu", "/g
 
 _FRESH = 5.0  # seconds a look at /etc counts
 _kept: dict[tuple[str, ...], tuple[float, str]] = {}
+_mounts: tuple[float, frozenset[str]] = (-_FRESH, frozenset())
 
 
 class Hide:
@@ -161,8 +161,7 @@ def hiding_layer(where: Places, shown: tuple[str, ...], *, userxattr: bool) -> s
     folder = f"{where.store}/host" if userxattr else _memory_place(where)
     path = f"{folder}/{hashlib.sha256(text).hexdigest()[:32]}"
     if not os.path.isdir(path):
-        make_private(where.store)
-        _mkdir(f"{where.store}/host")
+        _mkdir(folder)
         # Never removed while the machine is up: a container that uses it would see what it hides.
         _build(folder, path, facts, hide, userxattr=userxattr)
     _kept[key] = (monotonic(), path)
@@ -294,24 +293,24 @@ def _mkdir(path: str) -> None:
 def mount_points(where: Places) -> tuple[str, str]:
     """Two empty directories for the init to mount on, in its own mount namespace: shared by all containers."""
     root, scratch = f"{where.store}/host/root", f"{where.store}/host/scratch"
-    for path in (root, scratch):
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise FileError("make directory", path, error.errno or EINVAL) from None
+    if not os.path.isdir(scratch):
+        for path in (f"{where.store}/host", root, scratch):
+            _mkdir(path)
     return root, scratch
 
 
-def mounted_below() -> list[str]:
-    """Mount points of this process' mount namespace, unescaped (proc_pid_mountinfo(5))."""
+def mounted_below() -> frozenset[str]:
+    """Mount points of this process' mount namespace, unescaped (proc_pid_mountinfo(5)); a look counts some seconds."""
+    global _mounts
+    if monotonic() - _mounts[0] < _FRESH:
+        return _mounts[1]
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             lines = file.read().splitlines()
     except OSError as error:
         raise FileError("read", "/proc/self/mountinfo", error.errno or ENOENT) from None
-    return [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in lines]
+    _mounts = (monotonic(), frozenset(os.fsdecode(_unescaped(line.split(b" ")[4])) for line in lines))
+    return _mounts[1]
 
 
 def _unescaped(path: bytes) -> bytes:

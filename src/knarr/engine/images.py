@@ -6,6 +6,8 @@ the store first, by content, so a second run of the same archive copies nothing.
 
 from __future__ import annotations
 
+import os
+
 from knarr.base.errors import NotFound, UsageError
 from knarr.base.record import Record
 from knarr.engine.paths import open_store
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 PULL_POLICIES = ("missing", "always", "never", "newer")
 _snapshots: dict[str, Snapshots] = {}
+_ready: dict[tuple[str, str, str], tuple[tuple[tuple[int, ...], ...], Ready]] = {}
 
 
 class Ready(Record):
@@ -138,10 +141,43 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
 def ready(
     where: Places, text: str, *, platform: str = "", pull: str = "missing", watcher: Watcher | None = None
 ) -> Ready:
-    """``find`` and ``unpacked``."""
+    """``find`` and ``unpacked``; remembered as long as neither the store's names nor the archive changed."""
+    key, signature = (where.store, text, platform), _signature(where, text)
+    known = _ready.get(key)
+    if (
+        known is not None
+        and signature
+        and known[0] == signature
+        and pull in ("missing", "never")
+        and snapshots(where).has(known[1].chain)
+    ):
+        return known[1]
     image = find(where, text, platform=platform, pull=pull, watcher=watcher)
     image.image_config()
-    return Ready(image, unpacked(where, image, watcher=watcher), text)
+    found = Ready(image, unpacked(where, image, watcher=watcher), text)
+    if len(_ready) > 200:
+        _ready.clear()
+    _ready[key] = (_signature(where, text), found)
+    return found
+
+
+def _signature(where: Places, text: str) -> tuple[tuple[int, ...], ...]:
+    """What changes when this name may mean another image: the files that say so. Empty when they are missing."""
+    paths = [f"{where.store}/index.json"]
+    transport = text.partition(":")[0]
+    if transport == "oci":
+        paths.append(f"{os.path.abspath(_path_of(text))}/index.json")
+    elif transport in ("oci-archive", "docker-archive"):
+        paths.append(os.path.abspath(_path_of(text)))
+    try:
+        facts = [os.stat(path) for path in paths]
+    except OSError:
+        return ()
+    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in facts)
+
+
+def _path_of(text: str) -> str:
+    return parse_reference(text).path
 
 
 def listing(where: Places) -> tuple[list[dict[str, Any]], list[str]]:

@@ -31,6 +31,11 @@ class Places(Record):
         return f"{self.store}/containers"
 
     @property
+    def names(self) -> str:
+        """One symbolic link per container that has a name."""
+        return f"{self.store}/names"
+
+    @property
     def snapshots(self) -> str:
         """One directory per unpacked layer; the layer room's."""
         return f"{self.store}/snapshots"

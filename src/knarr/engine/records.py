@@ -1,11 +1,12 @@
-"""Containers as the engine keeps them: one directory each below ``<store>/containers``, and the names.
+"""Containers as the engine keeps them: one directory each below ``<store>/containers``, and their names.
 
     <id>/container.json   the Record below; written before anything else is made, replaced by rename
     <id>/config.json      the configuration it ran with, for ``inspect``, unless it is removed at its end
     <id>/upper, work      the writable layer (overlay), or <id>/rootfs (a plain copy)
     <id>/root             the empty directory the init mounts the overlay on, in its own mount namespace
     <id>/etc, volumes     files and directories bound into the container
-    .names/<name>         a symbolic link to the id: exactly one container gets a name (SECURITY.md I29)
+
+``<store>/names/<name>`` is a symbolic link to an id: exactly one container gets a name (SECURITY.md I29).
 
 Status is never stored: the runtime computes it from the kernel. What only the parent of a process learns, its exit
 code, is stored when it is seen.
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECORD = "container.json"
 CONFIG = "config.json"
-NAMES = ".names"
 _LIMIT = 16 << 20
 
 
@@ -76,7 +76,7 @@ def reserve(where: Places, record: Container) -> str:
             os.mkdir(path, 0o700)
         except FileNotFoundError:
             make_private(where.store)
-            for missing in (where.containers, f"{where.containers}/{NAMES}"):
+            for missing in (where.containers, where.names):
                 _make(missing)
             os.mkdir(path, 0o700)
     except FileExistsError:
@@ -105,7 +105,7 @@ def _make(path: str) -> None:
 
 
 def _take_name(where: Places, name: str, id: str) -> None:
-    path = f"{where.containers}/{NAMES}/{name}"
+    path = f"{where.names}/{name}"
     for _ in range(3):
         try:
             os.symlink(id, path)
@@ -123,7 +123,7 @@ def _take_name(where: Places, name: str, id: str) -> None:
 
 def _read_name(where: Places, name: str) -> str:
     try:
-        return os.readlink(f"{where.containers}/{NAMES}/{name}")
+        return os.readlink(f"{where.names}/{name}")
     except OSError:
         return ""
 
@@ -132,7 +132,7 @@ def _drop_name(where: Places, name: str, id: str) -> None:
     """Free a name if it is still ``id``'s."""
     if name and _read_name(where, name) == id:
         try:
-            os.unlink(f"{where.containers}/{NAMES}/{name}")
+            os.unlink(f"{where.names}/{name}")
         except FileNotFoundError:
             pass
 
@@ -187,7 +187,7 @@ def ids(where: Places) -> list[str]:
         return []
     except OSError as error:
         raise FileError("read", where.containers, error.errno or EINVAL) from None
-    return [name for name in found if not name.startswith(".")]
+    return found
 
 
 def all_records(where: Places) -> Iterator[Container]:

@@ -99,7 +99,7 @@ def of_host(where: Places, folder: str, shown: tuple[str, ...]) -> Rootfs:
 
 def _system_mounts() -> tuple[dict[str, Any], ...]:
     """Parts of the system that lie on file systems of their own, read-only: an overlay does not see through mounts."""
-    below = set(hostroot.mounted_below())
+    below = hostroot.mounted_below()
     return tuple(
         {"destination": path, "type": "bind", "source": path, "options": ["bind", "rprivate", "nosuid", "nodev", "ro"]}
         for path in hostroot.SYSTEM_MOUNTS
