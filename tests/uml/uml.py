@@ -73,14 +73,15 @@ def run(
         script.chmod(0o755)
         arguments = [kernel, f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", f"init={script}", "con=null"]
         arguments += ["con0=fd:0,fd:1", "quiet", "initcall_blacklist=raid6_select_algo", f"umid=knarr{os.getpid()}"]
-        boot = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=(folder / "console").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(folder), "TMPDIR": str(folder)},
-        )
+        with (folder / "console").open("w") as console:
+            boot = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(folder), "TMPDIR": str(folder)},
+            )
         try:
             boot.wait(timeout)
         except subprocess.TimeoutExpired:
