@@ -50,12 +50,17 @@ class Console:
 
     def close(self) -> None:
         self.server.close()
+        unread.pop(self.fd, None)
         if self.fd >= 0:
             os.close(self.fd)
 
 
+unread: dict[int, bytes] = {}
+
+
 def read_until(fd: int, text: bytes, seconds: float = 10) -> bytes:
-    said, deadline = b"", time.monotonic() + seconds
+    """Read until ``text`` came; what follows it is kept for the next call."""
+    said, deadline = unread.pop(fd, b""), time.monotonic() + seconds
     while text not in said:
         left = deadline - time.monotonic()
         assert left > 0, said
@@ -66,13 +71,14 @@ def read_until(fd: int, text: bytes, seconds: float = 10) -> bytes:
                 part = b""
             assert part, f"end of file after {said!r}"
             said += part
-    return said
+    before, found, unread[fd] = said.partition(text)
+    return before + found
 
 
 @pytest.mark.parametrize("depth", [0, 30], ids=["short", "longer than an address"])
 def test_the_master_comes_over_the_console_socket(depth: int, runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
-    if depth and runtime.name == "crun":
-        pytest.skip("crun 1.8 takes short paths only")
+    if depth and runtime.name != "knarr":
+        pytest.skip("runc 1.1 and crun 1.8 take paths of at most 107 bytes")
     folder = tmp_path.joinpath(*["sub"] * depth)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(folder / "console")
@@ -129,6 +135,8 @@ def test_a_terminal_belongs_to_its_user_and_has_its_size(runtime: Runtime, bundl
 def test_terminal_and_socket_that_do_not_fit(
     words: list[str], terminal: bool, runtime: Runtime, bundle: Bundle, tmp_path: Path
 ) -> None:
+    if runtime.name == "crun" and not terminal:
+        pytest.skip("crun 1.8 ignores a console socket without a terminal")
     console = Console(tmp_path / "c")
     (tmp_path / "file").write_text("")
     deaf = Console(tmp_path / "deaf")
@@ -158,7 +166,8 @@ def test_run_in_the_foreground_is_the_users_terminal(runtime: Runtime, bundle: B
     if runtime.name == "crun":
         pytest.skip("our wrapper for crun stands between")
     id = runtime.new_id()
-    script = 'stty size; read x; echo "<$x>"; trap "stty size" WINCH; echo ready; while :; do sleep 0.1; done'
+    # runc gives the terminal its size a little after the start
+    script = 'sleep 0.5; stty size; read x; echo "<$x>"; trap "stty size" WINCH; echo ready; while :; do sleep 0.1; done'
     path = bundle.write("sh", "-c", script, terminal=True)
     pid, master = spawn_in_terminal([*runtime.command, "run", "--bundle", path, id], 44, 99)
     try:
@@ -175,6 +184,7 @@ def test_run_in_the_foreground_is_the_users_terminal(runtime: Runtime, bundle: B
         assert os.waitstatus_to_exitcode(status) in {0, 130}
         assert termios.tcgetattr(master)[3] & termios.ICANON
     finally:
+        unread.pop(master, None)
         os.close(master)
     assert left_behind(runtime, id) == []
 

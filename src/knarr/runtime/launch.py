@@ -9,7 +9,7 @@ can watch ``Launch.fileno()`` as well as ``Launch.run()`` can.
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SOCK_SEQPACKET, socket, socketpair
 from errno import EACCES, EBUSY, ECHILD, EINVAL, EPERM
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from select import POLLIN, poll
@@ -220,7 +220,7 @@ class Launch(Control):
     end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
     """
 
-    __slots__ = ("on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
+    __slots__ = ("early", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
 
     def __init__(
         self,
@@ -240,6 +240,7 @@ class Launch(Control):
         self.on_answered = on_answered
         self.waits = waits
         self.synced = 0
+        self.early = 0
         self.pid = 0
         self.pidfd = -1
         self.stage, sock = spawn(plan, slots, stdio, *words)
@@ -247,27 +248,42 @@ class Launch(Control):
 
     def handle(self, kind: int, value: int) -> None:
         if kind == PID and not self.pid:
-            self.pid = value
-            # Our own child, not reaped yet: the number cannot be another's.
-            try:
-                self.pidfd = os.pidfd_open(value)
-            except OSError as error:
-                raise KernelError("pidfd_open", str(value), error.errno or 0) from None
-            self._reap_stage()
+            self._know(value)
             self.on_pid(value)
-        elif kind == SYNC:
+            value, self.early = self.early, 0
+            if not value:
+                return
+            kind = SYNC
+        if kind != SYNC:
+            super().handle(kind, value)
+        elif not self.pid:
+            self.early = value  # the child was quicker than the first stage with its pid; it waits
+        else:
             answer = self.on_sync(value)
             self.synced = value
             self.go(answer)
             self.on_answered(value)
-        else:
-            super().handle(kind, value)
 
-    def _reap_stage(self) -> None:
-        """The first stage ends right after it sent the pid."""
+    def _know(self, pid: int) -> None:
+        self.pid = pid
+        # Our own child, not reaped yet: the number cannot be another's.
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            raise KernelError("pidfd_open", str(pid), error.errno or 0) from None
+        self._reap_stage()
+
+    def _reap_stage(self, patience: float | None = None) -> None:
+        """The first stage ends right after it sent the pid; with ``patience`` it is killed should it not."""
         stage, self.stage = self.stage, 0
-        if stage:
-            wait_child(stage)
+        if not stage:
+            return
+        if patience is not None:
+            pidfd = os.pidfd_open(stage)
+            if not ended(pidfd, patience):
+                signal_pid(pidfd, 9)
+            os.close(pidfd)
+        wait_child(stage)
 
     def ended(self) -> None:
         if self.synced == SYNC_READY and not (self.waits and ended(self.pidfd)):
@@ -293,10 +309,25 @@ class Launch(Control):
 
         Raises KernelError when it does not end (the kernel holds it in an uninterruptible wait).
         """
+        if not self.pid and self.stage:
+            self._late_pid(patience)
         self.close()
-        # Without a pid the end of the control socket ends both stages.
-        self._reap_stage()
         if self.pidfd >= 0 and signal_pid(self.pidfd, 9):
             if not ended(self.pidfd, patience):
                 raise KernelError("kill", f"process {self.pid}", EBUSY)
             reap(self.pidfd, wait=False)
+
+    def _late_pid(self, patience: float) -> None:
+        """Learn of a child that was made just before things went wrong; without it nobody would reap it."""
+        self.sock.shutdown(SHUT_WR)  # whoever waits for an answer ends
+        self._reap_stage(patience)
+        while not self.pid:
+            try:
+                packet = self.sock.recv(_PACKET, MSG_DONTWAIT)
+            except OSError:
+                return
+            if len(packet) < 16:
+                return
+            kind, _, value, _ = unpack_from("<IIiI", packet)
+            if kind == PID:
+                self._know(value)
