@@ -126,11 +126,11 @@ def size(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     value = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
         value /= 1000
         if value < 999.5:
-            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-    return f"{value:.0f} PB"
+            break
+    return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
 
 
 def since(moment: str, now: float | None = None) -> str:

@@ -79,7 +79,7 @@ def parse_ulimit(text: str) -> Ulimit:
 def parse_volume(text: str, *, selinux: bool = False) -> VolumeMount:
     """``SOURCE:TARGET[:OPTIONS]`` of ``-v``; a source that starts with . or ~ is completed. Raises UsageError."""
     parts = text.split(":")
-    if len(parts) not in (2, 3):
+    if len(parts) not in (2, 3) or not all(parts[:2]):
         hint = "a directory of the host comes first, then its place in the container"
         raise UsageError(f"volume {text!r} should be SOURCE:TARGET[:OPTIONS]", hint=hint)
     source, target, words = parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else []
