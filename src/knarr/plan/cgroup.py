@@ -1,7 +1,8 @@
-"""linux.resources -> the directories to make and the values to write (hot, pure).
+"""linux.cgroupsPath and linux.resources -> the groups to make and the values to write (hot, pure).
 
 runtime-spec config-linux.md "Control groups"; the files are those of the kernel's cgroup-v1/ and cgroup-v2.rst.
-The executor is runtime/cgroup.py.
+The executor is runtime/cgroup.py; docs/cgroups.md has the choices and their reasons. Values were checked by
+spec/validate.py; a number that is 0 was not asked for, as Go's writers of config.json have it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.plan.devices import Rule
+
+_PATH_MAX = 4096 - 256  # leaves room for the mount point and the files below
+_NAME_MAX = 255
 
 
 class CgroupMount(Record):
@@ -36,15 +40,20 @@ class CgroupHost(Record):
 
 
 class Write(Record):
-    """Write the value of the first of ``choices`` (file, value) that exists in the group below ``mountpoint``."""
+    """Write the value of the first of ``choices`` (file, value) that exists in the group below ``mountpoint``.
+
+    ``optional``: that none exists is no error. ``not_below``: the value must not be less than that file's number.
+    """
 
     mountpoint: str
     choices: tuple[tuple[str, str], ...]
     pointer: str
+    optional: bool = False
+    not_below: str = ""
 
 
 class CgroupDirectory(Record):
-    """The container's group in one hierarchy; ``path`` starts at the mount point."""
+    """The container's group in one hierarchy; ``path`` starts at the mount point. ``controllers``: see CgroupHost."""
 
     mountpoint: str
     path: str
@@ -52,51 +61,80 @@ class CgroupDirectory(Record):
 
 
 class CgroupPlan(Record):
-    """All that must be made; ``device_rules`` is for a v2 hierarchy, where devices are an eBPF program's matter."""
+    """All that must be made.
+
+    Where devices are an eBPF program's matter, ``device_mount`` is the v2 hierarchy to attach it in and
+    ``device_rules`` what it must say; on v1 they are among the writes.
+    """
 
     directories: tuple[CgroupDirectory, ...]
     writes: tuple[Write, ...]
     device_rules: tuple[Rule, ...] = ()
-    clone_into: bool = False  # the process is born in its group (CLONE_INTO_CGROUP, v2 only)
+    device_mount: str = ""
+    clone_into: bool = False  # v2 only: the process is born in its group (CLONE_INTO_CGROUP)
 
 
-def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str) -> CgroupPlan:
+def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str, *, devices: bool = True) -> CgroupPlan:
     """Decide on groups and values for a validated config.json.
 
-    Raises Unsupported, with the JSON pointer, for a limit whose controller this host does not have, and SpecError for
-    a path that would leave the hierarchy.
+    Without ``devices`` the device rules are left out: a user namespace can neither make nor restrict devices. Raises
+    Unsupported, with the JSON pointer, for a limit whose controller this host does not have, and SpecError for a path
+    that is not a group below the hierarchy's root.
     """
     linux = config.get("linux") or {}
     resources = linux.get("resources") or {}
+    rules = device_rules(config) if devices else ()
     path = str(linux.get("cgroupsPath") or "")
-    if any(part in (".", "..") for part in path.split("/")):
-        raise SpecError("config.json", [SpecFinding("/linux/cgroupsPath", 'must not have "." or ".." as a part')])
+    place = _relative(path, id)
+    top = path.startswith("/")
     if host.mode == "v2":
         from knarr.plan.cgroup_v2 import v2_writes
 
-        where = CgroupDirectory(host.unified, _place(path, id, _above(host.unified_own)), host.controllers)
-        writes = v2_writes(resources, where)
-        return CgroupPlan((where,), tuple(writes), device_rules(config), True)
+        own = "" if top else _above(host.unified_own)
+        where = CgroupDirectory(host.unified, f"{own}/{place}", host.controllers)
+        return CgroupPlan((where,), tuple(v2_writes(resources, where)), rules, host.unified if devices else "", True)
     from knarr.plan.cgroup_v1 import v1_writes
 
     directories = [
-        CgroupDirectory(mount.mountpoint, _place(path, id, mount.own), mount.controllers) for mount in host.mounts
+        CgroupDirectory(mount.mountpoint, f"{'' if top else mount.own.rstrip('/')}/{place}", mount.controllers)
+        for mount in host.mounts
     ]
-    if host.mode == "hybrid":
-        directories.append(CgroupDirectory(host.unified, _place(path, id, host.unified_own), ()))
-    return CgroupPlan(tuple(directories), tuple(v1_writes(resources, device_rules(config), directories)))
+    if host.unified:
+        own = "" if top else host.unified_own.rstrip("/")
+        directories.append(CgroupDirectory(host.unified, f"{own}/{place}", ()))
+    device_mount = ""
+    if devices and not any("devices" in mount.controllers for mount in host.mounts):
+        # A hybrid without the v1 controller, which newer kernels can leave out: the program does it there too.
+        if not host.unified:
+            raise missing("devices", "/linux/resources/devices")
+        device_mount = host.unified
+    writes = v1_writes(resources, () if device_mount else rules, directories)
+    return CgroupPlan(tuple(directories), tuple(writes), rules if device_mount else (), device_mount)
 
 
-def _place(path: str, id: str, own: str) -> str:
-    """An absolute path starts at the top, a relative one (or none: the id) at our own group, as with runc."""
-    if path.startswith("/"):
-        return path
-    return f"{own.rstrip('/')}/{path or id}"
+def _relative(path: str, id: str) -> str:
+    """The path without its leading slash; the id where none is given.
+
+    An absolute path starts at the top, a relative one at our own group, as with runc.
+    """
+    parts = [part for part in path.split("/") if part] if path else [id]
+    why = ""
+    if any(part in (".", "..") for part in parts):
+        why = 'must not have "." or ".." as a part'
+    elif not parts:
+        why = "is the root of the hierarchy, which is not a container's"
+    elif len(path) > _PATH_MAX or any(len(part.encode("utf-8", "surrogateescape")) > _NAME_MAX for part in parts):
+        why = f"is too long: a part may have {_NAME_MAX} bytes, all of it {_PATH_MAX}"
+    elif any(ord(char) < 32 or ord(char) == 127 for char in path):
+        why = "must not have control characters"
+    if why:
+        raise SpecError("config.json", [SpecFinding("/linux/cgroupsPath", why)])
+    return "/".join(parts)
 
 
 def _above(own: str) -> str:
     """On v2 a group with processes cannot have children with controllers, so ours stand beside our own group."""
-    return own.rpartition("/")[0] or "/"
+    return own.rpartition("/")[0]
 
 
 def missing(controller: str, pointer: str) -> Unsupported:
@@ -111,3 +149,17 @@ def missing(controller: str, pointer: str) -> Unsupported:
 def positive(value: Any) -> bool:
     """Whether a limit was asked for: Docker writes 0 for "none"."""
     return value is not None and value != 0
+
+
+def rdma_line(device: str, limits: dict[str, Any]) -> str:
+    """The line of rdma.max (cgroup-v1/rdma.rst; the same in v2)."""
+    words = [device]
+    for field, name in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")):
+        if limits.get(field) is not None:
+            words.append(f"{name}={limits[field]}")
+    return " ".join(words)
+
+
+def escape(name: str) -> str:
+    """A key as a part of a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from knarr.base.errors import Unsupported
-from knarr.plan.cgroup import Write, missing, positive
 from knarr.plan import devices
+from knarr.plan.cgroup import Write, escape, missing, positive, rdma_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,17 +14,10 @@ if TYPE_CHECKING:
     from knarr.plan.devices import Rule
 
 _AT = "/linux/resources"
-_MEMORY = (
-    # The limit before memory+swap, which may not be smaller.
-    ("limit", "memory.limit_in_bytes"),
-    ("swap", "memory.memsw.limit_in_bytes"),
-    ("reservation", "memory.soft_limit_in_bytes"),
-    ("kernel", "memory.kmem.limit_in_bytes"),
-    ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
-)
 _CPU = (
-    # The period before the quota, which is checked against it.
+    # A new group has no quota, so that any period will do; the quota before the burst, which may not be larger.
     ("shares", "cpu.shares"),
+    ("idle", "cpu.idle"),  # after the shares: an idle group refuses them
     ("period", "cpu.cfs_period_us"),
     ("quota", "cpu.cfs_quota_us"),
     ("burst", "cpu.cfs_burst_us"),
@@ -42,16 +35,20 @@ _THROTTLE = (
 class _Writes:
     """Collects writes, each to the hierarchy of its controller."""
 
+    __slots__ = ("made", "places")
+
     def __init__(self, directories: list[CgroupDirectory]) -> None:
         self.places = {name: place.mountpoint for place in directories for name in place.controllers}
         self.made: list[Write] = []
 
-    def add(self, controller: str, files: str | tuple[str, ...], value: Any, pointer: str) -> None:
+    def add(
+        self, controller: str, files: str | tuple[str, ...], value: Any, pointer: str, *, optional: bool = False
+    ) -> None:
         place = self.places.get(controller)
         if place is None:
             raise missing(controller, pointer)
         names = (files,) if isinstance(files, str) else files
-        self.made.append(Write(place, tuple((name, str(value)) for name in names), pointer))
+        self.made.append(Write(place, tuple((name, str(value)) for name in names), pointer, optional))
 
 
 def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: list[CgroupDirectory]) -> list[Write]:
@@ -59,28 +56,26 @@ def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: l
     writes = _Writes(directories)
     if resources.get("unified"):
         raise Unsupported("linux.resources.unified", "this host has cgroup v1", pointer=f"{_AT}/unified")
-    if "devices" in writes.places:
+    if rules:
         for file, line, pointer in devices.v1_writes(rules):
             writes.add("devices", file, line, pointer or f"{_AT}/devices")
-    elif resources.get("devices"):
-        raise missing("devices", f"{_AT}/devices")
     _memory(resources.get("memory") or {}, writes)
     cpu = resources.get("cpu") or {}
     for field, file in _CPU:
         if positive(cpu.get(field)):
             writes.add("cpu", file, cpu[field], f"{_AT}/cpu/{field}")
-    if positive(cpu.get("idle")):
-        writes.add("cpu", "cpu.idle", cpu["idle"], f"{_AT}/cpu/idle")
     for field in ("cpus", "mems"):
         if cpu.get(field):
             writes.add("cpuset", f"cpuset.{field}", cpu[field], f"{_AT}/cpu/{field}")
-    pids = (resources.get("pids") or {}).get("limit")
-    if positive(pids):
+    pids = (resources.get("pids") or {}).get("limit") or 0
+    if pids:
         writes.add("pids", "pids.max", pids if pids > 0 else "max", f"{_AT}/pids/limit")
     _block(resources.get("blockIO") or {}, writes)
     for position, entry in enumerate(resources.get("hugepageLimits") or ()):
-        file = f"hugetlb.{entry['pageSize']}.limit_in_bytes"
-        writes.add("hugetlb", file, entry["limit"], f"{_AT}/hugepageLimits/{position}")
+        at = f"{_AT}/hugepageLimits/{position}"
+        writes.add("hugetlb", f"hugetlb.{entry['pageSize']}.limit_in_bytes", entry["limit"], at)
+        # Pages reserved but not touched count since Linux 5.7.
+        writes.add("hugetlb", f"hugetlb.{entry['pageSize']}.rsvd.limit_in_bytes", entry["limit"], at, optional=True)
     network = resources.get("network") or {}
     if positive(network.get("classID")):
         writes.add("net_cls", "net_cls.classid", network["classID"], f"{_AT}/network/classID")
@@ -88,14 +83,23 @@ def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: l
         value = f"{entry['name']} {entry['priority']}"
         writes.add("net_prio", "net_prio.ifpriomap", value, f"{_AT}/network/priorities/{position}")
     for device, limits in (resources.get("rdma") or {}).items():
-        writes.add("rdma", "rdma.max", rdma_line(device, limits), f"{_AT}/rdma/{device}")
+        writes.add("rdma", "rdma.max", rdma_line(device, limits), f"{_AT}/rdma/{escape(device)}")
     return writes.made
 
 
 def _memory(memory: dict[str, Any], writes: _Writes) -> None:
-    for field, file in _MEMORY:
-        if positive(memory.get(field)):
-            writes.add("memory", file, memory[field], f"{_AT}/memory/{field}")
+    """The limit before memory+swap, which may not be less. checkBeforeUpdate needs nothing: v1 always checks."""
+    for field, file in (
+        ("limit", "memory.limit_in_bytes"),
+        ("swap", "memory.memsw.limit_in_bytes"),
+        ("reservation", "memory.soft_limit_in_bytes"),
+        ("kernel", "memory.kmem.limit_in_bytes"),
+        ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
+    ):
+        value = memory.get(field)
+        if positive(value):
+            # What a kernel cannot limit, it does not limit: so -1 is true where the file is missing.
+            writes.add("memory", file, value, f"{_AT}/memory/{field}", optional=value == -1)
     if memory.get("swappiness") is not None:
         writes.add("memory", "memory.swappiness", memory["swappiness"], f"{_AT}/memory/swappiness")
     if memory.get("disableOOMKiller"):
@@ -115,17 +119,8 @@ def _block(block: dict[str, Any], writes: _Writes) -> None:
             if positive(entry.get(field)):
                 files = (f"blkio.{name}", f"blkio.bfq.{name}")
                 value = f"{entry['major']}:{entry['minor']} {entry[field]}"
-                writes.add("blkio", files, value, f"{_AT}/blockIO/weightDevice/{position}")
+                writes.add("blkio", files, value, f"{_AT}/blockIO/weightDevice/{position}/{field}")
     for field, file in _THROTTLE:
         for position, entry in enumerate(block.get(field) or ()):
             value = f"{entry['major']}:{entry['minor']} {entry['rate']}"
             writes.add("blkio", file, value, f"{_AT}/blockIO/{field}/{position}")
-
-
-def rdma_line(device: str, limits: dict[str, Any]) -> str:
-    """The line of rdma.max (cgroup-v1/rdma.rst; the same in v2)."""
-    words = [device]
-    for field, name in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")):
-        if limits.get(field) is not None:
-            words.append(f"{name}={limits[field]}")
-    return " ".join(words)

@@ -1,66 +1,100 @@
 """Control groups of containers: found, made, joined, emptied, removed (hot). cgroups(7).
 
 What to make is decided in plan/cgroup.py. A group is reached from its hierarchy's mount point with openat2(BENEATH,
-NO_SYMLINKS, NO_XDEV) and used by descriptor. Only groups that knarr made are removed. What finds them again after a
-crash, the *intent*, is a plain value recorded before the first directory is made.
+NO_SYMLINKS, NO_XDEV) and used by descriptor. A group that knarr makes carries an extended attribute as its mark: only
+marked groups are emptied, used again or, as parents, removed. What finds them again after a crash, the *intent*, is a
+plain value recorded before the first directory is made.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from errno import EACCES, EBUSY, EEXIST, ENODEV, ENOENT, EPERM, EROFS
+from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
 
-from knarr.base.errors import KernelError, Unsupported
+from knarr.base.errors import Exists, InitError, InUse, KernelError, Unsupported
 from knarr.base.files import read_file
 from knarr.kernel.path import BENEATH, RESOLVE_NO_XDEV, openat2
 from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
+    from knarr.plan.cgroup import Write
     from knarr.plan.host import Host
 
     # {"v2": bool, "groups": [[mount point, path, number of its parents that we make], …]}
     Intent = dict[str, Any]
 
-_LIMIT = 1 << 20
-_FORBIDDEN = (EACCES, EPERM, EROFS)
+_LIMIT = 1 << 24  # mountinfo of a host with a hundred thousand mounts
+_USUAL = "/sys/fs/cgroup"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_RULES = BENEATH | RESOLVE_NO_XDEV
+# trusted.* cannot be written without CAP_SYS_ADMIN, user.* by whoever may write to the group (Linux 5.7).
+_MARKS = ("trusted.knarr", "user.knarr")
+_RESTARTS = 100  # how often a parent may vanish under us while we make a group
 
 
 # -- what this machine has ---------------------------------------------------------------------------------------------
 
 
 def probe() -> CgroupHost | None:
-    """Return the hierarchies mounted here, None without any. Raises FileError."""
-    own: dict[str, str] = {}
+    """Return the hierarchies mounted here, None without any. Raises FileError.
+
+    Where they are mounted as usual no mount table is read: it has a line for every mount of the machine.
+    """
+    own: list[tuple[tuple[str, ...], str]] = []  # (controllers, our group), none for the unified hierarchy
     for line in read_file("/proc/self/cgroup", _LIMIT).decode("utf-8", "surrogateescape").splitlines():
-        _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            own[name] = path
-    mounts: list[CgroupMount] = []
-    unified = ("", "")
+        _, names, path = line.split(":", 2)
+        own.append((tuple(names.split(",")) if names else (), path))
+    host = _usual(own)
+    return host if host is not None else _mounted(own)
+
+
+def _usual(own: list[tuple[tuple[str, ...], str]]) -> CgroupHost | None:
+    """The hierarchies if each is where systemd and cgroupfs-mount put it, with our own group in it."""
+    places = []
+    pure = os.path.exists(f"{_USUAL}/cgroup.controllers")
+    for names, path in own:
+        if not names:
+            place = _USUAL if pure else f"{_USUAL}/unified"
+        else:
+            place = f"{_USUAL}/{','.join(name.removeprefix('name=') for name in names)}"
+        if not os.path.exists(f"{place}{path}/cgroup.procs"):
+            return None
+        places.append((names, place, path))
+    if pure and len(places) > 1:
+        return None
+    return _host(places)
+
+
+def _mounted(own: list[tuple[tuple[str, ...], str]]) -> CgroupHost | None:
+    """The hierarchies by /proc/self/mountinfo."""
+    path_of = {name: path for names, path in own for name in names or ("",)}
+    places: list[tuple[tuple[str, ...], str, str]] = []
     for line in read_file("/proc/self/mountinfo", _LIMIT).decode("utf-8", "surrogateescape").splitlines():
         if " - cgroup" not in line:
             continue
         before, _, after = line.partition(" - ")
         _, _, _, root, mountpoint, *_ = before.split(" ")
         fstype, _, options = after.split(" ", 2)
-        if fstype == "cgroup2" and not unified[0]:
-            unified = (mountpoint, _below(own.get("", "/"), root))
-        elif fstype == "cgroup":
-            names = tuple(name for name in options.split(",") if name in own)
-            if names and not any(mount.controllers == names for mount in mounts):
-                mounts.append(CgroupMount(names, mountpoint, _below(own[names[0]], root)))
-    if not mounts and not unified[0]:
-        return None
-    mode = "v2" if not mounts else "hybrid" if unified[0] else "v1"
+        names = tuple(name for name in options.split(",") if name in path_of) if fstype == "cgroup" else ()
+        if (names or fstype == "cgroup2") and not any(place[0] == names for place in places):
+            own_path = path_of.get(names[0] if names else "", "/")
+            places.append((names, mountpoint, _below(own_path, root)))
+    return _host(places) if places else None
+
+
+def _host(places: list[tuple[tuple[str, ...], str, str]]) -> CgroupHost:
+    mounts = tuple(CgroupMount(names, place, path) for names, place, path in places if names)
+    unified = next(((place, path) for names, place, path in places if not names), ("", "/"))
     controllers: tuple[str, ...] = ()
-    if mode == "v2":
+    if not mounts:
+        # Always there, and without a word in cgroup.controllers: devices (by eBPF) and the freezer.
         controllers = tuple(read_file(f"{unified[0]}/cgroup.controllers", 4096).decode().split())
-        # Always there, and without a file in cgroup.controllers: devices (by eBPF) and the freezer.
-    return CgroupHost(mode, tuple(mounts), *unified, controllers)
+    return CgroupHost("v2" if not mounts else "hybrid" if unified[0] else "v1", mounts, *unified, controllers)
 
 
 def _below(path: str, root: str) -> str:
@@ -76,8 +110,8 @@ def _below(path: str, root: str) -> str:
 def plan(config: dict[str, Any], host: Host, id: str, *, rootless: bool | None = None) -> CgroupPlan | None:
     """Decide on the container's groups; None where there are none or, asked for nothing, none may be made.
 
-    ``rootless``: True: a group that may not be made is done without unless limits were asked for; None: so for
-    everyone but root. Raises Unsupported and SpecError with the JSON pointer.
+    ``rootless``: True: groups that may not be made are done without, unless limits or a path were asked for; None: so
+    for everyone but root. Raises Unsupported and SpecError with the JSON pointer.
     """
     linux = config.get("linux") or {}
     wanted = _first_limit(linux.get("resources") or {})
@@ -85,18 +119,17 @@ def plan(config: dict[str, Any], host: Host, id: str, *, rootless: bool | None =
         if wanted:
             raise Unsupported("a resource limit", "this host has no cgroups mounted", pointer=wanted)
         return None
-    planned = plan_cgroup(config, host.cgroup, id)
-    if (not host.privileged if rootless is None else rootless) and not _may_make(planned):
-        asked = wanted or ("/linux/cgroupsPath" if linux.get("cgroupsPath") and not rootless else "")
-        if wanted:
-            raise Unsupported(
-                "a resource limit",
-                "this user may not make cgroups here",
-                pointer=asked,
-                hint="run as root, or on cgroup v2 have a group delegated to you",
-            )
-        return None
-    return planned
+    planned = plan_cgroup(config, host.cgroup, id, devices=host.privileged)
+    if (host.privileged if rootless is None else not rootless) or _may_make(planned):
+        return planned
+    if wanted or linux.get("cgroupsPath"):
+        raise Unsupported(
+            "a resource limit" if wanted else "a cgroup of the container's own",
+            "this user may not make cgroups there",
+            pointer=wanted or "/linux/cgroupsPath",
+            hint="run as root, or on cgroup v2 have a group delegated to you (systemd-run --user --scope)",
+        )
+    return None
 
 
 def _first_limit(resources: dict[str, Any]) -> str:
@@ -118,14 +151,39 @@ def _may_make(planned: CgroupPlan) -> bool:
 
 
 def intent(planned: CgroupPlan) -> Intent:
-    """What is about to be made, as a value to record first: groups, and how many of their parents are new."""
+    """What is about to be made, as a value to record first: groups, and how many of their parents are new.
+
+    Raises Exists for a group that knarr did not make, InUse for one with processes, KernelError.
+    """
     groups = []
     for directory in planned.directories:
         path, parents = directory.path.rpartition("/")[0], 0
-        while path and not os.path.isdir(directory.mountpoint + path):
-            path, parents = path.rpartition("/")[0], parents + 1
+        try:
+            fd = _open(directory.mountpoint, directory.path)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            while path and not os.path.isdir(directory.mountpoint + path):
+                path, parents = path.rpartition("/")[0], parents + 1
+        else:
+            try:
+                _check_left_over(fd, directory)
+            finally:
+                os.close(fd)
         groups.append([directory.mountpoint, directory.path, parents])
     return {"v2": planned.clone_into, "groups": groups}
+
+
+def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
+    """A group of that name is there: it may be used only if an earlier container of ours left it, empty."""
+    shown = directory.mountpoint + directory.path
+    if not _marked(fd):
+        raise Exists("cgroup", shown, hint="knarr did not make it; choose another cgroupsPath")
+    inside = sum(len(_members(group)) for group in _tree(fd))
+    if inside:
+        raise InUse("cgroup", shown, f"{inside} processes")
+    if _state(fd) == "frozen":
+        raise InUse("cgroup", shown, "its freezer", hint="it is frozen: nothing started in it would run")
 
 
 # -- making and joining ------------------------------------------------------------------------------------------------
@@ -134,17 +192,15 @@ def intent(planned: CgroupPlan) -> Intent:
 def create(planned: CgroupPlan) -> None:
     """Make the groups and write every limit, so that they bind before anything runs.
 
-    Raises KernelError naming file and value (with the JSON pointer in its hint), Unsupported.
+    Raises InitError with the JSON pointer, the file and the value; KernelError, Exists, InUse for the group itself.
     """
     for directory in planned.directories:
         fd = _make(directory, v2=planned.clone_into)
         try:
-            if "cpuset" in directory.controllers and not planned.clone_into:
-                _inherit_cpuset(directory)
             for write in planned.writes:
                 if write.mountpoint == directory.mountpoint:
-                    _write_limit(fd, directory, write.choices, write.pointer)
-            if planned.clone_into:
+                    _write_limit(fd, directory, write)
+            if planned.device_mount == directory.mountpoint:
                 _attach_devices(fd, planned)
         finally:
             os.close(fd)
@@ -152,75 +208,136 @@ def create(planned: CgroupPlan) -> None:
 
 def _make(directory: CgroupDirectory, *, v2: bool) -> int:
     """Make the group and its parents, give the parents' controllers on (v2), return its descriptor."""
-    parts = [part for part in directory.path.split("/") if part]
-    at = os.open(directory.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for number, part in enumerate(parts):
+    parts = directory.path.strip("/").split("/")
+    for _ in range(_RESTARTS):
+        at = os.open(directory.mountpoint, _DIRECTORY | os.O_CLOEXEC)
+        try:
+            for number, part in enumerate(parts):
+                if v2:
+                    _enable_controllers(at, directory.controllers)
+                below, made = _enter(at, part, f"{directory.mountpoint}/{'/'.join(parts[: number + 1])}")
+                try:
+                    if not made and number + 1 == len(parts):
+                        _check_left_over(below, directory)
+                    if "cpuset" in directory.controllers and not v2 and (made or _marked(below)):
+                        _inherit_cpuset(at, below)
+                except BaseException:
+                    os.close(below)
+                    raise
+                os.close(at)
+                at = below
             if v2:
-                _enable_controllers(at, directory.controllers)
-            below = _enter(at, part, f"{directory.mountpoint}/{'/'.join(parts[: number + 1])}")
+                _check_type(at, directory)
+        except BaseException as error:
             os.close(at)
-            at = below
-    except BaseException:
-        os.close(at)
-        raise
-    return at
+            # The end of another container may have taken an empty parent away: begin again.
+            if isinstance(error, OSError) and error.errno in (ENOENT, ENODEV):
+                continue
+            raise
+        return at
+    raise KernelError(
+        "mkdir", directory.mountpoint + directory.path, ENOENT, hint="its parents are removed all the time"
+    )
 
 
-def _enter(at: int, part: str, shown: str) -> int:
-    while True:
+def _enter(at: int, part: str, shown: str) -> tuple[int, bool]:
+    """The descriptor of a child group, and whether it was made now."""
+    made = True
+    try:
+        os.mkdir(part, 0o755, dir_fd=at)
+    except OSError as error:
+        if error.errno != EEXIST:
+            raise KernelError("mkdir", shown, error.errno or EINVAL) from None
+        made = False
+    fd = openat2(at, part, _DIRECTORY, _RULES)
+    if made:
+        _mark(fd)
+    return fd, made
+
+
+def _mark(fd: int) -> None:
+    for name in _MARKS:
         try:
-            os.mkdir(part, 0o755, dir_fd=at)
-        except OSError as error:
-            if error.errno != EEXIST:
-                raise KernelError("mkdir", shown, error.errno or 0) from None
+            os.setxattr(fd, name, b"1")
+            return
+        except OSError:  # no privilege, or a kernel that keeps no such attributes on cgroups
+            continue
+
+
+def _marked(fd: int) -> bool:
+    for name in _MARKS:
         try:
-            return openat2(at, part, os.O_RDONLY | os.O_DIRECTORY, BENEATH | RESOLVE_NO_XDEV)
-        except KernelError as error:
-            if error.errno != ENOENT:  # another container's end may have taken an empty parent away: make it again
-                raise
+            os.getxattr(fd, name)
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def _enable_controllers(at: int, controllers: tuple[str, ...]) -> None:
-    """On v2 a group has only the controllers its parent gives on; one at a time, so a missing one costs no other.
+    """On v2 a group has only the controllers its parent gives on.
 
     What cannot be given on shows when a limit is written, with the limit's name.
     """
     given = _read(at, "cgroup.subtree_control").split()
-    for name in controllers:
-        if name not in given:
+    lacking = [name for name in controllers if name not in given]
+    if not lacking:
+        return
+    try:
+        _write(at, "cgroup.subtree_control", " ".join(f"+{name}" for name in lacking))
+    except OSError:
+        for name in lacking:  # one at a time, so that a missing one costs no other
             try:
                 _write(at, "cgroup.subtree_control", f"+{name}")
             except OSError:
                 continue
 
 
-def _inherit_cpuset(directory: CgroupDirectory) -> None:
-    """A new v1 cpuset is empty and admits nobody: take over the parents' values, from the top down."""
-    parts = [part for part in directory.path.split("/") if part]
-    for number in range(1, len(parts) + 1):
-        here = "/".join([directory.mountpoint, *parts[:number]])
-        above = "/".join([directory.mountpoint, *parts[: number - 1]])
-        for file in ("cpuset.cpus", "cpuset.mems"):
-            if not read_file(f"{here}/{file}", 4096).strip():
-                value = read_file(f"{above}/{file}", 4096).strip()
-                fd = os.open(f"{here}/{file}", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(fd, value)
-                finally:
-                    os.close(fd)
+def _check_type(fd: int, directory: CgroupDirectory) -> None:
+    kind = _read(fd, "cgroup.type").strip()
+    if kind != "domain":
+        raise Unsupported(
+            f"a cgroup below {directory.path.rpartition('/')[0] or '/'}",
+            f'it would be of type "{kind}"',
+            pointer="/linux/cgroupsPath",
+            hint="a parent has processes or is threaded (cgroups(7))",
+        )
 
 
-def _write_limit(fd: int, directory: CgroupDirectory, choices: tuple[tuple[str, str], ...], pointer: str) -> None:
-    for number, (file, value) in enumerate(choices):
+def _inherit_cpuset(above: int, fd: int) -> None:
+    """A new v1 cpuset is empty and admits nobody: take over the parent's values."""
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        if not _read(fd, file).strip():
+            _write(fd, file, _read(above, file).strip())
+
+
+def _write_limit(fd: int, directory: CgroupDirectory, write: Write) -> None:
+    for number, (file, value) in enumerate(write.choices):
         try:
+            if write.not_below:
+                used = int(_read(fd, write.not_below))
+                if used > int(value):
+                    why = f"{used} bytes are in use already"
+                    raise InitError(write.pointer, f"set {file} to {value}", EBUSY, why=why)
             _write(fd, file, value)
             return
         except OSError as error:
-            if error.errno == ENOENT and number + 1 < len(choices):
+            if error.errno == ENOENT and number + 1 < len(write.choices):
                 continue
-            shown = f"{value} to {directory.mountpoint}{directory.path}/{file}"
-            raise KernelError("write", shown, error.errno or 0, hint=f"config.json {pointer}") from None
+            if error.errno == ENOENT and write.optional:
+                return
+            doing = f"write {value!r} to {directory.mountpoint}{directory.path}/{file}"
+            raise InitError(write.pointer, doing, error.errno or EINVAL, hint=_limit_hint(error, file)) from None
+
+
+def _limit_hint(error: OSError, file: str) -> str:
+    if error.errno == ENOENT:
+        if ".memsw." in file or ".swap." in file:
+            return "this kernel does not account for swap (swapaccount=1 on its command line)"
+        return "this kernel, or the group above, does not offer that limit"
+    if error.errno in (EACCES, EPERM, EROFS):
+        return "the group above allows less" if file.startswith("devices.") else "this user may not set it"
+    return ""
 
 
 def _attach_devices(fd: int, planned: CgroupPlan) -> None:
@@ -233,19 +350,17 @@ def _attach_devices(fd: int, planned: CgroupPlan) -> None:
     try:
         set_device_program(fd, program)
     except KernelError as error:
-        # In a user namespace nobody may load programs, and nobody can make devices either.
-        if error.errno not in _FORBIDDEN or os.geteuid() == 0:
-            raise
+        raise InitError("/linux/resources/devices", error.operand, error.errno or EINVAL, hint=error.hint) from None
 
 
 def join(planned: CgroupPlan, pid: int) -> None:
-    """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises KernelError."""
+    """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises InitError."""
     if not planned.clone_into:
         _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid)
 
 
 def join_recorded(recorded: Intent | None, pid: int) -> None:
-    """Put a further process into a container's groups. Raises KernelError."""
+    """Put a further process into a container's groups. Raises InitError."""
     if recorded is not None and not recorded["v2"]:
         _join([(mountpoint, path) for mountpoint, path, _ in recorded["groups"]], pid)
 
@@ -259,7 +374,13 @@ def _join(groups: list[tuple[str, str]], pid: int) -> None:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise KernelError("join", f"{mountpoint}{path}", error.errno or 0) from None
+            hint = ""
+            if error.errno == ENOSPC:
+                hint = "the cpuset is empty: no processor or memory node is left for it"
+            elif error.errno == EINVAL:
+                hint = "a real-time process needs cpu.realtimeRuntime"
+            doing = f"join cgroup {mountpoint}{path}"
+            raise InitError("/linux/cgroupsPath", doing, error.errno or EINVAL, hint=hint) from None
 
 
 def for_exec(recorded: Intent | None) -> CgroupPlan | None:
@@ -267,7 +388,7 @@ def for_exec(recorded: Intent | None) -> CgroupPlan | None:
     if recorded is None:
         return None
     places = tuple(CgroupDirectory(mountpoint, path, ()) for mountpoint, path, _ in recorded["groups"])
-    return CgroupPlan(places, (), (), recorded["v2"])
+    return CgroupPlan(places, (), clone_into=recorded["v2"])
 
 
 def open_directory(group: CgroupPlan | Intent) -> int:
@@ -277,162 +398,294 @@ def open_directory(group: CgroupPlan | Intent) -> int:
     return _open(group["groups"][0][0], group["groups"][0][1])
 
 
-def _open(mountpoint: str, path: str) -> int:
-    top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return openat2(top, path.strip("/") or ".", os.O_RDONLY | os.O_DIRECTORY, BENEATH | RESOLVE_NO_XDEV)
-    finally:
-        os.close(top)
-
-
 # -- afterwards --------------------------------------------------------------------------------------------------------
 
 
 def frozen(recorded: Intent) -> bool:
     """Whether the freezer holds the container."""
-    try:
-        fd, v2 = _freezer(recorded)
-    except OSError:
-        return False
-    try:
-        if v2:
-            return "frozen 1" in _read(fd, "cgroup.events")
-        return _read(fd, "freezer.state").strip() in ("FROZEN", "FREEZING")
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    for fd in _groups(recorded):
+        try:
+            state = _state(fd)
+        finally:
+            os.close(fd)
+        if state:
+            return state == "frozen"
+    return False
+
+
+def freeze(recorded: Intent, patience: float = 2.0) -> None:
+    """Stop every process of the container where it is. Raises KernelError if that takes over ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    tries = 0
+    while True:
+        done = _set_frozen(recorded, frozen=True)
+        if done == "":
+            raise KernelError("freeze", "container", ENOENT, hint="it has no cgroup with a freezer")
+        if done == "frozen":
+            return
+        tries += 1
+        if time.monotonic() > deadline:
+            _set_frozen(recorded, frozen=False)
+            raise KernelError(
+                "freeze", "container", EBUSY, hint="a process does not react, perhaps it waits for a disk"
+            )
+        if tries % 64 == 0:
+            _set_frozen(recorded, frozen=False)  # v1 can miss a process that forks; once more from the start
+        time.sleep(0.001)
 
 
 def thaw(recorded: Intent) -> None:
-    """Let a frozen container go on; nothing happens to one that is not, or is gone."""
+    """Let a frozen container go on; nothing happens to one that is not, or is gone. Raises KernelError."""
+    _set_frozen(recorded, frozen=False)
+
+
+def _set_frozen(recorded: Intent, *, frozen: bool) -> str:
+    """Ask the freezer; its state then: frozen, freezing, thawed, or nothing where there is no freezer."""
+    for fd in _groups(recorded):
+        try:
+            if _state(fd):
+                v2 = recorded["v2"]
+                file, value = ("cgroup.freeze", "01"[frozen]) if v2 else ("freezer.state", ("THAWED", "FROZEN")[frozen])
+                _write(fd, file, value)
+                return _state(fd)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV):
+                raise KernelError("freeze" if frozen else "thaw", "container", error.errno or EINVAL) from None
+        finally:
+            os.close(fd)
+    return ""
+
+
+def _state(fd: int) -> str:
+    """What a group's freezer says: frozen, freezing, thawed; nothing where this hierarchy has none."""
     try:
-        fd, v2 = _freezer(recorded)
+        return _read(fd, "freezer.state").strip().lower()
     except OSError:
-        return
+        pass
     try:
-        _write(fd, *(("cgroup.freeze", "0") if v2 else ("freezer.state", "THAWED")))
-    except OSError as error:
-        if error.errno not in (ENOENT, ENODEV):
-            raise KernelError("thaw", "container", error.errno or 0) from None
-    finally:
-        os.close(fd)
-
-
-def _freezer(recorded: Intent) -> tuple[int, bool]:
-    for mountpoint, path, _ in recorded["groups"]:
-        if recorded["v2"] or mountpoint.endswith("/freezer"):
-            return _open(mountpoint, path), recorded["v2"]
-    raise OSError(ENOENT, "there is no freezer")
+        if "frozen 1" in _read(fd, "cgroup.events"):
+            return "frozen"
+        return "freezing" if _read(fd, "cgroup.freeze").strip() == "1" else "thawed"
+    except OSError:
+        return ""
 
 
 def pids(recorded: Intent) -> list[int]:
     """All processes in the container's group and the groups below it."""
     found: set[int] = set()
-    for mountpoint, path, _ in recorded["groups"]:
-        for folder, _, _ in os.walk(mountpoint + path):
-            try:
-                found.update(int(line) for line in read_cgroup_procs(folder))
-            except OSError:
-                continue
-        if found or recorded["v2"]:
-            break
+    for fd in _groups(recorded):
+        try:
+            for group in _tree(fd):
+                found.update(_members(group))
+        finally:
+            os.close(fd)
+        if found:
+            break  # every hierarchy has the same processes
     return sorted(found)
 
 
-def read_cgroup_procs(folder: str) -> list[str]:
-    """The lines of a group's cgroup.procs."""
-    fd = os.open(f"{folder}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while part := os.read(fd, 1 << 16):
-            text += part
-    finally:
-        os.close(fd)
-    return text.decode().split()
-
-
 def signal_all(recorded: Intent, number: int) -> None:
-    """Send a signal to every process of the group; SIGKILL until none is left (v2: cgroup.kill, Linux 5.14)."""
+    """Send a signal to every process of the group; SIGKILL until none is left (at once by cgroup.kill, Linux 5.14).
+
+    Raises KernelError for a signal there is not.
+    """
+    if number != 9:
+        _signal_members(recorded, number)
+        return
+    for fd in _groups(recorded):
+        try:
+            # Of a hybrid's groups the unified one has it.
+            _write(fd, "cgroup.kill", "1")
+            thaw(recorded)  # a process that the v1 freezer holds dies only then
+            return
+        except OSError as error:
+            if error.errno not in (ENOENT, EOPNOTSUPP):
+                raise KernelError("kill", "container's processes", error.errno or EINVAL) from None
+        finally:
+            os.close(fd)
+    for tries in range(200):
+        if tries:
+            time.sleep(0.002)
+            # What forks faster than it is killed: hold it, kill it, let it die.
+            _set_frozen(recorded, frozen=True)
+        left = _signal_members(recorded, number)
+        if tries:
+            thaw(recorded)
+        if not left:
+            return
+
+
+def _signal_members(recorded: Intent, number: int) -> int:
+    """Signal each member by pidfd; how many there were."""
     from _signal import pidfd_send_signal  # only here: kill --all and clean-up
 
-    if number == 9 and recorded["v2"]:
-        try:
-            fd = _open(*recorded["groups"][0][:2])
+    opened: list[tuple[int, int]] = []
+    try:
+        for pid in pids(recorded):
             try:
-                _write(fd, "cgroup.kill", "1")
-                return
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise
-    for _ in range(100):
-        left = pids(recorded)
-        for pid in left:
-            try:
-                pidfd = os.pidfd_open(pid)
+                opened.append((pid, os.pidfd_open(pid)))
             except OSError:
                 continue
-            try:
-                # Still a member after it was opened: the number was not given to another process in between.
-                if pid in pids(recorded):
+        # Still a member after it was opened: the number was not given to another process in between.
+        members = set(pids(recorded))
+        for pid, pidfd in opened:
+            if pid in members:
+                try:
                     pidfd_send_signal(pidfd, number)
-            except ProcessLookupError:
-                pass
-            finally:
-                os.close(pidfd)
-        if number != 9 or not left:
-            return
-        time.sleep(0.005)
+                except ProcessLookupError:
+                    continue
+                except OSError as error:
+                    raise KernelError("kill", f"process {pid}", error.errno or EINVAL) from None
+    finally:
+        for _, pidfd in opened:
+            os.close(pidfd)
+    return len(opened)
 
 
 def remove(recorded: Intent, patience: float) -> None:
     """Remove the groups, those below them first, killing what is still inside, and parents that we made and are empty.
 
     Idempotent; tries for ``patience`` seconds, because a group stays busy until its dead processes are gone.
-    Raises KernelError.
+    Raises KernelError; a group without our mark is not emptied.
     """
     deadline = time.monotonic() + patience
     for mountpoint, path, parents in recorded["groups"]:
         pause = 0.0005
-        while not _remove_tree(mountpoint + path):
+        while not _remove_group(mountpoint, path):
             signal_all(recorded, 9)
             if time.monotonic() > deadline:
                 raise KernelError("rmdir", mountpoint + path, EBUSY)
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
-        for _ in range(parents):
-            path = path.rpartition("/")[0]
-            try:
-                os.rmdir(mountpoint + path)
-            except OSError:
-                break  # another container is in it, or it is gone
+        _remove_parents(mountpoint, path, parents)
 
 
-def _remove_tree(path: str) -> bool:
-    """Remove a group and all below it; False while one is busy."""
+def _remove_group(mountpoint: str, path: str) -> bool:
+    """Remove a group and all below it; False while something is in it."""
+    folder, _, name = path.rpartition("/")
     try:
-        os.rmdir(path)
-        return True
+        above = _open(mountpoint, folder)
     except OSError as error:
-        if error.errno == ENOENT:
+        if error.errno in (ENOENT, ENODEV):
             return True
-        if error.errno != EBUSY:
-            raise KernelError("rmdir", path, error.errno or 0) from None
+        raise
     try:
-        below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return True
-    if not below:
-        return False
-    for folder in below:
-        _remove_tree(folder)
+        if _rmdir(above, name, mountpoint + path):
+            return True
+        fd = openat2(above, name, _DIRECTORY, _RULES)
+        try:
+            if not _marked(fd):
+                hint = "it is not marked as made by knarr, so what is in it was left alone"
+                raise KernelError("rmdir", mountpoint + path, EBUSY, hint=hint)
+            _remove_below(fd, mountpoint + path)
+        finally:
+            os.close(fd)
+        return _rmdir(above, name, mountpoint + path)
+    except KernelError as error:
+        if error.errno in (ENOENT, ENODEV):
+            return True
+        raise
+    finally:
+        os.close(above)
+
+
+def _remove_below(fd: int, shown: str) -> None:
+    for name in _children(fd):
+        if not _rmdir(fd, name, f"{shown}/{name}"):
+            below = openat2(fd, name, _DIRECTORY, _RULES)
+            try:
+                _remove_below(below, f"{shown}/{name}")
+            finally:
+                os.close(below)
+            _rmdir(fd, name, f"{shown}/{name}")
+
+
+def _rmdir(above: int, name: str, shown: str) -> bool:
+    """Remove an empty group, which may be gone; False for one that is not empty."""
     try:
-        os.rmdir(path)
+        os.rmdir(name, dir_fd=above)
     except OSError as error:
-        return error.errno == ENOENT
+        if error.errno in (EBUSY, ENOTEMPTY):
+            return False
+        if error.errno not in (ENOENT, ENODEV):
+            raise KernelError("rmdir", shown, error.errno or EINVAL) from None
     return True
+
+
+def _remove_parents(mountpoint: str, path: str, parents: int) -> None:
+    """Take away the group's parents, up to the first that is in use or that knarr did not make."""
+    path = path.rpartition("/")[0]
+    while path:
+        folder, _, name = path.rpartition("/")
+        try:
+            fd = _open(mountpoint, path)
+            try:
+                ours = parents > 0 or _marked(fd)
+            finally:
+                os.close(fd)
+            if not ours:
+                return
+            above = _open(mountpoint, folder)
+            try:
+                os.rmdir(name, dir_fd=above)
+            finally:
+                os.close(above)
+        except OSError as error:
+            if error.errno != ENOENT:
+                return  # another container is in it
+        path, parents = folder, parents - 1
+
+
+# -- by descriptor -----------------------------------------------------------------------------------------------------
+
+
+def _open(mountpoint: str, path: str) -> int:
+    top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return openat2(top, path.strip("/") or ".", _DIRECTORY, _RULES)
+    finally:
+        os.close(top)
+
+
+def _groups(recorded: Intent) -> Iterator[int]:
+    """A descriptor of each group that is there; the receiver closes it."""
+    for mountpoint, path, _ in recorded["groups"]:
+        try:
+            fd = _open(mountpoint, path)
+        except OSError:
+            continue
+        yield fd
+
+
+def _tree(fd: int) -> Iterator[int]:
+    """The group and all groups below it, each open until the next one is asked for."""
+    yield fd
+    for name in _children(fd):
+        try:
+            below = openat2(fd, name, _DIRECTORY, _RULES)
+        except OSError:
+            continue
+        try:
+            yield from _tree(below)
+        finally:
+            os.close(below)
+
+
+def _children(fd: int) -> list[str]:
+    try:
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _members(fd: int) -> list[int]:
+    for file in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
+        try:
+            return [int(line) for line in _read(fd, file, 1 << 24).split()]
+        except OSError:
+            continue
+    return []
 
 
 def _write(fd: int, file: str, value: str) -> None:
@@ -443,9 +696,12 @@ def _write(fd: int, file: str, value: str) -> None:
         os.close(into)
 
 
-def _read(fd: int, file: str) -> str:
+def _read(fd: int, file: str, limit: int = 4096) -> str:
     out = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     try:
-        return os.read(out, 4096).decode()
+        text = b""
+        while len(text) < limit and (part := os.read(out, min(limit, 1 << 16))):
+            text += part
+        return text.decode()
     finally:
         os.close(out)
