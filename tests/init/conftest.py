@@ -23,7 +23,7 @@ def init_binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler to build knarr-init with")
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"knarr-init-{os.getpid()}"  # noqa: S108  # pytest's own is 0700
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"knarr-init-{os.getpid()}"  # pytest's own is 0700
     folder.mkdir(mode=0o755)
     yield compile_init(compiler, folder / "knarr-init")
     shutil.rmtree(folder)

@@ -9,14 +9,17 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from knarr.kernel.ffi import syscall
 from knarr.plan.ops import NO_SLOT, SYNC_IDMAP, Op, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SOURCES = Path(__file__).resolve().parents[2] / "src" / "knarr" / "init"
 PID, SYNC, ERROR = 1, 2, 3
@@ -69,7 +72,7 @@ class Packet:
 class Run:
     """A running init: its control socket, its pid, and that of the container's process once known."""
 
-    def __init__(self, pid: int, control: socket.socket, clones: bool) -> None:  # noqa: FBT001
+    def __init__(self, pid: int, control: socket.socket, clones: bool) -> None:
         self.pid = pid
         self.clones = clones
         self.child = 0
@@ -259,7 +262,7 @@ class Exchange:
             syscall("renameat2", -100, self.names[0], -100, self.names[1], 2)  # RENAME_EXCHANGE
             self.count += 1
 
-    def __enter__(self) -> Exchange:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

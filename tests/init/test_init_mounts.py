@@ -188,12 +188,12 @@ def test_the_file_systems_of_a_container(launcher: Launcher, rootfs: Path) -> No
         mount("/proc", "proc", attr=NOSUID | NODEV | NOEXEC),
         mount("/dev", "tmpfs", "mode=755"),
         mount("/dev/pts", "devpts", "newinstance", "ptmxmode=0666", "mode=0620"),
-        mount("/dev/shm", "tmpfs", "mode=1777"),  # noqa: S108
+        mount("/dev/shm", "tmpfs", "mode=1777"),
         mount("/dev/mqueue", "mqueue"),
         mount("/sys", "sysfs", attr=RDONLY),
     ]
     run = paused(launcher, rootfs, *ops, flags=NEWPID | NEWNET | 0x8000000)
-    for place in ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys"):  # noqa: S108
+    for place in ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys"):
         assert f"{rootfs}{place}" in run.mounts
     assert os.listdir(run.root / str(rootfs)[1:] / "dev/pts") == ["ptmx"]
     assert (run.root / str(rootfs)[1:] / "proc/1/status").exists()
@@ -222,7 +222,7 @@ def test_an_option_that_fsconfig_cannot_take(launcher: Launcher, rootfs: Path, t
     )
     assert set(os.listdir(run.root / str(rootfs)[1:] / "m")) == {"f0", "f1", "f2", "f3"}
     before = run.mounts[f"{rootfs}/m"].split(" - ")[0]
-    assert before.startswith("ro,nosuid,nodev,noatime shared:") or before.startswith("rw,nosuid,nodev,noatime shared:")
+    assert before.startswith(("ro,nosuid,nodev,noatime shared:", "rw,nosuid,nodev,noatime shared:"))
     refused(launcher, rootfs, mount("/m", "overlay", "x=" + "y" * 5000), error=errno.E2BIG)
 
 
@@ -492,12 +492,17 @@ def test_pivot(launcher: Launcher, rootfs: Path, flags: int) -> None:
 
 
 def test_pivot_leaves_the_host_alone(launcher: Launcher, rootfs: Path) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    def ours() -> list[str]:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [line for line in lines if line.split()[4] in {"/", "/proc", "/dev"} or str(rootfs) in line]
+
+    before = ours()
+    assert before
     plan = fenced(
         Op("propagation", [MS_SLAVE | MS_REC], ["/"]), Op("bind_root", [ROOT], [str(rootfs)]), Op("pivot", [ROOT, 0])
     )
     launcher.run(plan).succeeded()
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert ours() == before
 
 
 def test_pivot_to_what_is_no_mount(launcher: Launcher, rootfs: Path) -> None:

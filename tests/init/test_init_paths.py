@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from initlaunch import NEWPID, ROOT, ROOT_ONLY, Exchange, Launcher, Run, rooted
 
 from knarr.plan.ops import CREATE_DIR, CREATE_FILE, NO_SLOT, REPLACE, Op
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 
@@ -109,7 +112,7 @@ def test_links_lead_inside(launcher: Launcher, rootfs: Path, sentinel: Path, whe
     target = str(sentinel if where == "existing" else sentinel / "new")
     (rootfs / "dev").symlink_to(target if form == "absolute" else "../" * 30 + target[1:])
     ops = [mkdir("/dev/pts"), Op("symlink", [ROOT, 0], ["/dev/fd", "/proc/self/fd"])]
-    ops.append(Op("mount", [ROOT, 0, 0, CREATE_DIR], ["tmpfs", "tmpfs", "/dev/shm"]))  # noqa: S108
+    ops.append(Op("mount", [ROOT, 0, 0, CREATE_DIR], ["tmpfs", "tmpfs", "/dev/shm"]))
     ops.append(Op("bind", [ROOT, NO_SLOT, CREATE_FILE, 0, 0, 0, 0, 0], ["/etc/hostname", "/dev/name"]))
     perform(launcher, rootfs, *ops).succeeded()
     assert_untouched(sentinel)
@@ -196,9 +199,9 @@ def test_mknod(launcher: Launcher, rootfs: Path) -> None:
 def test_mknod_over_what_is_there(launcher: Launcher, rootfs: Path, sentinel: Path) -> None:
     null = stat.S_IFCHR | 0o666
     os.mknod(rootfs / "same", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    before = (rootfs / "same").stat()
     perform(launcher, rootfs, mknod("/same", null, 1, 3, 5, 6)).succeeded()
-    found = (rootfs / "same").stat()
-    assert (found.st_mode, found.st_uid, found.st_gid) == (null, 5, 6)
+    assert (rootfs / "same").stat() == before  # it might be the host's, through a bind of its /dev
     os.mknod(rootfs / "other", null, os.makedev(1, 5))
     os.mknod(rootfs / "block", stat.S_IFBLK | 0o600, os.makedev(1, 3))
     (rootfs / "file").touch()

@@ -16,6 +16,8 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
     return x0;
 }
 
+enum { ARCH_RELATIVE = 1027 }; /* R_AARCH64_RELATIVE */
+
 #define ARCH_START                                                                                                     \
     __asm__(".section .text._start,\"ax\"\n"                                                                           \
             ".globl _start\n.hidden _start\n.type _start, %function\n"                                                 \

@@ -6,6 +6,19 @@ static char home[5 + PATH_BYTES]; /* "HOME=…", empty: not asked for */
 static int keep_as[MAX_SLOTS]; /* per slot: the number it keeps over exec, +1; 0: none */
 static char program[PATH_BYTES];
 
+/* Opens a path in the process's own root, not through magic links. A container's seccomp filter that is in force
+ * already may not know openat2 (ENOSYS, or EPERM): then the links are not refused here, but what they could reach is
+ * by what follows, getcwd and the closing of descriptors before exec. */
+static long open_inside(const char *path, u64 flags)
+{
+    struct open_how_v0 how = {.flags = flags | O_CLOEXEC, .resolve = NO_MAGICLINKS};
+    long fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+
+    if (fd == -ENOSYS || fd == -EPERM)
+        fd = kcall(openat, AT_FDCWD, path, how.flags);
+    return fd;
+}
+
 long op_keep_fd(const struct op *op)
 {
     u64 slot = op->numbers[0], number = op->numbers[1];
@@ -21,14 +34,13 @@ long op_keep_fd(const struct op *op)
 
 long op_cwd(const struct op *op)
 {
-    struct open_how_v0 how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     char now[PATH_BYTES];
     long got, fd;
 
     if (cwd_done)
         return 0;
     /* Not through /proc/self/fd (CVE-2024-21626), */
-    fd = kcall(openat2, AT_FDCWD, op->strings[0].bytes, &how, sizeof how);
+    fd = open_inside(op->strings[0].bytes, O_PATH | O_DIRECTORY);
     got = fd < 0 ? fd : kcall(fchdir, fd);
     close_fd(fd);
     if (got == -EACCES && op->numbers[0] & CWD_LATER)
@@ -52,7 +64,6 @@ long op_cwd(const struct op *op)
 /* Mode, mount flags, path and the first bytes of a file, from which the runtime tells why it cannot be executed. */
 static void explain(const char *path)
 {
-    struct open_how_v0 how = {.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     struct statx file = {.stx_mode = 0};
     struct statfs fs = {.f_flags = 0};
     u8 head[1024];
@@ -63,16 +74,13 @@ static void explain(const char *path)
     detail_length = 0;
     if (describe(AT_FDCWD, path, 0, &file) < 0)
         return;
-    fd = kcall(openat2, AT_FDCWD, path, &(struct open_how_v0){.flags = O_PATH | O_CLOEXEC}, sizeof how);
-    if (fd >= 0)
-        kcall(fstatfs, fd, &fs);
-    close_fd(fd);
+    kcall(statfs, path, &fs);
     detail_number(file.stx_mode);
     detail_number((u32)fs.f_flags);
     detail_bytes(path, text_length(path) + 1);
     if ((file.stx_mode & S_IFMT) != S_IFREG)
         return;
-    fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+    fd = open_inside(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0)
         got = kcall(read, fd, head, sizeof head);
     close_fd(fd);
@@ -91,9 +99,8 @@ void prepare_explanation(void)
 /* 0 if `program` can be executed; -ENOENT, -EACCES, or what the lookup said. */
 static long try_program(void)
 {
-    struct open_how_v0 how = {.flags = O_PATH | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     struct statx file;
-    long got, fd = kcall(openat2, AT_FDCWD, program, &how, sizeof how);
+    long got, fd = open_inside(program, O_PATH);
 
     if (fd < 0)
         return fd == -ENOTDIR ? -ENOENT : fd;
@@ -104,7 +111,9 @@ static long try_program(void)
     if ((file.stx_mode & S_IFMT) != S_IFREG)
         return -EACCES;
     got = kcall(faccessat2, AT_FDCWD, program, 1 /* X_OK */, AT_EACCESS);
-    return got == -ENOSYS ? kcall(faccessat, AT_FDCWD, program, 1) : got;
+    if (got == -ENOSYS || got == -EPERM) /* a filter in force, as in open_inside */
+        got = kcall(faccessat, AT_FDCWD, program, 1 /* X_OK */);
+    return got;
 }
 
 long op_find_program(const struct op *op)
@@ -299,10 +308,9 @@ static void find_home(int file, u64 uid, char *out, size_t size)
 
 long op_home(const struct op *op)
 {
-    struct open_how_v0 how = {.flags = O_PATH | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     static const char path[] = "/etc/passwd";
     struct statx found;
-    long fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+    long fd = open_inside(path, O_PATH);
 
     memcpy(home, "HOME=/", 7);
     /* the image's file, if it is one: no FIFO to wait for, no device to wake */
@@ -311,8 +319,7 @@ long op_home(const struct op *op)
         return 0;
     }
     close_fd(fd);
-    how.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-    fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);
+    fd = open_inside(path, O_RDONLY | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0)
         find_home((int)fd, op->numbers[0], home + 5, sizeof home - 5);
     close_fd(fd);

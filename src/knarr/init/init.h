@@ -5,6 +5,12 @@
 #include "kernel.h"
 #include "ops.h"
 
+/* start.c, except under the fuzzer, which has a libc. The compiler calls them whatever its flags are. */
+void *memcpy(void *to, const void *from, size_t size);
+void *memmove(void *to, const void *from, size_t size);
+void *memset(void *to, int byte, size_t size);
+int memcmp(const void *one, const void *two, size_t size);
+
 /* Nothing is seen from outside: no table of addresses, no relocation, nothing to do before the first instruction. */
 #pragma GCC visibility push(hidden)
 
@@ -46,10 +52,6 @@ void die(int status) __attribute__((noreturn));
 int slot_fd(u64 slot);
 long slot_set(u64 slot, long fd);
 void slot_forget(u64 slot);
-void *memcpy(void *to, const void *from, size_t size);
-void *memmove(void *to, const void *from, size_t size);
-void *memset(void *to, int byte, size_t size);
-int memcmp(const void *one, const void *two, size_t size);
 size_t text_length(const char *text);
 int text_equal(const char *one, const char *two);
 void close_fd(long fd);

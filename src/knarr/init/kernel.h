@@ -10,6 +10,7 @@
 #include <asm/statfs.h>
 #include <asm/unistd.h>
 #include <linux/capability.h>
+#include <linux/elf.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/filter.h>
@@ -62,8 +63,6 @@ typedef int64_t i64;
 #define __NR_faccessat2 439
 #undef __NR_mount_setattr
 #define __NR_mount_setattr 442
-#undef __NR_fchmodat2
-#define __NR_fchmodat2 452
 
 /* openat2 */
 struct open_how_v0 {

@@ -429,6 +429,15 @@ long op_mask(const struct op *op)
     return got;
 }
 
+static void forget_masks(void)
+{
+    if (mask_directory != 0)
+        close_fd(mask_directory);
+    if (mask_file != 0)
+        close_fd(mask_file);
+    mask_directory = mask_file = 0;
+}
+
 long op_readonly(const struct op *op)
 {
     int root = root_fd(op->numbers[0]);
@@ -457,6 +466,7 @@ long op_pivot(const struct op *op)
     int root = slot_fd(op->numbers[0]);
     long got, old;
 
+    forget_masks();
     if (op->numbers[1] & PIVOT_MOVE) { /* a root on the initial ramfs cannot be pivoted away from */
         got = kcall(fchdir, root);
         if (got == 0)

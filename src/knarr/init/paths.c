@@ -209,28 +209,6 @@ long reopen_path(char *buffer, size_t size, int fd)
     return 0;
 }
 
-/* chmod of what an O_PATH descriptor is, never of what a name may have become. */
-static long set_mode(int fd, u32 mode)
-{
-    long got = kcall(fchmodat2, fd, "", mode, AT_EMPTY_PATH), proc;
-    char name[24];
-    struct statfs fs;
-
-    if (got != -ENOSYS) /* Linux 6.6 */
-        return got;
-    proc = kcall(openat, AT_FDCWD, "/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (proc < 0)
-        return proc;
-    got = kcall(fstatfs, proc, &fs);
-    if (got == 0 && fs.f_type != PROC_SUPER_MAGIC)
-        got = -EXDEV;
-    decimal(name, (u64)fd);
-    if (got == 0)
-        got = kcall(fchmodat, proc, name, mode);
-    close_fd(proc);
-    return got;
-}
-
 long op_mknod(const struct op *op)
 {
     const u64 *n = op->numbers;
@@ -239,16 +217,16 @@ long op_mknod(const struct op *op)
     char leaf[NAME_BYTES + 1];
     struct statx node;
     int root = root_fd(n[0]);
-    long got, fd, parent;
+    long got, fd, parent, made;
 
     if (n[2] > 0xfff || n[3] > 0xfffff)
         return -EINVAL;
     parent = parent_in_root(root, op->strings[0].bytes, leaf);
     if (parent < 0)
         return parent;
-    got = kcall(mknodat, parent, leaf, mode, device);
-    if (got < 0 && got != -EEXIST)
-        return got;
+    made = kcall(mknodat, parent, leaf, mode, device);
+    if (made < 0 && made != -EEXIST)
+        return made;
     fd = kcall(openat, parent, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     close_fd(parent);
     if (fd < 0)
@@ -261,10 +239,9 @@ long op_mknod(const struct op *op)
         return -EEXIST;
     if ((mode & S_IFMT) != S_IFIFO && (node.stx_rdev_major != major || node.stx_rdev_minor != minor))
         return -EEXIST;
-    if (node.stx_uid != n[4] || node.stx_gid != n[5])
+    /* Only what was made here is given away: a node that was there may be the host's, through a bind of its /dev. */
+    if (made == 0 && (node.stx_uid != n[4] || node.stx_gid != n[5]))
         got = kcall(fchownat, fd, "", n[4], n[5], AT_EMPTY_PATH);
-    if (got == 0 && ((node.stx_mode ^ mode) & 07777) != 0)
-        got = set_mode((int)fd, mode & 07777);
     close_fd(fd);
     root_done(n[0], root);
     return got;

@@ -22,7 +22,7 @@ static u64 u64_at(const u8 *at)
 
 enum { HEADER = 24, OP_HEADER = 16, WORD = 8 };
 
-static const u8 magic[8] __attribute__((nonstring)) = "KNARRPL1";
+static const u8 magic[8] = {'K', 'N', 'A', 'R', 'R', 'P', 'L', '1'};
 
 static int counts_fit(u32 want, u32 have)
 {

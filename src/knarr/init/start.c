@@ -11,8 +11,31 @@ void knarr_main(void) __attribute__((noreturn, used));
 void **vectors;
 static int slots[MAX_SLOTS]; /* descriptor + 1; 0: empty */
 
-/* gcc makes calls of these four whatever the flags are. The barrier keeps it from making a loop in memcpy into a
- * call of memcpy. */
+extern const Elf64_Dyn _DYNAMIC[] __attribute__((visibility("hidden")));
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+
+/* The program lies where the kernel put it. gcc leaves nothing to correct for that (and no page to copy); clang keeps
+ * some addresses in tables. */
+static void relocate(void)
+{
+    u64 base = (u64)(uintptr_t)__ehdr_start, size = 0, done;
+    const Elf64_Rela *entry = NULL;
+    const Elf64_Dyn *dynamic;
+
+    for (dynamic = _DYNAMIC; dynamic->d_tag != DT_NULL; dynamic++) {
+        if (dynamic->d_tag == DT_RELA)
+            entry = (const Elf64_Rela *)(uintptr_t)(base + dynamic->d_un.d_ptr);
+        if (dynamic->d_tag == DT_RELASZ)
+            size = dynamic->d_un.d_val;
+    }
+    for (done = 0; done < size; done += sizeof *entry, entry++) {
+        if (ELF64_R_TYPE(entry->r_info) != ARCH_RELATIVE)
+            __builtin_trap();
+        *(u64 *)(uintptr_t)(base + entry->r_offset) = base + (u64)entry->r_addend;
+    }
+}
+
+/* The barrier keeps the compiler from making the loop in memcpy into a call of memcpy. */
 void *memcpy(void *to, const void *from, size_t size)
 {
     return memmove(to, from, size);
@@ -250,6 +273,7 @@ void knarr_main(void)
     const u8 *at;
     long got;
 
+    relocate();
     demand_control_socket();
     kcall(prctl, PR_SET_NAME, "knarr-init"); /* not the number of the descriptor it was executed from */
     hold_stdio();
