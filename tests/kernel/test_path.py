@@ -12,6 +12,7 @@ import pytest
 
 from knarr.base.errors import KernelError, SafetyViolation
 from knarr.kernel import path as path_module
+from knarr.kernel.ffi import syscall
 from knarr.kernel.mount import MNT_DETACH, MS_BIND, mount, umount2
 from knarr.kernel.path import (
     BENEATH,
@@ -172,8 +173,8 @@ def test_mkdir_all_while_somebody_swaps(stage: Stage) -> None:
 
     def swap() -> None:
         while not stop.is_set():
-            for a, b in (("d", "t"), ("l", "d"), ("t", "l")):
-                os.rename(f"{stage.root}/v/{a}", f"{stage.root}/v/{b}")
+            # AT_FDCWD, RENAME_EXCHANGE
+            syscall("renameat2", -100, f"{stage.root}/v/d".encode(), -100, f"{stage.root}/v/l".encode(), 2)
 
     thread = threading.Thread(target=swap)
     thread.start()

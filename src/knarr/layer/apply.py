@@ -344,12 +344,12 @@ class _Work:
         source = None if parent is None else self.tree.source(parent, name)
         if source is None:
             raise BadName(f"it links to {printable(entry.link)!r}, which does not exist in the image")
-        if source.path == where.path and name == base:
-            return
         try:
             facts = os.stat(name, dir_fd=source.fd, follow_symlinks=False)
             if stat.S_ISDIR(facts.st_mode):
                 raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+            if source.path == where.path and name == base:
+                return
             try:
                 os.link(name, base, src_dir_fd=source.fd, dst_dir_fd=where.fd, follow_symlinks=False)
             except FileExistsError:

@@ -281,13 +281,15 @@ class Tree:
             if kind == _ABSENT:
                 if not make:
                     return None
+                if b".." in todo:
+                    raise BadName("a link in its path goes up from a directory that does not exist")
                 where = self.open(path)
                 while True:  # what is new is empty: the rest is made without looking
                     path = where.child(part)
                     self.make_directory(where, part, path)
                     self.settle(path, (0o755, *self.owner, self.mtime, {}))
                     at.append(part)
-                    if not todo or todo[-1] in (b"", b".", b".."):
+                    if not todo or todo[-1] in (b"", b"."):
                         break
                     where = self._entered(where, part, path)
                     part = todo.pop()
@@ -443,13 +445,13 @@ class Tree:
         except FileNotFoundError:
             return False
         if stat.S_ISDIR(facts.st_mode):
-            if path in self._opaque:
-                return True
-            self._purge(path)
+            if path not in self._opaque:
+                self._purge(path)
             if path in self._bare:
                 self._drop_bare(where, name, path)
                 return False
-            self._set_opaque(path)
+            if path not in self._opaque:
+                self._set_opaque(path)
         return True  # a file hides what is below by itself
 
     def hide_all(self, literal: bytes) -> None:
@@ -479,12 +481,14 @@ class Tree:
         todo = [path]
         while todo:
             path = todo.pop()
-            if path in self._opaque or self.is_hidden(path):
+            if self.is_hidden(path):
                 continue
             parent, _slash, name = path.rpartition(b"/")
             where = self.open(parent)
             if path not in self.created:
                 self.clear(where, name, lower=True)
+                continue
+            if path in self._opaque:
                 continue
             try:
                 facts = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
