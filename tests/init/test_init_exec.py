@@ -132,6 +132,7 @@ def test_find_program_in_path(launcher: Launcher, tmp_path: Path) -> None:
     path = f"/nowhere:{tmp_path}/a:/etc/passwd:{tmp_path}/b::{tmp_path}/c:/bin"
     plan = [find("prog", path), Op("exec", [1], ["prog"])]
     assert launcher.output(plan) == "c\n"
+    launcher.run([plan[0], find("prog", "/nowhere")]).refused(1, errno.ENOENT)  # what the first one saw is forgotten
     error = launcher.run([find("prog", f"/nowhere:{tmp_path}/a:{tmp_path}/b")]).refused(0, errno.EACCES)
     mode, _, found, head = parsed(error.detail)
     assert (mode, found) == (stat.S_IFREG | 0o644, f"{tmp_path}/a/prog")

@@ -2,9 +2,9 @@
 #include "init.h"
 
 static int cwd_done, prepared, keep_any, explained;
-static char home[5 + PATH_BYTES]; /* "HOME=…", empty: not asked for */
-static int keep_as[MAX_SLOTS]; /* per slot: the number it keeps over exec, +1; 0: none */
-static char program[PATH_BYTES];
+static char program[PATH_BYTES];  /* what find_program found */
+static char home[5 + PATH_BYTES]; /* "HOME=…"; empty: not asked for */
+static int keep_as[MAX_SLOTS];    /* per slot: the number it keeps over exec, +1; 0: none */
 
 /* Opens a path in the process's own root, not through magic links. A container's seccomp filter that is in force
  * already may not know openat2 (ENOSYS, or EPERM): then the links are not refused here, but what they could reach is
@@ -124,6 +124,7 @@ long op_find_program(const struct op *op)
     long got;
     u64 each;
 
+    refused[0] = 0;
     if (name->length == 0)
         return -ENOENT;
     if (name->length >= sizeof program)

@@ -115,7 +115,13 @@ enum { UMOUNT_DETACH = 2 };
 #define SECCOMP_SET_MODE_FILTER 1
 #define FILTER_NEW_LISTENER 8
 
-/* files */
+/* files and terminals */
+#ifndef AT_EACCESS
+#define AT_EACCESS 0x200
+#endif
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER _IO('T', 0x41)
+#endif
 #ifndef S_IFMT
 #error "linux/stat.h without S_IFMT"
 #endif
