@@ -220,9 +220,9 @@ def cgroups_named(*marks: str) -> list[str]:
     return found
 
 
-def mounts() -> list[str]:
-    """The host's mounts, without what changes by itself: ids and propagation peers."""
-    return sorted(line.split(" ", 3)[3] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+def mounts_at(path: Path) -> list[str]:
+    """The host's mounts at or below a path, or of something there: other tests mount elsewhere meanwhile."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line]
 
 
 def left_behind(runtime: Runtime, id: str, seconds: float = 3) -> list[str]:
