@@ -1,4 +1,3 @@
-# ruff: noqa: E501 — a table reads best with one case a line
 """The cases of ``test_spec_config``: changes to the default config.json, and what must come of them."""
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ config.md says. The rules about the ``linux`` section are in ``linux_rules``.
 
 from __future__ import annotations
 
-from knarr.spec.grammar import clean_path, cpu_list, semver
+from knarr.spec.grammar import clean_path, semver
 from knarr.spec.shape import shown
 
 TYPE_CHECKING = False
@@ -198,15 +198,6 @@ def _scheduler(config: dict[str, Any], add: Add) -> None:  # sched_setattr(2)
         add(at, f"SCHED_DEADLINE needs 1024 ≤ runtime ≤ deadline ≤ period, not {run}, {deadline}, {period}")
 
 
-def _affinity(config: dict[str, Any], add: Add) -> None:
-    for name, cpus in config.get("process", {}).get("execCPUAffinity", {}).items():
-        if name in ("initial", "final"):
-            try:
-                cpu_list(cpus)
-            except ValueError as error:
-                add(f"/process/execCPUAffinity/{name}", str(error))
-
-
 def _host_names(config: dict[str, Any], add: Add) -> None:
     for name in ("hostname", "domainname"):
         value = config.get(name, "")
@@ -292,7 +283,6 @@ RULES = (
     ("/process/rlimits", _rlimits),
     ("/process/apparmorProfile /process/selinuxLabel /linux/mountLabel", _labels),
     ("/process/scheduler", _scheduler),
-    ("/process/execCPUAffinity", _affinity),
     ("/hostname /domainname /linux/namespaces", _host_names),
     ("/mounts", _mounts),
     ("/mounts /linux/namespaces", _id_mapped_mounts),

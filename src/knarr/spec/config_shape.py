@@ -6,6 +6,7 @@ for a document that has such a section. Where this is stricter or milder than th
 
 from __future__ import annotations
 
+from knarr.spec.grammar import cpu_list
 from knarr.spec.runtime import (
     CAPABILITY_SETS,
     HOOKS,
@@ -64,6 +65,17 @@ def _bandwidth(value: Any) -> Fault:
     return [("", 'must start with "MB:"')]
 
 
+def _cpus(value: Any) -> Fault:
+    bad = text(value)
+    if bad:
+        return bad
+    try:
+        cpu_list(value)
+    except ValueError as error:
+        return [("", str(error))]
+    return None
+
+
 _annotations = mapping(text)
 _id_mappings = array(members({"containerID": uint32, "hostID": uint32, "size": uint32}, "containerID hostID size"))
 
@@ -115,7 +127,8 @@ PROCESS = members(
         ),
         # Stricter: config.md gives the range; a missing priority is 0, as in the schema.
         "ioPriority": members({"class": one_of(IO_CLASSES), "priority": integer(0, 7)}, "class"),
-        "execCPUAffinity": members({"initial": text, "final": text}),
+        # Stricter: the schema has only the characters, not the form.
+        "execCPUAffinity": members({"initial": _cpus, "final": _cpus}),
     },
     "cwd",
 )

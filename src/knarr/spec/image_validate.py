@@ -157,12 +157,16 @@ def _data_fault(data: str, digest: str, size: int) -> str:
     return ""
 
 
+_OLD = "is 1: a Docker schema 1 manifest, a format given up in 2019 that knarr does not read"
+_SCHEMA1 = tuple(mediatypes.SCHEMA1)  # "in" a set would fail for what cannot be hashed
+
+
+def _is_schema_1(value: Any) -> bool:
+    return type(value) is int and value == 1
+
+
 def _schema_version(value: Any) -> Fault:
-    if type(value) is int and value == 2:
-        return None
-    if type(value) is int and value == 1:
-        return [("", "is 1: a Docker schema 1 manifest, a format given up in 2019 that knarr does not read")]
-    return [("", "must be the integer 2")]
+    return None if type(value) is int and value == 2 else [("", "must be the integer 2")]
 
 
 _layers = array(_descriptor)
@@ -218,9 +222,9 @@ def _document(
     def add(pointer: str, why: str) -> None:
         found.append(SpecFinding(pointer, why))
 
-    if type(value) is dict and (value.get("schemaVersion") == 1 or value.get("mediaType") in tuple(mediatypes.SCHEMA1)):
+    if type(value) is dict and (_is_schema_1(value.get("schemaVersion")) or value.get("mediaType") in _SCHEMA1):
         # Nothing else that a document of schema 1 lacks or has is worth saying.
-        raise SpecError(document, findings(_schema_version, 1))
+        raise SpecError(document, [SpecFinding("/schemaVersion", _OLD)])
     found += findings(check, value)
     found += [SpecFinding(pointer, why) for pointer, why in _other_case(known, value)]
     if type(value) is dict:
