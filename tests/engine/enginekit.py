@@ -53,9 +53,15 @@ def tree(folder: Path) -> Path:
     return folder
 
 
-def layout(folder: Path, **config: object) -> str:
-    """An OCI layout with one layer of that tree, written by hand; returns its reference."""
+def layout(folder: Path, links: dict[str, str] | None = None, **config: object) -> str:
+    """An OCI layout with one layer of that tree, written by hand; returns its reference.
+
+    ``links`` are symbolic links to put into the tree; ``config`` are fields of the image's config.
+    """
     root = tree(folder / "tree")
+    for name, target in (links or {}).items():
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to(target)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path in sorted(root.rglob("*")):

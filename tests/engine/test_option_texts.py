@@ -21,7 +21,9 @@ def test_sizes(text: str, size: int) -> None:
     assert options.parse_size(text, "memory") == size
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1 g", "1e3", "+1", "0x10", "1.", "1.5.5", "٣", "1_000", "9" * 30])
+@pytest.mark.parametrize(
+    "text", ["", "m", "-1", "1x", "1 g", "1e3", "+1", "0x10", "1.", "1.5.5", "٣", "1_000", "9" * 30]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         options.parse_size(text, "memory")

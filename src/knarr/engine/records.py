@@ -15,10 +15,10 @@ code, is stored when it is seen.
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL, ENOENT
+from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
 
 from knarr.base import fastjson
-from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SpecError, SpecFinding, UsageError
+from knarr.base.errors import Exists, FileError, KernelError, KnarrError, NotFound, SpecError, SpecFinding, UsageError
 from knarr.base.files import read_file, write_atomic
 from knarr.base.ids import check_id
 from knarr.base.record import Record
@@ -216,6 +216,18 @@ def find(where: Places, text: str) -> str:
     return matches[0]
 
 
+def _remove_tree(parent: int, id: str) -> None:
+    """``remove_tree`` beside another process that removes the same: what is gone already is fine."""
+    for _ in range(100):
+        try:
+            remove_tree(parent, id)
+            return
+        except KernelError as error:
+            if error.errno not in (ENOENT, ENOTEMPTY):
+                raise
+    remove_tree(parent, id)
+
+
 def remove_directory(where: Places, id: str, name: str) -> None:
     """Remove everything of a container from disk, its name last. Missing parts are fine. Raises FileError.
 
@@ -231,7 +243,7 @@ def remove_directory(where: Places, id: str, name: str) -> None:
             os.unlink(f"{id}/{RECORD}", dir_fd=parent)
         except FileNotFoundError:
             pass
-        remove_tree(parent, id)
+        _remove_tree(parent, id)
     except OSError as error:
         raise FileError("remove", directory(where, id), error.errno or EINVAL) from None
     finally:

@@ -9,8 +9,10 @@ Whoever calls ``begin`` calls ``end`` or, after an error, ``abort``.
 
 from __future__ import annotations
 
+from errno import ENOENT
+
 from knarr.base.clock import now_rfc3339
-from knarr.base.errors import KnarrError
+from knarr.base.errors import FileError, KnarrError
 from knarr.engine import host, records
 from knarr.engine.containers import remove_files
 from knarr.engine.create import Prepared, discard
@@ -54,7 +56,11 @@ class Run:
         else:
             finished = now_rfc3339()
             self.record = self.record.replace(finished=finished, exit_code=self.session.exit_code)
-            records.save(where, self.record)
+            try:
+                records.save(where, self.record)
+            except FileError as error:
+                if error.number != ENOENT:  # else somebody removed the container meanwhile
+                    raise
 
     def abort(self, error: BaseException) -> None:
         """After an error: end the process, remove everything. Further trouble is noted on ``error``."""
