@@ -81,7 +81,7 @@ def copy(
     kind; SpecError when config and manifest do not fit together.
     """
     with store.lock(shared=True):
-        found = resolve(source, platform or host_platform())
+        found = resolve(source, platform or host_platform(), store)
         report = _Report(progress)
         manifest, descriptor = found.manifest, found.descriptor
         config: Descriptor = manifest["config"]
@@ -145,7 +145,7 @@ def _put_config(
 
     data = documents.get(config["digest"])
     if data is None:
-        data = store.read_blob(config) if store.has(config["digest"], config["size"]) else read_blob(source, config)
+        data = read_blob(source, config, store)
     document = f"config {config['digest']}"
     findings = matching_findings(manifest, parse_config(data, document))
     if findings:

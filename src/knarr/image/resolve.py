@@ -5,7 +5,7 @@ Every document is verified before it is parsed and must be what its descriptor s
 
 from __future__ import annotations
 
-from knarr.base.errors import FormatError, NotFound, SpecError, SpecFinding, Unsupported
+from knarr.base.errors import DigestMismatch, FileError, FormatError, NotFound, SpecError, SpecFinding, Unsupported
 from knarr.base.record import Record
 from knarr.content.digest import usable
 from knarr.content.store import DOCUMENT_LIMIT, printable, some
@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from knarr.content.store import Store
     from knarr.image.source import ImageSource
     from knarr.spec.image import Descriptor
 
@@ -40,15 +41,24 @@ class Resolved(Record):
     documents: dict[str, bytes]
 
 
-def read_blob(source: ImageSource, descriptor: Descriptor, limit: int = DOCUMENT_LIMIT) -> bytes:
-    """Return the verified bytes of a small blob, from the descriptor's own ``data`` when it has some."""
+def read_blob(source: ImageSource, descriptor: Descriptor, store: Store | None = None) -> bytes:
+    """Return the verified bytes of a document: out of the descriptor's own ``data``, the store, or the source.
+
+    Raises FormatError when it has more than 4 MiB, before anything is opened; what the source raises.
+    """
     kept = embedded(descriptor)
     if kept is not None:
         return kept
-    what = f"{kind_of(descriptor)} {descriptor['digest']}"
-    if descriptor["size"] > limit:  # before anything is opened
-        raise FormatError(what, "", f"it has {descriptor['size']} bytes, at most {limit} are read")
-    return read_all(source.open_blob(descriptor), descriptor["digest"], descriptor["size"], limit, what)
+    digest, size = usable(descriptor["digest"]), descriptor["size"]
+    what = f"{kind_of(descriptor)} {digest}"
+    if size > DOCUMENT_LIMIT:
+        raise FormatError(what, "", f"it has {size} bytes, at most {DOCUMENT_LIMIT} are read")
+    if store is not None and store.has(digest, size):
+        try:
+            return store.read_blob(descriptor)
+        except (DigestMismatch, FileError, NotFound):
+            pass  # damaged: the source has it better
+    return read_all(source.open_blob(descriptor), digest, size, DOCUMENT_LIMIT, what)
 
 
 def embedded(descriptor: Descriptor) -> bytes | None:
@@ -89,8 +99,9 @@ def refuse_schema1(media_type: str, what: str) -> None:
 class _Search:
     """One search for a manifest; counts what it opens."""
 
-    def __init__(self, source: ImageSource, wanted: Platform) -> None:
+    def __init__(self, source: ImageSource, wanted: Platform, store: Store | None) -> None:
         self.source = source
+        self._store = store
         self.wanted = wanted
         self.seen: list[str] = []  # platforms that exist
         self.documents: dict[str, bytes] = {}
@@ -103,7 +114,7 @@ class _Search:
             if self._opened > OPENED_LIMIT:
                 why = f"more than {OPENED_LIMIT} indexes and manifests would have to be read to find {self.wanted}"
                 raise Unsupported(f"image {self.source.what}", why)
-            self.documents[digest] = read_blob(self.source, descriptor)
+            self.documents[digest] = read_blob(self.source, descriptor, self._store)
         return self.documents[digest]
 
     def manifest(self, descriptor: Descriptor) -> dict[str, Any]:
@@ -175,14 +186,15 @@ class _Search:
         return self.among(entries, depth)
 
 
-def resolve(source: ImageSource, wanted: Platform) -> Resolved:
+def resolve(source: ImageSource, wanted: Platform, store: Store | None = None) -> Resolved:
     """Find the manifest of ``source`` for a platform and return it, verified and parsed.
 
+    Documents that ``store`` has are read there.
     Raises NotFound listing the platforms there are; Unsupported for schema 1 and for indexes without end; SpecError,
     SizeMismatch, DigestMismatch for documents that are not what they should be; what the source raises.
     """
     roots = source.roots()
-    search = _Search(source, wanted)
+    search = _Search(source, wanted, store)
     for root in roots:
         refuse_schema1(root["mediaType"], source.what)
         if root["mediaType"] not in mediatypes.INDEXES and root["mediaType"] not in mediatypes.MANIFESTS:

@@ -88,20 +88,27 @@ def is_internal(host: str) -> bool:
     return is_loopback(host) or (address is not None and not address.is_global)
 
 
+def _join(url: str, target: str) -> str:
+    try:
+        return urljoin(url, target)
+    except ValueError:
+        raise Refused("it is not a URL") from None
+
+
 def check_redirect(url: str, location: str, registry: Origin) -> str:
     """Return the absolute URL a redirect leads to; raises Refused.
 
     Never from https down to http, never to credentials in the URL, and never to this machine or its link
     unless the registry is there itself.
     """
-    target = urljoin(url, location)
-    parts, origin = split(target)
+    parts, origin = split(_join(url, location))
     _, before = split(url)
     if before.scheme == "https" and origin.scheme == "http":
         raise Refused("it leads from https to http")
     address = address_of(origin.host)
-    near = is_loopback(origin.host) or (address is not None and (address.is_link_local or address.is_multicast))
-    if near and origin.host != registry.host and not is_loopback(registry.host):
+    on_link = address is not None and (address.is_link_local or address.is_multicast)
+    here = is_loopback(origin.host) and not is_loopback(registry.host)
+    if (on_link or here) and origin.host != registry.host:
         raise Refused("it leads to this machine or its own link")
     return parts._replace(fragment="").geturl()
 
@@ -124,8 +131,7 @@ def check_realm(realm: str, registry: Origin) -> str:
 
 def check_next(url: str, link: str, registry: Origin) -> str:
     """Return the URL of the next page; raises Refused when it leaves the registry."""
-    target = urljoin(url, link)
-    parts, origin = split(target)
+    parts, origin = split(_join(url, link))
     if origin != registry:
         raise Refused("the next page is at another place")
     return parts._replace(fragment="").geturl()

@@ -67,6 +67,8 @@ class Policy(Record):
     """seconds of waiting for a body after which its speed is judged"""
     slow_rate: int = 1024
     """bytes per second it must have had"""
+    document: float = 60.0
+    """for the whole of a manifest, token, list or error"""
     tries: int = 5
     """attempts at a request or at the next part of a blob"""
     backoff: float = 2.0
@@ -76,14 +78,18 @@ class Policy(Record):
 
 
 class Broken(Exception):  # becomes a RegistryError where method and URL are known
-    """An exchange that failed below HTTP; ``again`` when another attempt may do better."""
+    """An exchange that failed below HTTP.
 
-    def __init__(self, why: str, *, again: bool, hint: str = "", not_tls: bool = False) -> None:
+    ``again`` when another attempt may do better, ``language`` when the other side may speak HTTP over TLS where
+    plain HTTP was tried, or the other way round.
+    """
+
+    def __init__(self, why: str, *, again: bool, hint: str = "", language: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.again = again
         self.hint = hint
-        self.not_tls = not_tls
+        self.language = language
 
 
 class _Paced(io.RawIOBase):
@@ -122,7 +128,8 @@ class _Paced(io.RawIOBase):
             count: int = self._raw.readinto(buffer) or 0
         except TimeoutError:
             if self._deadline is not None:
-                raise Broken(f"no answer within {policy.headers:g} s", again=False) from None
+                what = "complete response header" if self._count else "answer"
+                raise Broken(f"no {what} within {policy.headers:g} s", again=False) from None
             raise Broken(f"nothing more came for {policy.read:g} s", again=True) from None
         self._count += count
         if self._deadline is None:
@@ -158,6 +165,10 @@ def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnecti
 
     class Secure(HTTPSConnection):
         response_class = Response
+
+        def connect(self) -> None:
+            super().connect()
+            self.is_verified = True  # or the user said insecure: no warning for each request
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -220,11 +231,14 @@ class Response:
         try:
             length = self.header("Content-Length")
             parts, count = [], 0
+            deadline = monotonic() + self._transport.policy.document
             if length.isdigit() and int(length[:20]) > limit:
                 count = limit + 1
-            while count <= limit and (part := self.read(limit + 1 - count)):
+            while count <= limit and (part := self.read(min(limit + 1 - count, 1 << 14))):
                 parts.append(part)
                 count += len(part)
+                if monotonic() > deadline:
+                    raise self.error(f"{what} did not come within {self._transport.policy.document:g} s")
         except Broken as error:
             raise self.error(error.why, hint=error.hint) from None
         finally:
@@ -273,11 +287,16 @@ class Transport:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             self._lax = _manager(policy, context)
-        host = split(f"https://{registry}")[1].host
-        self._may_be_plain = insecure or is_loopback(host)
         self._registry = registry
-        self.base = f"https://{registry}"
-        self.origin = split(self.base)[1]
+        # What to try, in order. Plain HTTP needs a registry on this machine or the user's word; nothing secret is
+        # sent before the registry has answered in the language tried.
+        self._schemes = ["https"]
+        if insecure:
+            self._schemes = ["https", "http"]
+        elif not ca_file and is_loopback(split(f"https://{registry}")[1].host):
+            self._schemes = ["http", "https"]
+        self._first_try: Broken | None = None
+        self._speak(self._schemes[0])
         self._stop = threading.Event()
         self._live: set[Response] = set()
         self._lock = threading.Lock()
@@ -296,12 +315,21 @@ class Transport:
                 response = self._follow(url, headers)
             except Broken as broken:
                 self.check_stopped()
-                if broken.not_tls and self._to_plain():
+                if broken.language and self._other_language(broken):
                     continue
+                if (
+                    broken.language and self._first_try is not None
+                ):  # neither language: what went wrong first is what matters
+                    broken = self._first_try
                 if not broken.again or attempt >= most:
                     raise RegistryError("GET", shown(url), 0, broken.why, hint=broken.hint) from None
                 self.wait(attempt)
             else:
+                if response.status == 400 and self._other_language(None):
+                    response.close()
+                    continue
+                self._schemes = []
+                self._first_try = None
                 if response.status not in _AGAIN or attempt >= most:
                     return response
                 asked = response.header("Retry-After")
@@ -309,12 +337,17 @@ class Transport:
                 self.wait(attempt, asked)
             attempt += 1
 
-    def _to_plain(self) -> bool:
-        """Go over to plain HTTP, where that is allowed and TLS is not spoken; False when it is not."""
-        if not self._may_be_plain or self.origin.scheme == "http":
-            return False
-        self.base = f"http://{self._registry}"
+    def _speak(self, scheme: str) -> None:
+        self.base = f"{scheme}://{self._registry}"
         self.origin = split(self.base)[1]
+
+    def _other_language(self, broken: Broken | None) -> bool:
+        """Go over to the other scheme, where that is allowed and was not tried; False when it is not."""
+        if len(self._schemes) < 2:
+            return False
+        self._first_try = broken
+        self._schemes = self._schemes[1:]
+        self._speak(self._schemes[0])
         return True
 
     def _follow(self, url: str, headers: Mapping[str, str]) -> Response:
@@ -424,7 +457,7 @@ def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> B
     if (failure := first(ssl.SSLError)) is not None:
         reason = failure.reason or ""
         words = reason.replace("_", " ").lower() or "no reason given"
-        return Broken(f"TLS failed: {words}", again=False, not_tls=not at_body and reason in _NOT_TLS)
+        return Broken(f"TLS failed: {words}", again=False, language=not at_body and reason in _NOT_TLS)
     if first(PoolSSLError) is not None:
         return Broken("TLS failed", again=False)
     if first(socket.gaierror, NameResolutionError) is not None:
@@ -441,12 +474,11 @@ def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> B
     if first(http.client.LineTooLong) is not None or any("100 headers" in str(cause) for cause in chain):
         return Broken("the response header is too large", again=False)
     if first(http.client.RemoteDisconnected, http.client.IncompleteRead) is not None:
-        return Broken("the connection ended early", again=True, not_tls=False)
+        return Broken("the connection ended early", again=True, language=not at_body)
     if (reset := first(ConnectionError)) is not None and reset.errno:
-        not_tls = not at_body and isinstance(reset, ConnectionResetError)
-        return Broken(os.strerror(reset.errno).lower(), again=True, not_tls=not_tls)
+        return Broken(os.strerror(reset.errno).lower(), again=True, language=not at_body)
     if first(http.client.HTTPException) is not None:
-        return Broken("the answer is not HTTP", again=False)
+        return Broken("the answer is not HTTP", again=False, language=not at_body)
     if first(ProtocolError) is not None:
         return Broken("the connection ended early", again=True)
     return Broken("the exchange failed", again=False)

@@ -1,0 +1,233 @@
+"""A small registry on loopback that can be told to misbehave, and what the tests push and pull."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from knarr.spec import mediatypes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from knarr.content.store import Store
+
+REPOSITORY = "lib/thing"
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + sha256(data).hexdigest()
+
+
+class Sample:
+    """An image: blobs by digest, descriptor and bytes of the manifest. Layers are gzip; nothing here unpacks them."""
+
+    def __init__(self, *sizes: int, seed: int = 0, architecture: str = "amd64", docker: bool = False) -> None:
+        plain = [random.Random(seed + number).randbytes(size) for number, size in enumerate(sizes or (1000,))]
+        layers = [gzip.compress(data, 1, mtime=0) for data in plain]
+        config = json.dumps(
+            {
+                "architecture": architecture,
+                "os": "linux",
+                "rootfs": {"type": "layers", "diff_ids": [digest_of(data) for data in plain]},
+            }
+        ).encode()
+        self.blobs = {digest_of(data): data for data in (config, *layers)}
+        types = (
+            (mediatypes.DOCKER_MANIFEST, mediatypes.DOCKER_CONFIG, mediatypes.DOCKER_LAYER_GZIP)
+            if docker
+            else (mediatypes.MANIFEST, mediatypes.CONFIG, mediatypes.LAYER_GZIP)
+        )
+        self.media_type = types[0]
+        self.config = self._descriptor(config, types[1])
+        self.layers = [self._descriptor(data, types[2]) for data in layers]
+        self.document: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": types[0],
+            "config": self.config,
+            "layers": self.layers,
+        }
+        self.seal()
+
+    def seal(self, **changes: Any) -> Sample:
+        self.document.update(changes)
+        self.data = json.dumps(self.document).encode()
+        self.digest = digest_of(self.data)
+        self.descriptor = self._descriptor(self.data, self.media_type)
+        return self
+
+    @staticmethod
+    def _descriptor(data: bytes, media_type: str) -> dict[str, Any]:
+        return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
+
+    def into(self, store: Store, name: str) -> None:
+        """Store it under a name."""
+        for part in (self.config, *self.layers):
+            store.put(self.blobs[part["digest"]], part)  # type: ignore[arg-type]  # a descriptor as a plain dict
+        store.tag(name, store.put(self.data, media_type=self.media_type))
+
+
+class Request(NamedTuple):
+    path: str
+    headers: dict[str, str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # header and body are two writes: 40 ms each time otherwise
+    server: Server
+
+    def do_GET(self) -> None:
+        registry = self.server.registry
+        registry.log.append(Request(self.path, {name.lower(): value for name, value in self.headers.items()}))
+        for prefix, rule in list(registry.rules):
+            if self.path.startswith(prefix) and rule(self):
+                return
+        registry.answer(self)
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> bool:
+        """Answer, and say so; header names are written with _ for -."""
+        self.send_response(status)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        if "Content-Length" not in names and "Transfer-Encoding" not in names:
+            names["Content-Length"] = str(len(body))
+        for name, value in names.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        return True
+
+    def raw(self, data: bytes) -> bool:
+        """Send bytes as they are and close."""
+        self.wfile.write(data)
+        self.close_connection = True
+        return True
+
+    def drop(self) -> bool:
+        """Reset the connection, a moment after what was sent (a reset throws away what was not read yet)."""
+        time.sleep(0.05)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.close()
+        return True
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    registry: FakeRegistry
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Say nothing: clients are meant to go away."""
+
+
+class FakeRegistry:
+    """Serves samples; ``rules`` are (path prefix, function of the handler) that may answer first by returning True."""
+
+    def __init__(self, certificate: tuple[str, str] | None = None) -> None:
+        self.log: list[Request] = []
+        self.rules: list[tuple[str, Callable[[Handler], bool]]] = []
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[str, tuple[bytes, str]] = {}
+        self.tags: list[str] = []
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server.registry = self
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"{'https' if certificate else 'http'}://{self.host}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def add(self, tag: str, sample: Sample) -> Sample:
+        self.blobs.update(sample.blobs)
+        self.manifests[sample.digest] = (sample.data, sample.media_type)
+        self.put(tag, sample.data, sample.media_type)
+        return sample
+
+    def put(self, tag: str, data: bytes, media_type: str) -> None:
+        self.manifests[tag] = self.manifests[digest_of(data)] = (data, media_type)
+        if tag not in self.tags:
+            self.tags.append(tag)
+
+    def rule(self, path: str, function: Callable[[Handler], bool]) -> None:
+        self.rules.append((path, function))
+
+    def answer(self, handler: Handler) -> None:
+        """Answer as a registry should."""
+        kind, _, reference = handler.path.removeprefix(f"/v2/{REPOSITORY}/").partition("/")
+        if kind == "manifests" and reference in self.manifests:
+            data, media_type = self.manifests[reference]
+            handler.reply(200, data, Content_Type=media_type, Docker_Content_Digest=digest_of(data))
+        elif kind == "blobs" and reference in self.blobs:
+            data = self.blobs[reference]
+            wanted = handler.headers.get("Range", "")
+            if wanted:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                rest = data[start:]
+                handler.reply(206, rest, Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}")
+            else:
+                handler.reply(200, data)
+        elif handler.path.startswith(f"/v2/{REPOSITORY}/tags/list"):
+            handler.reply(200, json.dumps({"name": REPOSITORY, "tags": self.tags}).encode())
+        else:
+            code = "MANIFEST_UNKNOWN" if kind == "manifests" else "BLOB_UNKNOWN"
+            handler.reply(404, json.dumps({"errors": [{"code": code, "message": "it is unknown"}]}).encode())
+
+    def asked(self, part: str) -> list[Request]:
+        """Return the requests whose path holds ``part``."""
+        return [request for request in self.log if part in request.path]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class RealRegistry(NamedTuple):
+    """A running docker-registry; ``push`` fills it with skopeo."""
+
+    host: str
+
+    def push(self, store: str, name: str, target: str, *options: str) -> None:
+        command = ["skopeo", "copy", "-q", "--dest-tls-verify=false", *options]
+        done = subprocess.run(
+            [*command, f"oci:{store}:{name}", f"docker://{self.host}/{target}"], capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def made_certificate(where: Path) -> tuple[str, str]:
+    """Make a self-signed certificate for 127.0.0.1 and localhost; return the paths of it and its key."""
+    certificate, key = str(where / "cert.pem"), str(where / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
