@@ -53,13 +53,15 @@ def command_of(name: str, scratch: Path) -> list[str]:
     """How to call a runtime; skips when it is not there."""
     if name == "knarr":
         return knarr_command()
-    found = next((p for p in (shutil.which(name), f"/usr/sbin/{name}", f"/usr/bin/{name}") if p and os.path.exists(p)), None)
+    found = next(
+        (p for p in (shutil.which(name), f"/usr/sbin/{name}", f"/usr/bin/{name}") if p and os.path.exists(p)), None
+    )
     if found is None:
         pytest.skip(f"{name} is not installed")
     if name == "crun" and os.path.ismount(UNIFIED):
         # crun refuses hybrid cgroups: hide the unified half in a mount namespace of its own
         script = scratch / "crun"
-        inner = f"mount --make-rprivate / && umount -l {UNIFIED} && exec {found} \"$@\""
+        inner = f'mount --make-rprivate / && umount -l {UNIFIED} && exec {found} "$@"'
         script.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{inner}' crun \"$@\"\n")
         script.chmod(0o755)
         return [str(script)]
@@ -114,9 +116,10 @@ class Runtime:
 
 
 def run_to_files(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    with open(os.memfd_create("out"), "w+", encoding="utf-8", errors="replace") as out, open(
-        os.memfd_create("err"), "w+", encoding="utf-8", errors="replace"
-    ) as err:
+    with (
+        open(os.memfd_create("out"), "w+", encoding="utf-8", errors="replace") as out,
+        open(os.memfd_create("err"), "w+", encoding="utf-8", errors="replace") as err,
+    ):
         done = subprocess.run(command, stdout=out, stderr=err, check=False, **options)
         out.seek(0)
         err.seek(0)
@@ -165,7 +168,12 @@ def default_config() -> dict[str, Any]:
         "hostname": "box",
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+            {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "mode=755", "size=65536k"],
+            },
             {
                 "destination": "/dev/pts",
                 "type": "devpts",
@@ -207,7 +215,11 @@ def processes_with(*marks: str) -> list[str]:
             groups = (proc / "cgroup").read_text()
         except (OSError, IndexError):
             continue
-        if state not in "ZX" and proc.name != str(os.getpid()) and any(mark in words or mark in groups for mark in marks):
+        if (
+            state not in "ZX"
+            and proc.name != str(os.getpid())
+            and any(mark in words or mark in groups for mark in marks)
+        ):
             found.append(f"{proc.name} {words}")
     return found
 

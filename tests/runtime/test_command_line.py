@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from knarr.base import errors
 from knarr.base.errors import KnarrError, UsageError
 from knarr.cli import exit_codes

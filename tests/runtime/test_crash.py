@@ -169,12 +169,14 @@ def test_a_full_state_directory(ours: Runtime, bundle: Bundle, tmp_path: Path) -
 mount --make-rprivate / && mount -t tmpfs -o size=64k tmpfs {small} || exit 99
 mkdir -m 700 {small}/state
 dd if=/dev/zero of={small}/fill bs=4k >/dev/null 2>&1
-{' '.join([*ours.command[:-1], f'{small}/state'])} create --bundle {bundle.write('true')} full </dev/null
+{" ".join([*ours.command[:-1], f"{small}/state"])} create --bundle {bundle.write("true")} full </dev/null
 code=$?
 find {small}/state -mindepth 1 -not -name .locks
 exit $code
 """
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, check=False, text=True, timeout=60)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, check=False, text=True, timeout=60
+    )
     assert done.returncode == 1, done
     assert "no space left" in done.stderr.lower()
     assert done.stdout == ""

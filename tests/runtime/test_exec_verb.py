@@ -8,24 +8,20 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from blackbox import Bundle, Runtime, end, needs_busybox, needs_root, processes_with
 from test_terminal import Console, read_until, spawn_in_terminal, unread
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = [needs_busybox, needs_root]
 
 
 @pytest.fixture
-def box(runtime: Runtime, bundle: Bundle) -> Iterator[tuple[Runtime, str]]:
+def box(runtime: Runtime, bundle: Bundle) -> tuple[Runtime, str]:
     """A running container."""
     id = runtime.new_id()
     runtime.ok("run", "--detach", "--bundle", bundle.write("sleep", "1000"), id)
-    yield runtime, id
+    return runtime, id
 
 
 def test_exit_codes(box: tuple[Runtime, str]) -> None:
@@ -36,7 +32,9 @@ def test_exit_codes(box: tuple[Runtime, str]) -> None:
 
 def test_stdio_and_arguments(box: tuple[Runtime, str]) -> None:
     runtime, id = box
-    with runtime.popen("exec", id, "sh", "-c", 'cat; echo "$0 $1"; echo e >&2', "-t", "--cwd", stdin=-1, stdout=-1, stderr=-1) as process:
+    with runtime.popen(
+        "exec", id, "sh", "-c", 'cat; echo "$0 $1"; echo e >&2', "-t", "--cwd", stdin=-1, stdout=-1, stderr=-1
+    ) as process:
         out, err = process.communicate(b"in\n", timeout=20)
     assert (out, err) == (b"in\n-t --cwd\n", b"e\n")
 
@@ -79,7 +77,9 @@ def test_it_is_in_the_containers_namespaces_and_cgroups(box: tuple[Runtime, str]
     runtime, id = box
     pid = runtime.state(id)["pid"]
     kinds = ("pid", "mnt", "net", "ipc", "uts")
-    done = runtime("exec", id, "sh", "-c", f"for k in {' '.join(kinds)}; do readlink /proc/self/ns/$k; done; cat /proc/self/cgroup")
+    done = runtime(
+        "exec", id, "sh", "-c", f"for k in {' '.join(kinds)}; do readlink /proc/self/ns/$k; done; cat /proc/self/cgroup"
+    )
     lines = done.stdout.splitlines()
     assert lines[:5] == [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds]
     inside = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -100,7 +100,10 @@ def test_capabilities_are_the_containers(box: tuple[Runtime, str]) -> None:
 def test_a_capability_more(ours: Runtime, bundle: Bundle) -> None:
     id = ours.new_id()
     ours.ok("run", "--detach", "--bundle", bundle.write("sleep", "1000"), id)
-    found = dict(line.split(":\t") for line in ours.ok("exec", "--cap", "CAP_NET_RAW", id, "grep", "^Cap", "/proc/self/status").splitlines())
+    found = dict(
+        line.split(":\t")
+        for line in ours.ok("exec", "--cap", "CAP_NET_RAW", id, "grep", "^Cap", "/proc/self/status").splitlines()
+    )
     wanted = sum(1 << number for number in (5, 10, 13, 29))
     assert {name: int(value, 16) for name, value in found.items()} == {
         **dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), wanted),

@@ -7,6 +7,7 @@ import stat
 import struct
 
 import pytest
+
 from knarr.base.errors import CommandNotExecutable, CommandNotFound, HookError, InitError, SafetyViolation
 from knarr.runtime.explain import doing, init_error, interpreter, later_error, program
 
@@ -38,11 +39,26 @@ def elf(machine: int, loader: bytes = b"/lib/ld.so", *, wide: bool = True, big: 
         (errno.ENOENT, detail("/s", b"#!/no/such\nx"), "needs the interpreter /no/such, which does not exist", True),
         (errno.ENOENT, detail("/s", b"#!/bin/sh\r\nx"), "the first line of /s ends with a carriage return", True),
         (errno.ENOENT, detail("/s", b"#! /usr/bin/env\tpython\n"), "needs the interpreter /usr/bin/env,", True),
-        (errno.ENOENT, detail("/p", elf(62, b"/lib64/ld-linux-x86-64.so.2")), "loader /lib64/ld-linux-x86-64.so.2", True),
-        (errno.ENOENT, detail("/p", elf(40, b"/lib/ld-musl-armhf.so.1", wide=False)), "loader /lib/ld-musl-armhf", True),
+        (
+            errno.ENOENT,
+            detail("/p", elf(62, b"/lib64/ld-linux-x86-64.so.2")),
+            "loader /lib64/ld-linux-x86-64.so.2",
+            True,
+        ),
+        (
+            errno.ENOENT,
+            detail("/p", elf(40, b"/lib/ld-musl-armhf.so.1", wide=False)),
+            "loader /lib/ld-musl-armhf",
+            True,
+        ),
         (errno.ENOENT, detail("/p", elf(22, b"/lib/ld64.so.1", big=True)), "loader /lib/ld64.so.1", True),
         (errno.ENOENT, detail("/p", b"?"), "the interpreter it needs is not", True),
-        (errno.ENOENT, detail("/l", b"/nowhere", stat.S_IFLNK | 0o777), "symbolic link to /nowhere, which does not", False),
+        (
+            errno.ENOENT,
+            detail("/l", b"/nowhere", stat.S_IFLNK | 0o777),
+            "symbolic link to /nowhere, which does not",
+            False,
+        ),
         (errno.ENOEXEC, detail("/p", elf(183)), "/p is made for aarch64, this machine is x86_64", True),
         (errno.ENOEXEC, detail("/p", elf(62)), "damaged program", True),
         (errno.ENOEXEC, detail("/p", elf(9999)), "made for machine 9999", True),
@@ -85,9 +101,7 @@ def test_classes_follow_the_exit_codes() -> None:
     arguments: dict[str, object] = {"name": "tool", "path": "/bin"}
     missing = init_error("find_program", arguments, "/process/args/0", errno.ENOENT, b"", machine="x86_64")
     assert type(missing) is CommandNotFound
-    assert str(missing) == (
-        'config.json /process/args/0: exec "tool": executable file not found in $PATH (/bin)'
-    )
+    assert str(missing) == ('config.json /process/args/0: exec "tool": executable file not found in $PATH (/bin)')
     script = detail("/s", b"#!/nope\n")
     broken = init_error("exec", {"argc": 1, "argv_env": ["/s", "A=b"]}, "/process/args", errno.ENOENT, script)
     assert type(broken) is CommandNotExecutable

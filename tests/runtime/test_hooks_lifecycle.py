@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from blackbox import Bundle, Runtime, left_behind, mounts_at, needs_busybox, needs_root
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [needs_busybox, needs_root]
 BEFORE = ("prestart", "createRuntime", "createContainer")
@@ -78,8 +80,13 @@ def test_order_state_and_namespaces(runtime: Runtime, bundle: Bundle, log: Path)
 
 def test_hooks_see_nothing_of_caller_or_container(ours: Runtime, bundle: Bundle, log: Path) -> None:
     """R-23, CVE-2025-23266: a hook with LD_PRELOAD of the image would run the image's code as root of the host."""
-    show = f"echo KIND >>{log}/env; /usr/bin/env >>{log}/env 2>/dev/null || env >>{log}/env; echo \"cwd $(pwd)\" >>{log}/env"
-    hooks = {kind: [hook(show.replace("KIND", kind))] for kind in ("createRuntime", "createContainer", "poststart", "poststop")}
+    show = (
+        f'echo KIND >>{log}/env; /usr/bin/env >>{log}/env 2>/dev/null || env >>{log}/env; echo "cwd $(pwd)" >>{log}/env'
+    )
+    hooks = {
+        kind: [hook(show.replace("KIND", kind))]
+        for kind in ("createRuntime", "createContainer", "poststart", "poststop")
+    }
     path = write_hooks(bundle, hooks, "sh", "-c", "exit 0")
     bundle.config["process"]["env"] += ["LD_PRELOAD=/evil.so", "FROM_IMAGE=1"]
     bundle.write()
@@ -176,7 +183,7 @@ def test_a_hook_that_cannot_be_started(kind: str, runtime: Runtime, bundle: Bund
 
 def test_a_hook_can_enter_the_container_by_the_pid_it_is_told(ours: Runtime, bundle: Bundle, log: Path) -> None:
     script = (
-        'pid=$(sed -n \'s/.*"pid":\\([0-9]*\\).*/\\1/p\'); '
+        "pid=$(sed -n 's/.*\"pid\":\\([0-9]*\\).*/\\1/p'); "
         f"readlink /proc/$pid/ns/net >{log}/seen; ls /proc/$pid/root >/dev/null && echo root >>{log}/seen"
     )
     path = write_hooks(bundle, {"createRuntime": [hook(script, env=["PATH=/bin:/usr/bin"])]}, "sleep", "60")

@@ -124,7 +124,9 @@ def test_r2_an_exec_shows_no_descriptor_of_the_host(ours: Runtime, bundle: Bundl
     caps = bundle.config["process"]["capabilities"]
     for name in caps:
         caps[name].append("CAP_SYS_PTRACE")
-    script = "while :; do for f in /proc/[0-9]*/fd/* /proc/[0-9]*/cwd; do readlink $f; done >>/tmp/seen 2>/dev/null; done"
+    script = (
+        "while :; do for f in /proc/[0-9]*/fd/* /proc/[0-9]*/cwd; do readlink $f; done >>/tmp/seen 2>/dev/null; done"
+    )
     id = ours.new_id()
     ours.ok("run", "--detach", "--bundle", bundle.write("sh", "-c", script), id)
     for _ in range(60):
@@ -232,7 +234,9 @@ class Swapper(threading.Thread):
 
 
 @pytest.mark.parametrize("target", ["/v/d/x", "/v/d/new/deep"])
-def test_r6_r7_a_swapped_target_stays_inside(target: str, ours: Runtime, bundle: Bundle, sentinel: Sentinel, tmp_path: Path) -> None:
+def test_r6_r7_a_swapped_target_stays_inside(
+    target: str, ours: Runtime, bundle: Bundle, sentinel: Sentinel, tmp_path: Path
+) -> None:
     volume = tmp_path / "volume"
     (volume / "d/x").mkdir(parents=True)
     (volume / "l").symlink_to(sentinel.path)
@@ -294,7 +298,9 @@ def test_r9_a_fake_terminal(how: str, ours: Runtime, bundle: Bundle, tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["absolute", "relative"])
-def test_r10_dev_is_a_link_and_nothing_is_mounted_there(how: str, runtime: Runtime, bundle: Bundle, sentinel: Sentinel) -> None:
+def test_r10_dev_is_a_link_and_nothing_is_mounted_there(
+    how: str, runtime: Runtime, bundle: Bundle, sentinel: Sentinel
+) -> None:
     """CVE-2026-41579, CVE-2026-47766."""
     (bundle.rootfs / "dev").rmdir()
     target = str(sentinel.path) if how == "absolute" else "../" * 12 + str(sentinel.path)[1:]
@@ -316,7 +322,12 @@ def test_r11_console_is_a_link_on_the_root(readonly: bool, ours: Runtime, bundle
     victim.write_text("keep")
     (bundle.rootfs / "dev/console").symlink_to("/victim")
     bundle.config["root"]["readonly"] = readonly
-    ours("run", "--bundle", bundle.write("sh", "-c", "echo over >/dev/console; grep victim /proc/self/mountinfo", terminal=True), ours.new_id())
+    ours(
+        "run",
+        "--bundle",
+        bundle.write("sh", "-c", "echo over >/dev/console; grep victim /proc/self/mountinfo", terminal=True),
+        ours.new_id(),
+    )
     assert victim.read_text() in {"keep", "over\n"}
     done = ours("run", "--bundle", bundle.write("grep", "victim", "/proc/self/mountinfo", terminal=True), ours.new_id())
     assert "victim" not in done.stdout

@@ -11,7 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from blackbox import Bundle, Runtime, cgroups_named, end, left_behind, mounts_at, needs_busybox, needs_root, processes_with
+from blackbox import (
+    Bundle,
+    Runtime,
+    cgroups_named,
+    end,
+    left_behind,
+    mounts_at,
+    needs_busybox,
+    needs_root,
+    processes_with,
+)
 
 pytestmark = [needs_busybox, needs_root]
 
@@ -110,7 +120,9 @@ def test_run_detached(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
 def test_kill_by_name_and_number(word: str, runtime: Runtime, bundle: Bundle) -> None:
     id = runtime.new_id()
     # The trap needs to be set before the signal comes: the program says so.
-    path = bundle.write("sh", "-c", "trap 'echo got >>/tmp/log; exit 3' TERM; echo set >/tmp/log; while :; do sleep 0.05; done")
+    path = bundle.write(
+        "sh", "-c", "trap 'echo got >>/tmp/log; exit 3' TERM; echo set >/tmp/log; while :; do sleep 0.05; done"
+    )
     runtime.ok("run", "--detach", "--bundle", path, id)
     log = bundle.rootfs / "tmp/log"
     wait_until(lambda: log.exists() and log.read_text() == "set\n")
@@ -231,13 +243,11 @@ def test_eight_at_once_for_one_id(runtime: Runtime, bundle: Bundle) -> None:
     rounds = 30 if runtime.name == "knarr" else 3
     for _ in range(rounds):
         id = runtime.new_id()
-        processes = [
-            runtime.popen("create", "--bundle", path, id, stdin=-3, stdout=-3, stderr=-3) for _ in range(4)
-        ]
+        processes = [runtime.popen("create", "--bundle", path, id, stdin=-3, stdout=-3, stderr=-3) for _ in range(4)]
         codes = sorted(process.wait(timeout=30) for process in processes)
         assert codes == [0, 1, 1, 1]
         assert runtime.state(id)["status"] == "created"
-        waiting = [line for line in processes_with(id)]
+        waiting = list(processes_with(id))
         assert len(waiting) == 1, waiting
         runtime.ok("delete", "--force", id)
         assert left_behind(runtime, id) == []
@@ -264,7 +274,9 @@ def test_the_state_directory_is_private(ours: Runtime, bundle: Bundle) -> None:
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o77 == 0 for path in (ours.root / id).glob("*.json"))
 
 
-def test_a_pid_file_is_written_in_one_step_and_follows_no_link(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_pid_file_is_written_in_one_step_and_follows_no_link(
+    runtime: Runtime, bundle: Bundle, tmp_path: Path
+) -> None:
     victim = tmp_path / "victim"
     victim.write_text("keep")
     planted = tmp_path / "pid"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
 from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, InvalidId, KnarrError, NotFound, SpecError, UsageError
 from knarr.kernel.process import boot_id, process_stat
 from knarr.runtime import record
 from knarr.runtime.delete import delete
 from knarr.runtime.record import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def state(**changes: object) -> State:
@@ -49,7 +53,11 @@ def test_a_record_survives_the_round_trip(tmp_path: Path) -> None:
     record.save(fd, kept)
     assert fastjson.dumps([*record.load(fd, "x")]) == fastjson.dumps([*kept])
     lock.release()
-    for modes, path in ((0o700, tmp_path / "root"), (0o700, tmp_path / "root/x"), (0o600, tmp_path / "root/x/state.json")):
+    for modes, path in (
+        (0o700, tmp_path / "root"),
+        (0o700, tmp_path / "root/x"),
+        (0o600, tmp_path / "root/x/state.json"),
+    ):
         assert stat.S_IMODE(path.stat().st_mode) == modes
     record.remove(root_fd, fd, "x")
     assert [*(tmp_path / "root").iterdir()] == [tmp_path / "root/.locks"]
@@ -64,7 +72,9 @@ def test_exactly_one_of_many_makers_wins(tmp_path: Path) -> None:
         lost: list[KnarrError] = []
         gate = threading.Barrier(4)
 
-        def contend(id: str, won: list[int] = won, lost: list[KnarrError] = lost, gate: threading.Barrier = gate) -> None:
+        def contend(
+            id: str, won: list[int] = won, lost: list[KnarrError] = lost, gate: threading.Barrier = gate
+        ) -> None:
             root_fd = record.open_root(root, make=True)
             gate.wait()
             try:
@@ -141,7 +151,9 @@ def test_a_damaged_record_is_named_and_can_be_removed(content: bytes | None, tmp
         with pytest.raises(SpecError, match="--force removes it"):
             delete(root, "x")
     warnings = delete(root, "x", force=True)
-    assert [warning.partition(":")[0] for warning in warnings] == ([] if content is None else ["state of container x was damaged"])
+    assert [warning.partition(":")[0] for warning in warnings] == (
+        [] if content is None else ["state of container x was damaged"]
+    )
     assert sorted(os.listdir(root)) == [".locks"]
     assert os.listdir(f"{root}/.locks") == []
 

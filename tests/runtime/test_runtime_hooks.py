@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from knarr.base.errors import HookError, Interrupted, KnarrError
 from knarr.runtime.hooks import KEEP, run_hook, run_hooks
 from knarr.runtime.launch import init_path
@@ -102,7 +103,9 @@ def test_a_daemon_left_behind_does_not_hold_us_up() -> None:
 
 
 def test_endless_output_is_bounded() -> None:
-    message = failing(shell("i=0; while [ $i -lt 20000 ]; do echo 0123456789012345678901234567890; i=$((i+1)); done; exit 1"))
+    message = failing(
+        shell("i=0; while [ $i -lt 20000 ]; do echo 0123456789012345678901234567890; i=$((i+1)); done; exit 1")
+    )
     assert len(message) < KEEP
 
 

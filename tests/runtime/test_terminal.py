@@ -11,10 +11,13 @@ import socket
 import struct
 import termios
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from blackbox import Bundle, Runtime, end, left_behind, needs_busybox, needs_root
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [needs_busybox, needs_root]
 
@@ -84,7 +87,9 @@ def test_the_master_comes_over_the_console_socket(depth: int, runtime: Runtime, 
     console = Console(folder / "console")
     try:
         id = runtime.new_id()
-        script = 'tty; stat -c "%u %a" /dev/console; test -t 0 && test -t 1 && test -t 2 && echo all; read x; echo "got $x"'
+        script = (
+            'tty; stat -c "%u %a" /dev/console; test -t 0 && test -t 1 && test -t 2 && echo all; read x; echo "got $x"'
+        )
         path = bundle.write("sh", "-c", script, terminal=True)
         runtime.ok("create", "--bundle", path, "--console-socket", console.path, id)
         data, master = console.receive()
@@ -167,7 +172,9 @@ def test_run_in_the_foreground_is_the_users_terminal(runtime: Runtime, bundle: B
         pytest.skip("our wrapper for crun stands between")
     id = runtime.new_id()
     # runc gives the terminal its size a little after the start
-    script = 'sleep 0.5; stty size; read x; echo "<$x>"; trap "stty size" WINCH; echo ready; while :; do sleep 0.1; done'
+    script = (
+        'sleep 0.5; stty size; read x; echo "<$x>"; trap "stty size" WINCH; echo ready; while :; do sleep 0.1; done'
+    )
     path = bundle.write("sh", "-c", script, terminal=True)
     pid, master = spawn_in_terminal([*runtime.command, "run", "--bundle", path, id], 44, 99)
     try:
@@ -208,7 +215,9 @@ def test_a_socket_that_is_connected_but_never_read(ours: Runtime, bundle: Bundle
     console = Console(tmp_path / "c")
     try:
         id = ours.new_id()
-        ours.ok("create", "--bundle", bundle.write("true", terminal=True), "--console-socket", console.path, id, timeout=20)
+        ours.ok(
+            "create", "--bundle", bundle.write("true", terminal=True), "--console-socket", console.path, id, timeout=20
+        )
         ours.ok("delete", "--force", id)
     finally:
         console.close()

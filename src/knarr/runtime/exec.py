@@ -83,7 +83,13 @@ def begin_exec(
         )
         groups = cgroup.for_exec(state.cgroup)
         plan = plan_exec(
-            process, config, host, id=id, options=wishes, seccomp=compiled_seccomp(config, host, state_root), cgroup=groups
+            process,
+            config,
+            host,
+            id=id,
+            options=wishes,
+            seccomp=compiled_seccomp(config, host, state_root),
+            cgroup=groups,
         )
         slots = {f"fd{3 + number}": source for number, source in enumerate(stdio.preserve)}
         slots["console"] = stdio.console

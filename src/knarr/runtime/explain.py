@@ -16,7 +16,6 @@ from struct import unpack_from
 
 from knarr.base.errors import CommandNotExecutable, CommandNotFound, HookError, InitError, KnarrError, SafetyViolation
 
-
 ST_NOEXEC = 8
 PT_INTERP = 3
 # e_machine of ELF -> name as uname has it

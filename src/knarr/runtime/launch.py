@@ -82,8 +82,8 @@ def init_memfd() -> int:
 def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int], *words: str) -> tuple[int, socket]:
     """Start knarr-init on ``plan``; returns its pid (a child to be reaped) and our end of the control socket.
 
-    ``slots`` and ``stdio`` are duplicated, they stay the caller's. ``words`` are for who looks at the list of processes:
-    they stand there until the program runs. Raises KernelError, Unsupported.
+    ``slots`` and ``stdio`` are duplicated, they stay the caller's. ``words`` stand in the list of
+    processes until the program runs. Raises KernelError, Unsupported.
     """
     low = 5 + len(slots)
     made: list[int] = []

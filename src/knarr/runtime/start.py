@@ -72,8 +72,8 @@ def connect(fd: int, state: State) -> Control:
         from knarr.runtime.explain import later_error  # cold: only for an error
 
         position = index - state.tail_index
-        known = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
-        return later_error(*known, number, detail)
+        kind, pointer, text = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
+        return later_error(kind, pointer, text, number, detail)
 
     control = Control(sock, failed=failed)
     control.go(fastjson.dumps(record.document(state, "created")))

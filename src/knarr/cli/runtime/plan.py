@@ -71,7 +71,9 @@ def _cgroup_steps(groups: CgroupPlan) -> list[tuple[str, str]]:
     places = {group.mountpoint: group.path for group in groups.directories}
     for write in groups.writes:
         for file, value in write.choices[:1]:
-            steps.append((write.pointer, f"cgroup write {value} to {write.mountpoint}{places[write.mountpoint]}/{file}"))
+            steps.append(
+                (write.pointer, f"cgroup write {value} to {write.mountpoint}{places[write.mountpoint]}/{file}")
+            )
     if groups.clone_into:
         steps.append(("/linux/resources/devices", f"cgroup devices {len(groups.device_rules)} rules"))
     return steps

@@ -1,0 +1,67 @@
+"""The features document: what this version does (hot). runtime-spec features.md, features-linux.md."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import Unsupported
+from knarr.plan.mountopts import PROPAGATION, parse_options
+from knarr.plan.seccomp import ACTIONS, FLAGS, OPERATORS
+from knarr.plan.syscalls import MACHINES
+from knarr.spec.capabilities import CAPABILITIES
+from knarr.spec.runtime import HOOKS, NAMESPACES, OCI_VERSION, OCI_VERSION_MIN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Per-mount attributes, which exist in a recursive form too, and what goes to the file system or means nothing.
+_ATTRIBUTES = (
+    *("ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "relatime", "norelatime"),
+    *("strictatime", "nostrictatime", "nodiratime", "diratime", "nosymfollow", "symfollow"),
+)
+_OTHERS = (
+    *("bind", "rbind", "remount", "defaults", "async", "sync", "dirsync", "loud", "silent", "mand", "nomand"),
+    *("lazytime", "nolazytime", "iversion", "noiversion", "tmpcopyup", "idmap", "ridmap", "copy-symlink"),
+)
+_NOTIFY = ("SCMP_ACT_NOTIFY", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")  # no listener yet: linux.seccomp.listenerPath
+
+
+def features() -> dict[str, Any]:
+    """Return the document."""
+    return {
+        "ociVersionMin": OCI_VERSION_MIN,
+        "ociVersionMax": OCI_VERSION,
+        "hooks": [*HOOKS],
+        "mountOptions": _mount_options(),
+        "linux": {
+            "namespaces": sorted(NAMESPACES),
+            "capabilities": [*CAPABILITIES],
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "seccomp": {
+                "enabled": True,
+                "actions": sorted(name for name in ACTIONS if name not in _NOTIFY),
+                "operators": sorted(OPERATORS),
+                "archs": sorted(MACHINES.get(os.uname().machine, ())),
+                "knownFlags": sorted(FLAGS),
+                "supportedFlags": sorted(name for name in FLAGS if name not in _NOTIFY),
+            },
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": True},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
+            "netDevices": {"enabled": False},
+        },
+    }
+
+
+def _mount_options() -> list[str]:
+    """Those of the specification's that the planner takes; it is asked, so that this list cannot be wrong."""
+    taken = []
+    for name in (*_ATTRIBUTES, *("r" + name for name in _ATTRIBUTES), *PROPAGATION, *_OTHERS):
+        try:
+            parse_options([name], "")
+        except Unsupported:
+            continue
+        taken.append(name)
+    return sorted(set(taken))
