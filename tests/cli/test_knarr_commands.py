@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from knarr.base import errors
-from knarr.cli import main
+from knarr.cli import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ def test_info_and_version(person: Person) -> None:
 
 def test_overview_and_unknown_commands(me: Person) -> None:
     text = out(me.knarr("--help"))
-    for name in main.COMMANDS:
+    for name in command.COMMANDS:
         assert f"\n  {name} " in text
     assert out(me.knarr()) == text
     assert out(me.knarr("help", "ps")).startswith("usage: knarr ps")
@@ -166,7 +166,7 @@ def test_overview_and_unknown_commands(me: Person) -> None:
     sentence(me.knarr("--store"), 125, "--store")
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
+@pytest.mark.parametrize("name", command.COMMANDS)
 def test_every_command_has_help_with_an_example(name: str, me: Person) -> None:
     text = out(me.knarr(name, "--help"))
     assert text.startswith(f"usage: knarr {name}")
@@ -229,7 +229,7 @@ def test_every_error_has_an_exit_code() -> None:
     codes = {}
     for kind in seen:
         made = kind.__new__(kind)
-        codes[kind] = main.exit_code(made)
+        codes[kind] = command.exit_code(made)
     special = {errors.CommandNotFound: 127, errors.CommandNotExecutable: 126, errors.Interrupted: 130}
     assert all(code == special.get(kind, 125) for kind, code in codes.items())
 
@@ -258,6 +258,6 @@ def test_ctrl_c_at_any_time(me: Person, image: str) -> None:
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGINT)
             _, said = run.communicate(timeout=20)
-        assert run.returncode in (130, -2), (run.returncode, said)
-        if run.returncode == 130:  # else the interpreter itself was still starting
+        if b"/knarr/" in said or b"Traceback" not in said:  # else the interpreter itself was still starting
             assert b"Traceback" not in said, said.decode()
+            assert run.returncode in (130, -2), (run.returncode, said)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
 import enginekit
@@ -250,7 +251,7 @@ def test_programs_that_cannot_run(person: Person, image: str) -> None:
         (["--ulimit", "x=1"], "NAME=SOFT"),
         (["--security-opt", "seccomp=/nonexistent"], "/nonexistent"),
         (["--sysctl", "kernel.core_pattern=x"], "core_pattern"),
-        (["--sysctl", "net.ipv4.ip_forward"], ""),
+        (["--sysctl", "net.ipv4.ip_forward"], "KEY=VALUE"),
         (["--host-show", "/root"], "host: only"),
         (["-w", "relative"], "absolute"),
         (["-e", "A B=1"], "not the name of a variable"),
@@ -301,20 +302,20 @@ def test_signals_are_passed_on(number: int, script: str, code: int, person: Pers
 
 def test_killed_waiter(person: Person, image: str) -> None:
     """SIGKILL of ``knarr run``: the container goes on, can be seen, entered and removed."""
-    run = person.start("run", "--name", "orphan", image, "sleep", "100")
+    run = person.start("run", "--name", "orphan", image, "sleep", "100", stdout=DEVNULL, stderr=DEVNULL)
     wait_for(person, "orphan")
     run.kill()
-    run.communicate(timeout=10)
+    run.wait(timeout=10)
     assert out(person.knarr("exec", "orphan", "echo", "alive")) == "alive\n"
     assert out(person.knarr("rm", "-f", "orphan")) == "orphan\n"
     assert json.loads(out(person.knarr("ps", "-a", "--format", "json"))) == []
 
 
 def test_killed_waiter_of_a_container_that_was_to_go(person: Person, image: str) -> None:
-    run = person.start("run", "--rm", "--name", "orphan", image, "sleep", "100")
+    run = person.start("run", "--rm", "--name", "orphan", image, "sleep", "100", stdout=DEVNULL, stderr=DEVNULL)
     wait_for(person, "orphan")
     run.kill()
-    run.communicate(timeout=10)
+    run.wait(timeout=10)
     assert out(person.knarr("kill", "orphan")) == "orphan\n"
     deadline = time.monotonic() + 10
     while json.loads(out(person.knarr("ps", "-a", "--format", "json"))) and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from knarr.base.errors import KnarrError, UsageError
-from knarr.cli.main import COMMANDS, Parser, parser_of
+from knarr.cli.command import COMMANDS, Parser, parser_of
 from knarr.cli.output import put
 
 if TYPE_CHECKING:

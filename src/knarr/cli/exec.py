@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from knarr.cli.main import Parser
+from knarr.cli.command import Parser
 
 
 def parse_exec() -> Parser:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from knarr.cli.command import FAILED, Parser
 from knarr.cli.containers import each
-from knarr.cli.main import FAILED, Parser
 from knarr.cli.output import put, put_rows, say, since, size
 from knarr.cli.progress import watching
 

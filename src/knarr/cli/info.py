@@ -7,7 +7,7 @@ from typing import Any
 
 import knarr
 from knarr.base.errors import KnarrError
-from knarr.cli.main import Parser
+from knarr.cli.command import Parser
 from knarr.cli.output import clean, colour, put, put_value, size
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from knarr.base.errors import InvalidReference, KnarrError, NotFound, UsageError
-from knarr.cli.main import FAILED, Parser
+from knarr.cli.command import FAILED, Parser
 from knarr.cli.output import put, put_json, say
 from knarr.cli.template import Template
 

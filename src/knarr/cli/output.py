@@ -125,11 +125,11 @@ def size(count: int) -> str:
     """Bytes for people, in powers of 1000: ``5.6 MB``."""
     if count < 1000:
         return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
+    value, units = count / 1000, ["kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5 and len(units) > 1:
         value /= 1000
-        if value < 999.5:
-            break
+        units.pop(0)
+    unit = units[0]
     return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
 
 

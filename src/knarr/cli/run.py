@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from knarr.base.errors import UsageError
-from knarr.cli.main import Parser
+from knarr.cli.command import Parser
 
 if TYPE_CHECKING:
     import argparse
@@ -155,7 +155,7 @@ def options_of(given: argparse.Namespace) -> RunOptions:
         selinux_label=security.get("selinux_label", ""),
         mounts=tuple(mounts),
         ulimits=tuple(texts.parse_ulimit(text) for text in given.ulimit),
-        sysctls=tuple(texts.parse_pair(text, "sysctl") for text in given.sysctl),
+        sysctls=tuple(texts.parse_pair(text, "sysctl", bare=False) for text in given.sysctl),
         annotations=tuple(texts.parse_pair(text, "annotation") for text in given.annotation),
         labels=tuple(texts.parse_pair(text, "label") for text in given.label),
     )

@@ -66,7 +66,7 @@ def listing(where: Places, *, everything: bool = False) -> list[Seen]:
                 pass  # shown until it can be
             else:
                 continue
-        if everything or seen.status in ("running", "paused", "created", "creating"):
+        if everything or seen.status in ("running", "paused"):
             found.append(seen)
     found.sort(key=lambda seen: str(seen.container.created), reverse=True)
     return found

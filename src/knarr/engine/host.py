@@ -156,17 +156,16 @@ def _devices(folder: str = "/dev", depth: int = 0) -> list[dict[str, Any]]:
         if stat.S_ISDIR(facts.st_mode) and depth < 4:
             found += _devices(path, depth + 1)
         elif stat.S_ISCHR(facts.st_mode) or stat.S_ISBLK(facts.st_mode):
-            found.append(
-                {
-                    "path": path,
-                    "type": "c" if stat.S_ISCHR(facts.st_mode) else "b",
-                    "major": os.major(facts.st_rdev),
-                    "minor": os.minor(facts.st_rdev),
-                    "fileMode": stat.S_IMODE(facts.st_mode) & 0o777,
-                    "uid": facts.st_uid,
-                    "gid": facts.st_gid,
-                }
-            )
+            entry: dict[str, Any] = {
+                "path": path,
+                "type": "c" if stat.S_ISCHR(facts.st_mode) else "b",
+                "major": os.major(facts.st_rdev),
+                "minor": os.minor(facts.st_rdev),
+                "fileMode": stat.S_IMODE(facts.st_mode) & 0o777,
+            }
+            if not rootless():  # else the host's own node is bound, whoever owns it
+                entry.update(uid=facts.st_uid, gid=facts.st_gid)
+            found.append(entry)
     return found
 
 

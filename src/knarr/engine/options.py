@@ -159,10 +159,10 @@ def parse_tmpfs(text: str) -> VolumeMount:
     return VolumeMount("tmpfs", target, options=tuple(options))
 
 
-def parse_pair(text: str, what: str) -> tuple[str, str]:
-    """``KEY=VALUE``; a missing value is empty."""
-    key, _, value = text.partition("=")
-    if not key:
+def parse_pair(text: str, what: str, *, bare: bool = True) -> tuple[str, str]:
+    """``KEY=VALUE``; where ``bare`` is allowed, KEY alone has an empty value."""
+    key, equals, value = text.partition("=")
+    if not key or not (equals or bare):
         raise UsageError(f"{what} {text!r} should be KEY=VALUE")
     return key, value
 
