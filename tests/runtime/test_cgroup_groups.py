@@ -20,7 +20,7 @@ from knarr.base.errors import Exists, InitError, InUse, KernelError, KnarrError,
 from knarr.kernel import bpf
 from knarr.plan.cgroup import CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 from knarr.plan.host import Host
-from knarr.runtime import cgroup
+from knarr.runtime import cgroup, cgroup_fs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -488,7 +488,7 @@ def test_a_hybrid_without_the_devices_hierarchy_uses_the_program() -> None:
     left = tuple(mount for mount in HOST.mounts if "devices" not in mount.controllers)
     plan = plan_cgroup(config(), HOST.replace(mounts=left), "id")
     intent = made(plan)
-    fd = cgroup._open(HOST.unified, f"/{ROOT}/c")
+    fd = cgroup_fs.open_group(HOST.unified, f"/{ROOT}/c")
     assert len(bpf.device_programs(fd)) == 1
     os.close(fd)
     cgroup.remove(intent, 2)
@@ -509,7 +509,7 @@ def test_everything_allowed_needs_no_program() -> None:
     )
     intent = made(free)
     if plan.device_mount:
-        fd = cgroup._open(plan.device_mount, f"/{ROOT}/c")
+        fd = cgroup_fs.open_group(plan.device_mount, f"/{ROOT}/c")
         assert bpf.device_programs(fd) == []
         os.close(fd)
     else:
@@ -610,14 +610,14 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
     if not fast:
         if not have("freezer") and not V2:
             pytest.skip("no freezer")
-        write = cgroup._write
+        write = cgroup_fs.write
 
         def without_kill(fd: int, file: str, value: str) -> None:
             if file == "cgroup.kill":
                 raise FileNotFoundError(2, "no such file", file)
             write(fd, file, value)
 
-        monkeypatch.setattr(cgroup, "_write", without_kill)
+        monkeypatch.setattr(cgroup, "write", without_kill)
     intent = made(planned(pids={"limit": 40 if have("pids") else 0}))
     processes = [subprocess.Popen([sys.executable, "-I", "-S", "-c", BOMB], stdin=subprocess.PIPE) for _ in range(3)]
     for process in processes:
@@ -632,6 +632,18 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
         time.sleep(0.01)
     assert cgroup.pids(intent) == []
     cgroup.remove(intent, 5)
+
+
+def test_a_process_that_was_joined_in_part_is_killed(sleeper: Callable[[], int]) -> None:
+    """The runtime died while it was joining: the process is in the first hierarchies only."""
+    intent = made(planned())
+    pid = sleeper()
+    first = places(f"{ROOT}/c")[0]
+    (first / "cgroup.procs").write_text(str(pid))
+    threading.Timer(0.1, lambda: ends(pid)).start()
+    cgroup.remove(intent, 5)
+    assert ends(pid)
+    assert there(ROOT) == {False}
 
 
 def test_removing_kills_what_is_inside(sleeper: Callable[[], int]) -> None:

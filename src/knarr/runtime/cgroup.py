@@ -10,12 +10,24 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
+from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, EROFS
 
 from knarr.base.errors import Exists, InitError, InUse, KernelError, Unsupported
 from knarr.base.files import read_file
-from knarr.kernel.path import BENEATH, RESOLVE_NO_XDEV, openat2
 from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
+from knarr.runtime.cgroup_fs import (
+    children,
+    enter,
+    freezer_state,
+    mark,
+    marked,
+    members,
+    open_group,
+    read,
+    rmdir,
+    tree,
+    write,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +42,6 @@ if TYPE_CHECKING:
 
 _LIMIT = 1 << 24  # mountinfo of a host with a hundred thousand mounts
 _USUAL = "/sys/fs/cgroup"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_RULES = BENEATH | RESOLVE_NO_XDEV
-# trusted.* cannot be written without CAP_SYS_ADMIN, user.* by whoever may write to the group (Linux 5.7).
-_MARKS = ("trusted.knarr", "user.knarr")
 _RESTARTS = 100  # how often a parent may vanish under us while we make a group
 
 
@@ -158,18 +166,14 @@ def intent(planned: CgroupPlan) -> Intent:
     groups = []
     for directory in planned.directories:
         path, parents = directory.path.rpartition("/")[0], 0
-        try:
-            fd = _open(directory.mountpoint, directory.path)
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise
-            while path and not os.path.isdir(directory.mountpoint + path):
-                path, parents = path.rpartition("/")[0], parents + 1
-        else:
+        if os.path.lexists(directory.mountpoint + directory.path):
+            fd = open_group(directory.mountpoint, directory.path)
             try:
                 _check_left_over(fd, directory)
             finally:
                 os.close(fd)
+        while path and not os.path.isdir(directory.mountpoint + path):
+            path, parents = path.rpartition("/")[0], parents + 1
         groups.append([directory.mountpoint, directory.path, parents])
     return {"v2": planned.clone_into, "groups": groups}
 
@@ -177,12 +181,12 @@ def intent(planned: CgroupPlan) -> Intent:
 def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
     """A group of that name is there: it may be used only if an earlier container of ours left it, empty."""
     shown = directory.mountpoint + directory.path
-    if not _marked(fd):
+    if not marked(fd):
         raise Exists("cgroup", shown, hint="knarr did not make it; choose another cgroupsPath")
-    inside = sum(len(_members(group)) for group in _tree(fd))
+    inside = sum(len(members(group)) for group in tree(fd))
     if inside:
         raise InUse("cgroup", shown, f"{inside} processes")
-    if _state(fd) == "frozen":
+    if freezer_state(fd) == "frozen":
         raise InUse("cgroup", shown, "its freezer", hint="it is frozen: nothing started in it would run")
 
 
@@ -197,9 +201,9 @@ def create(planned: CgroupPlan) -> None:
     for directory in planned.directories:
         fd = _make(directory, v2=planned.clone_into)
         try:
-            for write in planned.writes:
-                if write.mountpoint == directory.mountpoint:
-                    _write_limit(fd, directory, write)
+            for limit in planned.writes:
+                if limit.mountpoint == directory.mountpoint:
+                    _write_limit(fd, directory, limit)
             if planned.device_mount == directory.mountpoint:
                 _attach_devices(fd, planned)
         finally:
@@ -210,16 +214,16 @@ def _make(directory: CgroupDirectory, *, v2: bool) -> int:
     """Make the group and its parents, give the parents' controllers on (v2), return its descriptor."""
     parts = directory.path.strip("/").split("/")
     for _ in range(_RESTARTS):
-        at = os.open(directory.mountpoint, _DIRECTORY | os.O_CLOEXEC)
+        at = os.open(directory.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for number, part in enumerate(parts):
                 if v2:
                     _enable_controllers(at, directory.controllers)
-                below, made = _enter(at, part, f"{directory.mountpoint}/{'/'.join(parts[: number + 1])}")
+                below, made = _child(at, part, f"{directory.mountpoint}/{'/'.join(parts[: number + 1])}")
                 try:
                     if not made and number + 1 == len(parts):
                         _check_left_over(below, directory)
-                    if "cpuset" in directory.controllers and not v2 and (made or _marked(below)):
+                    if "cpuset" in directory.controllers and not v2 and (made or marked(below)):
                         _inherit_cpuset(at, below)
                 except BaseException:
                     os.close(below)
@@ -240,7 +244,7 @@ def _make(directory: CgroupDirectory, *, v2: bool) -> int:
     )
 
 
-def _enter(at: int, part: str, shown: str) -> tuple[int, bool]:
+def _child(at: int, part: str, shown: str) -> tuple[int, bool]:
     """The descriptor of a child group, and whether it was made now."""
     made = True
     try:
@@ -249,29 +253,10 @@ def _enter(at: int, part: str, shown: str) -> tuple[int, bool]:
         if error.errno != EEXIST:
             raise KernelError("mkdir", shown, error.errno or EINVAL) from None
         made = False
-    fd = openat2(at, part, _DIRECTORY, _RULES)
+    fd = enter(at, part)
     if made:
-        _mark(fd)
+        mark(fd)
     return fd, made
-
-
-def _mark(fd: int) -> None:
-    for name in _MARKS:
-        try:
-            os.setxattr(fd, name, b"1")
-            return
-        except OSError:  # no privilege, or a kernel that keeps no such attributes on cgroups
-            continue
-
-
-def _marked(fd: int) -> bool:
-    for name in _MARKS:
-        try:
-            os.getxattr(fd, name)
-            return True
-        except OSError:
-            continue
-    return False
 
 
 def _enable_controllers(at: int, controllers: tuple[str, ...]) -> None:
@@ -279,22 +264,22 @@ def _enable_controllers(at: int, controllers: tuple[str, ...]) -> None:
 
     What cannot be given on shows when a limit is written, with the limit's name.
     """
-    given = _read(at, "cgroup.subtree_control").split()
+    given = read(at, "cgroup.subtree_control").split()
     lacking = [name for name in controllers if name not in given]
     if not lacking:
         return
     try:
-        _write(at, "cgroup.subtree_control", " ".join(f"+{name}" for name in lacking))
+        write(at, "cgroup.subtree_control", " ".join(f"+{name}" for name in lacking))
     except OSError:
         for name in lacking:  # one at a time, so that a missing one costs no other
             try:
-                _write(at, "cgroup.subtree_control", f"+{name}")
+                write(at, "cgroup.subtree_control", f"+{name}")
             except OSError:
                 continue
 
 
 def _check_type(fd: int, directory: CgroupDirectory) -> None:
-    kind = _read(fd, "cgroup.type").strip()
+    kind = read(fd, "cgroup.type").strip()
     if kind != "domain":
         raise Unsupported(
             f"a cgroup below {directory.path.rpartition('/')[0] or '/'}",
@@ -307,27 +292,27 @@ def _check_type(fd: int, directory: CgroupDirectory) -> None:
 def _inherit_cpuset(above: int, fd: int) -> None:
     """A new v1 cpuset is empty and admits nobody: take over the parent's values."""
     for file in ("cpuset.cpus", "cpuset.mems"):
-        if not _read(fd, file).strip():
-            _write(fd, file, _read(above, file).strip())
+        if not read(fd, file).strip():
+            write(fd, file, read(above, file).strip())
 
 
-def _write_limit(fd: int, directory: CgroupDirectory, write: Write) -> None:
-    for number, (file, value) in enumerate(write.choices):
+def _write_limit(fd: int, directory: CgroupDirectory, limit: Write) -> None:
+    for number, (file, value) in enumerate(limit.choices):
         try:
-            if write.not_below:
-                used = int(_read(fd, write.not_below))
+            if limit.not_below:
+                used = int(read(fd, limit.not_below))
                 if used > int(value):
                     why = f"{used} bytes are in use already"
-                    raise InitError(write.pointer, f"set {file} to {value}", EBUSY, why=why)
-            _write(fd, file, value)
+                    raise InitError(limit.pointer, f"set {file} to {value}", EBUSY, why=why)
+            write(fd, file, value)
             return
         except OSError as error:
-            if error.errno == ENOENT and number + 1 < len(write.choices):
+            if error.errno == ENOENT and number + 1 < len(limit.choices):
                 continue
-            if error.errno == ENOENT and write.optional:
+            if error.errno == ENOENT and limit.optional:
                 return
             doing = f"write {value!r} to {directory.mountpoint}{directory.path}/{file}"
-            raise InitError(write.pointer, doing, error.errno or EINVAL, hint=_limit_hint(error, file)) from None
+            raise InitError(limit.pointer, doing, error.errno or EINVAL, hint=_limit_hint(error, file)) from None
 
 
 def _limit_hint(error: OSError, file: str) -> str:
@@ -368,9 +353,9 @@ def join_recorded(recorded: Intent | None, pid: int) -> None:
 def _join(groups: list[tuple[str, str]], pid: int) -> None:
     for mountpoint, path in groups:
         try:
-            fd = _open(mountpoint, path)
+            fd = open_group(mountpoint, path)
             try:
-                _write(fd, "cgroup.procs", str(pid))
+                write(fd, "cgroup.procs", str(pid))
             finally:
                 os.close(fd)
         except OSError as error:
@@ -394,8 +379,8 @@ def for_exec(recorded: Intent | None) -> CgroupPlan | None:
 def open_directory(group: CgroupPlan | Intent) -> int:
     """Return a descriptor of the v2 group, for CLONE_INTO_CGROUP. Raises KernelError."""
     if isinstance(group, CgroupPlan):
-        return _open(group.directories[0].mountpoint, group.directories[0].path)
-    return _open(group["groups"][0][0], group["groups"][0][1])
+        return open_group(group.directories[0].mountpoint, group.directories[0].path)
+    return open_group(group["groups"][0][0], group["groups"][0][1])
 
 
 # -- afterwards --------------------------------------------------------------------------------------------------------
@@ -405,7 +390,7 @@ def frozen(recorded: Intent) -> bool:
     """Whether the freezer holds the container."""
     for fd in _groups(recorded):
         try:
-            state = _state(fd)
+            state = freezer_state(fd)
         finally:
             os.close(fd)
         if state:
@@ -443,31 +428,20 @@ def _set_frozen(recorded: Intent, *, frozen: bool) -> str:
     """Ask the freezer; its state then: frozen, freezing, thawed, or nothing where there is no freezer."""
     for fd in _groups(recorded):
         try:
-            if _state(fd):
-                v2 = recorded["v2"]
-                file, value = ("cgroup.freeze", "01"[frozen]) if v2 else ("freezer.state", ("THAWED", "FROZEN")[frozen])
-                _write(fd, file, value)
-                return _state(fd)
-        except OSError as error:
-            if error.errno not in (ENOENT, ENODEV):
-                raise KernelError("freeze" if frozen else "thaw", "container", error.errno or EINVAL) from None
+            for file, value in (
+                ("freezer.state", "FROZEN" if frozen else "THAWED"),
+                ("cgroup.freeze", "1" if frozen else "0"),
+            ):
+                try:
+                    write(fd, file, value)
+                    return freezer_state(fd)
+                except OSError as error:
+                    if error.errno not in (ENOENT, ENODEV):
+                        doing = "freeze" if frozen else "thaw"
+                        raise KernelError(doing, "container", error.errno or EINVAL) from None
         finally:
             os.close(fd)
     return ""
-
-
-def _state(fd: int) -> str:
-    """What a group's freezer says: frozen, freezing, thawed; nothing where this hierarchy has none."""
-    try:
-        return _read(fd, "freezer.state").strip().lower()
-    except OSError:
-        pass
-    try:
-        if "frozen 1" in _read(fd, "cgroup.events"):
-            return "frozen"
-        return "freezing" if _read(fd, "cgroup.freeze").strip() == "1" else "thawed"
-    except OSError:
-        return ""
 
 
 def pids(recorded: Intent) -> list[int]:
@@ -475,8 +449,8 @@ def pids(recorded: Intent) -> list[int]:
     found: set[int] = set()
     for fd in _groups(recorded):
         try:
-            for group in _tree(fd):
-                found.update(_members(group))
+            for group in tree(fd):
+                found.update(members(group))
         finally:
             os.close(fd)
         if found:
@@ -494,15 +468,14 @@ def signal_all(recorded: Intent, number: int) -> None:
         return
     for fd in _groups(recorded):
         try:
-            # Of a hybrid's groups the unified one has it.
-            _write(fd, "cgroup.kill", "1")
+            write(fd, "cgroup.kill", "1")  # of a hybrid's groups the unified one has it
             thaw(recorded)  # a process that the v1 freezer holds dies only then
-            return
         except OSError as error:
             if error.errno not in (ENOENT, EOPNOTSUPP):
                 raise KernelError("kill", "container's processes", error.errno or EINVAL) from None
         finally:
             os.close(fd)
+    # Without cgroup.kill; and with it what a killed runtime had not brought into the unified group yet.
     for tries in range(200):
         if tries:
             time.sleep(0.002)
@@ -564,23 +537,23 @@ def _remove_group(mountpoint: str, path: str) -> bool:
     """Remove a group and all below it; False while something is in it."""
     folder, _, name = path.rpartition("/")
     try:
-        above = _open(mountpoint, folder)
+        above = open_group(mountpoint, folder)
     except OSError as error:
         if error.errno in (ENOENT, ENODEV):
             return True
         raise
     try:
-        if _rmdir(above, name, mountpoint + path):
+        if rmdir(above, name, mountpoint + path):
             return True
-        fd = openat2(above, name, _DIRECTORY, _RULES)
+        fd = enter(above, name)
         try:
-            if not _marked(fd):
+            if not marked(fd):
                 hint = "it is not marked as made by knarr, so what is in it was left alone"
                 raise KernelError("rmdir", mountpoint + path, EBUSY, hint=hint)
             _remove_below(fd, mountpoint + path)
         finally:
             os.close(fd)
-        return _rmdir(above, name, mountpoint + path)
+        return rmdir(above, name, mountpoint + path)
     except KernelError as error:
         if error.errno in (ENOENT, ENODEV):
             return True
@@ -590,26 +563,14 @@ def _remove_group(mountpoint: str, path: str) -> bool:
 
 
 def _remove_below(fd: int, shown: str) -> None:
-    for name in _children(fd):
-        if not _rmdir(fd, name, f"{shown}/{name}"):
-            below = openat2(fd, name, _DIRECTORY, _RULES)
+    for name in children(fd):
+        if not rmdir(fd, name, f"{shown}/{name}"):
+            below = enter(fd, name)
             try:
                 _remove_below(below, f"{shown}/{name}")
             finally:
                 os.close(below)
-            _rmdir(fd, name, f"{shown}/{name}")
-
-
-def _rmdir(above: int, name: str, shown: str) -> bool:
-    """Remove an empty group, which may be gone; False for one that is not empty."""
-    try:
-        os.rmdir(name, dir_fd=above)
-    except OSError as error:
-        if error.errno in (EBUSY, ENOTEMPTY):
-            return False
-        if error.errno not in (ENOENT, ENODEV):
-            raise KernelError("rmdir", shown, error.errno or EINVAL) from None
-    return True
+            rmdir(fd, name, f"{shown}/{name}")
 
 
 def _remove_parents(mountpoint: str, path: str, parents: int) -> None:
@@ -618,14 +579,14 @@ def _remove_parents(mountpoint: str, path: str, parents: int) -> None:
     while path:
         folder, _, name = path.rpartition("/")
         try:
-            fd = _open(mountpoint, path)
+            fd = open_group(mountpoint, path)
             try:
-                ours = parents > 0 or _marked(fd)
+                ours = parents > 0 or marked(fd)
             finally:
                 os.close(fd)
             if not ours:
                 return
-            above = _open(mountpoint, folder)
+            above = open_group(mountpoint, folder)
             try:
                 os.rmdir(name, dir_fd=above)
             finally:
@@ -636,72 +597,11 @@ def _remove_parents(mountpoint: str, path: str, parents: int) -> None:
         path, parents = folder, parents - 1
 
 
-# -- by descriptor -----------------------------------------------------------------------------------------------------
-
-
-def _open(mountpoint: str, path: str) -> int:
-    top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return openat2(top, path.strip("/") or ".", _DIRECTORY, _RULES)
-    finally:
-        os.close(top)
-
-
 def _groups(recorded: Intent) -> Iterator[int]:
     """A descriptor of each group that is there; the receiver closes it."""
     for mountpoint, path, _ in recorded["groups"]:
         try:
-            fd = _open(mountpoint, path)
+            fd = open_group(mountpoint, path)
         except OSError:
             continue
         yield fd
-
-
-def _tree(fd: int) -> Iterator[int]:
-    """The group and all groups below it, each open until the next one is asked for."""
-    yield fd
-    for name in _children(fd):
-        try:
-            below = openat2(fd, name, _DIRECTORY, _RULES)
-        except OSError:
-            continue
-        try:
-            yield from _tree(below)
-        finally:
-            os.close(below)
-
-
-def _children(fd: int) -> list[str]:
-    try:
-        with os.scandir(fd) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-
-
-def _members(fd: int) -> list[int]:
-    for file in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
-        try:
-            return [int(line) for line in _read(fd, file, 1 << 24).split()]
-        except OSError:
-            continue
-    return []
-
-
-def _write(fd: int, file: str, value: str) -> None:
-    into = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    try:
-        os.write(into, value.encode())
-    finally:
-        os.close(into)
-
-
-def _read(fd: int, file: str, limit: int = 4096) -> str:
-    out = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    try:
-        text = b""
-        while len(text) < limit and (part := os.read(out, min(limit, 1 << 16))):
-            text += part
-        return text.decode()
-    finally:
-        os.close(out)
