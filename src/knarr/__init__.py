@@ -8,16 +8,43 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from knarr.base import errors as errors
     from knarr.base.errors import KnarrError as KnarrError
+    from knarr.base.errors import TimedOut as TimedOut
+    from knarr.engine import aio as aio
+    from knarr.engine.api import Container as Container
+    from knarr.engine.api import Result as Result
+    from knarr.engine.api import Timings as Timings
+    from knarr.engine.api import pull as pull
+    from knarr.engine.api import run as run
 
 __version__ = "0.1.0"
 
 # public name -> module that defines it; the block above tells type checkers the same, a test compares the two.
 _EXPORTS = {
+    "Container": "knarr.engine.api",
     "KnarrError": "knarr.base.errors",
+    "Result": "knarr.engine.api",
+    "TimedOut": "knarr.base.errors",
+    "Timings": "knarr.engine.api",
+    "aio": "knarr.engine",
+    "errors": "knarr.base",
+    "pull": "knarr.engine.api",
+    "run": "knarr.engine.api",
 }
 
-__all__ = ["KnarrError", "__version__"]
+__all__ = [
+    "Container",
+    "KnarrError",
+    "Result",
+    "TimedOut",
+    "Timings",
+    "__version__",
+    "aio",
+    "errors",
+    "pull",
+    "run",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -28,6 +55,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'knarr' has no attribute {name!r}")
     module = _EXPORTS[name]
     __import__(module)
+    if not hasattr(sys.modules[module], name):
+        __import__(f"{module}.{name}")  # the name is a module itself: aio, errors
     value: object = getattr(sys.modules[module], name)
     globals()[name] = value
     return value
