@@ -180,11 +180,11 @@ def test_nothing_but_invalid_reference_comes_out_and_what_passes_is_safe(text: s
     try:
         ref = parse_reference(text)
     except InvalidReference as error:
-        said = str(error)
+        ref, said = None, str(error)
     else:
         said = ""
     assert said.isprintable()
-    if said:
+    if ref is None:
         return
     assert parse_reference(str(ref)) == ref
     if ref.transport == "docker":

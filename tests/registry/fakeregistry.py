@@ -87,10 +87,14 @@ class Request(NamedTuple):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # header and body are two writes: 40 ms each time otherwise
-    server: Server
+
+    @property
+    def registry(self) -> FakeRegistry:
+        assert isinstance(self.server, Server)
+        return self.server.registry
 
     def do_GET(self) -> None:
-        registry = self.server.registry
+        registry = self.registry
         registry.log.append(Request(self.path, {name.lower(): value for name, value in self.headers.items()}))
         for prefix, rule in list(registry.rules):
             if self.path.startswith(prefix) and rule(self):
@@ -124,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
         return True
 
-    def log_message(self, *_arguments: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
 
@@ -132,7 +136,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     registry: FakeRegistry
 
-    def handle_error(self, *_arguments: object) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients are meant to go away."""
 
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AMD64 = parse_platform("linux/amd64")
-QUICK = Policy(connect=2, read=0.5, headers=0.5, slow_window=0.5, backoff=0.01, longest_wait=0.05)
+QUICK = Policy(connect=5, read=1, headers=1, slow_window=1, backoff=0.01, longest_wait=0.05)
+BOMB = gzip.compress(bytes(64 << 20))
 BOB = Credentials("bob", "hunter2")
 BLOBS = f"/v2/{REPOSITORY}/blobs/"
 MANIFESTS = f"/v2/{REPOSITORY}/manifests/"
@@ -63,7 +64,7 @@ def pull(store: Store, fake: FakeRegistry, **options: Any) -> None:
 
 
 def refused(
-    store: Store, fake: FakeRegistry, error: type[Exception], why: str, *, within: float = 5, **options: Any
+    store: Store, fake: FakeRegistry, error: type[Exception], why: str, *, within: float = 10, **options: Any
 ) -> str:
     """Pull and be refused, in time, with one sentence and nothing left; return the sentence."""
     began = time.monotonic()
@@ -213,7 +214,7 @@ def test_bodies_of_redirects_are_not_read(store: Store, fake: FakeRegistry) -> N
         handler.end_headers()
         try:
             for _ in range(1000):
-                handler.wfile.write(gzip.compress(bytes(1 << 20)))
+                handler.wfile.write(BOMB)
         except OSError:
             pass
         handler.close_connection = True
@@ -222,7 +223,7 @@ def test_bodies_of_redirects_are_not_read(store: Store, fake: FakeRegistry) -> N
     fake.rule(BLOBS, flood)
     began = time.monotonic()
     pull(store, fake)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert store.resolve("x")["digest"] == sample.digest
 
 
@@ -367,7 +368,7 @@ def test_endless_bodies_cost_little(fake: FakeRegistry, what: str, how: str) -> 
         if how == "announced":
             handler.send_header("Content-Length", str(1 << 30))
         elif how == "gzip":
-            chunk = gzip.compress(bytes(64 << 20))
+            chunk = BOMB
             handler.send_header("Content-Encoding", "gzip")
             handler.send_header("Content-Length", str(len(chunk) * 1000))
         else:
@@ -387,7 +388,7 @@ def test_endless_bodies_cost_little(fake: FakeRegistry, what: str, how: str) -> 
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     said, kibibytes = done.stdout.splitlines()
     assert "500" in said if how == "error" else "more than 4194304 bytes" in said
     assert int(kibibytes) < 64 << 10
@@ -401,7 +402,7 @@ def slow_headers(handler: Handler) -> bool:
 
 
 def length_of(handler: Handler) -> int:
-    return len(handler.server.registry.blobs[handler.path.rpartition("/")[2]])
+    return len(handler.registry.blobs[handler.path.rpartition("/")[2]])
 
 
 def slow_body(handler: Handler) -> bool:
@@ -431,8 +432,8 @@ def stops_in_body(handler: Handler) -> bool:
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (silent, "no answer within 0.5 s"),
-        (slow_headers, "no complete response header within 0.5 s"),
+        (silent, "no answer within 1 s"),
+        (slow_headers, "no complete response header within 1 s"),
         (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000), "header"),
         (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * (1 << 20)), "header"),
         (
@@ -465,7 +466,7 @@ def test_headers_that_never_end(
 
 @pytest.mark.parametrize(
     ("rule", "why"),
-    [(slow_body, "it sends less than 1024 bytes per second"), (stops_in_body, "nothing more came for 0.5 s")],
+    [(slow_body, "it sends less than 1024 bytes per second"), (stops_in_body, "nothing more came for 1 s")],
 )
 def test_bodies_that_trickle(store: Store, fake: FakeRegistry, rule: Callable[[Handler], bool], why: str) -> None:
     sample = fake.add("v1", Sample(100_000))
@@ -789,7 +790,7 @@ def test_links_of_tag_lists(fake: FakeRegistry, link: str, why: str) -> None:
     began = time.monotonic()
     with pytest.raises(RegistryError, match=why):
         client.tags()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     client.close()
 
 

@@ -198,9 +198,9 @@ class _Gunzip:
 
     def read(self, size: int) -> bytes:
         while not self._end:
-            if self._inflate is None and not self._next_member():
+            inflate = self._inflate or self._next_member()
+            if inflate is None:
                 break
-            inflate = self._inflate
             if inflate.needs_input:
                 data = self._held or self._stream.read(INPUT)
                 self._held = b""
@@ -220,13 +220,14 @@ class _Gunzip:
                 return out
         return b""
 
-    def _next_member(self) -> bool:
-        """Read a member's header and be ready to inflate; False at a proper end of the stream."""
+    def _next_member(self) -> Any:
+        """Read a member's header and return what inflates it; None at a proper end of the stream."""
         if len(self._held) < 10:
             self._held += _fill(self._stream, 10 - len(self._held))
         held = self._held
         if self._members and not held.strip(b"\0"):
-            return self._padding()
+            self._padding()
+            return None
         if not held:
             raise FormatError(self._what, "", "it is empty")
         if not held.startswith(_GZIP):
@@ -263,7 +264,7 @@ class _Gunzip:
         self._held = self._held[at:]
         self._members += 1
         self._inflate = self._lib.IgzipDecompressor(flag=self._lib.DECOMP_GZIP_NO_HDR_VER)
-        return True
+        return self._inflate
 
     def _header(self, end: int, where: str) -> bytes:
         """Hold at least ``end`` bytes of header and return them all."""
@@ -275,13 +276,12 @@ class _Gunzip:
                 raise FormatError(self._what, where, "the header ends in the middle")
         return self._held
 
-    def _padding(self) -> bool:
+    def _padding(self) -> None:
         """Read the zeros after the last member to the end; anything else among them is refused."""
         while data := self._stream.read(INPUT):
             if data.strip(b"\0"):
                 raise FormatError(self._what, "", "something that is not gzip follows the last gzip member")
         self._end = True
-        return False
 
 
 class _Unzstd:

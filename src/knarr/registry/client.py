@@ -107,7 +107,7 @@ class Client:
         body = _Body(self, digest, descriptor["size"], what)
         return VerifiedReader(body, digest, descriptor["size"], what)
 
-    def tags(self, *, limit: int = TAGS_LIMIT, pages: int = PAGE_LIMIT) -> list[str]:
+    def tags(self, *, limit: int = TAGS_LIMIT, pages: int = PAGE_LIMIT + 1) -> list[str]:
         """Return the repository's tags in the registry's order, at most ``limit`` of them from ``pages`` pages.
 
         Raises NotFound, AuthError, RegistryError; also for a list that goes on for longer than ``PAGE_LIMIT``
@@ -116,20 +116,20 @@ class Client:
         found: list[str] = []
         path = f"/v2/{self.repository}/tags/list"
         seen: set[str] = set()
-        for _ in range(min(pages, PAGE_LIMIT)):
+        for page in range(1, PAGE_LIMIT + 1):
             response = self.transport.get(path, {"Accept": "application/json"})
             if response.status != 200:
                 raise self._failure(response, "tag list", "")
             link = response.header("Link")
             found.extend(_tags(response))
-            if len(found) >= limit or not link:
-                return found[:limit]
+            if len(found) >= limit or not link or page >= pages:
+                break
             path = _next_page(link, response, self.transport)
             if path in seen:
                 raise response.error("its list of tags leads back to itself")
+            if page == PAGE_LIMIT:
+                raise response.error(f"its list of tags has more than {PAGE_LIMIT} pages")
             seen.add(path)
-        if pages >= PAGE_LIMIT:
-            raise response.error(f"its list of tags has more than {PAGE_LIMIT} pages")
         return found[:limit]
 
     def _get(self, path: str, headers: dict[str, str], *, tries: int | None = None) -> Response:

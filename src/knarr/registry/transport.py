@@ -171,10 +171,10 @@ def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnecti
             self.is_verified = True  # or the user said insecure: no warning for each request
 
     class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
+        ConnectionCls: Any = Plain  # the protocol in urllib3's stubs is narrower than its own class
 
     class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = Secure
+        ConnectionCls: Any = Secure
 
     return PlainPool, SecurePool
 
