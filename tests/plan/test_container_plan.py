@@ -69,7 +69,7 @@ def test_the_order_that_safety_depends_on() -> None:
     assert syncs[ops.SYNC_CGROUP] < syncs[ops.SYNC_HOOKS] < place("hook") < place("mask")
     assert max(p for p, k in enumerate(seen) if k in ("mask", "readonly", "remount", "console")) < place("pivot")
     assert place("pivot") < syncs[ops.SYNC_READY] < place("wait_start") < place("bounding") < place("user")
-    assert place("user") < place("capabilities") < place("hook", 1) < place("no_new_privs") < place("seccomp")
+    assert place("user") < place("hook", 1) < place("capabilities") < place("no_new_privs") < place("seccomp")
     assert seen[-1] == "exec"
     assert place("find_program") < syncs[ops.SYNC_READY], "create says that the program is missing"
     assert plan.runtime_hooks == (("createRuntime", 0, {"path": "/cr"}),)
@@ -80,7 +80,7 @@ def test_without_no_new_privs_the_filter_comes_while_there_is_still_the_capabili
     config["process"]["noNewPrivileges"] = False
     seen = kinds(compiled(config, seccomp=b"12345678"))
     assert "no_new_privs" not in seen
-    assert seen.index("seccomp") < seen.index("bounding")
+    assert seen.index("bounding") < seen.index("user") < seen.index("seccomp") < seen.index("capabilities")
 
 
 def test_every_operation_of_a_field_carries_its_pointer() -> None:

@@ -57,7 +57,8 @@
     X(hook, 71, 2, 1 | MORE)                                                                                           \
     X(find_program, 72, 0, 2)                                                                                          \
     X(exec, 73, 1, 0 | MORE)                                                                                           \
-    X(home, 74, 1, 0)
+    X(home, 74, 1, 0)                                                                                                  \
+    X(host_program, 75, 0, 1)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

@@ -83,6 +83,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "find_program": (72, (), ("name", "path")),
     "exec": (73, ("argc",), ("argv_env*",)),
     "home": (74, ("uid",), ()),
+    "host_program": (75, (), ("path",)),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

@@ -109,21 +109,10 @@ def process_tail(
     tail.append(Op("cwd", (ops.CWD_LATER,), (process.get("cwd", "/"),), "/process/cwd"))
     if set_rlimits:
         tail += [Op("rlimit", limit[:3], (), limit[3]) for limit in rlimits(process)]
-    if filter_op and not no_new_privs:
-        # Loading a filter needs CAP_SYS_ADMIN without no_new_privs, so it comes before capabilities go.
-        tail += filter_op
-    # The bounding set needs CAP_SETPCAP, which goes with the user (CVE-2022-29162: inheritable stays as asked, empty).
+    # The bounding set needs CAP_SETPCAP, which goes with the user; what a hook runs as root gets no more than it.
     tail.append(Op("bounding", (masks["bounding"],), (), "/process/capabilities/bounding"))
     flags = ops.KEEP_CAPS | (ops.NO_SETGROUPS if setgroups_denied else 0)
     tail.append(Op("user", (uid, gid, flags, *groups), (), "/process/user"))
-    tail.append(
-        Op(
-            "capabilities",
-            (masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"]),
-            (),
-            "/process/capabilities",
-        )
-    )
     tail.append(Op("cwd", (0,), (process.get("cwd", "/"),), "/process/cwd"))
     tail += hooks
     if not any(entry.startswith("HOME=") for entry in process.get("env") or ()):
@@ -131,8 +120,14 @@ def process_tail(
     arguments = process["args"]
     tail.append(Op("find_program", (), (arguments[0], search_path(process)), "/process/args/0"))
     tail += [Op("keep_fd", pair, (), "") for pair in keep]
+    # CVE-2022-29162 and its kin: what is inheritable and ambient is what was asked for, normally nothing.
+    sets = (masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"])
+    capabilities = Op("capabilities", sets, (), "/process/capabilities")
+    # The filter as late as can be: all that follows it must pass it. Without no_new_privs loading it takes
+    # CAP_SYS_ADMIN, which is still permitted after `user` with KEEP_CAPS, but not after `capabilities`.
     if no_new_privs:
-        tail.append(Op("no_new_privs", (), (), "/process/noNewPrivileges"))
-        tail += filter_op
+        tail += [capabilities, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *filter_op]
+    else:
+        tail += [*filter_op, capabilities]
     tail.append(Op("exec", (len(arguments),), (*arguments, *(process.get("env") or ())), "/process/args"))
     return tail

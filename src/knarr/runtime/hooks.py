@@ -52,7 +52,7 @@ def run_hook(hook: dict[str, Any], pointer: str, state: bytes, bundle: str, *, a
             Op("pdeathsig", (9,)),
             Op("setsid"),
             Op("host_chdir", (), (bundle,)),
-            Op("find_program", (), (path, "")),
+            Op("host_program", (), (path,)),
             Op("exec", (len(arguments),), (*arguments, *(hook.get("env") or ()))),
         ),
         0,
