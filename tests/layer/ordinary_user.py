@@ -12,6 +12,10 @@ import io
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USER = 65534
 
@@ -43,13 +47,13 @@ def main() -> None:
     os.setresuid(USER, USER, USER)
     ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: a change of user hides /proc from oneself, which a login does not
 
-    def opener(data: bytes):  # noqa: ANN202
+    def opener(data: bytes) -> Callable[[], io.BytesIO]:
         return lambda: io.BytesIO(data)
 
     layers = []
     for path in tars:
-        with open(path, "rb") as stream:
-            data = stream.read()
+        with open(path, "rb") as archive:
+            data = archive.read()
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         layers.append(Layer(digest, "application/vnd.oci.image.layer.v1.tar", len(data), opener(data), path))
     out: dict[str, object] = {}

@@ -109,7 +109,7 @@ def with_umoci(folder: Path) -> Path:
 
 
 def with_buildah(folder: Path) -> Path:
-    options = ["--root", folder / "buildah", "--runroot", folder / "buildah-run", "--storage-driver", "vfs"]
+    options = ["--root", f"{folder}/buildah", "--runroot", f"{folder}/buildah-run", "--storage-driver", "vfs"]
     root, layout = folder / "tree", folder / "buildah-layout"
     root.mkdir()
     furnish(root)

@@ -10,16 +10,15 @@ import io
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
 from tarbuilder import base256, c, d, f, gnu, h, header, padded, record, s, tar, x
-from trees import ROOT, directory, item, scratch, tree
+from trees import ROOT, directory, scratch, tree
 
-from knarr.base.errors import FormatError, KnarrError
+from knarr.base.errors import FormatError
 from knarr.kernel.userns import IdMap
 from knarr.layer.apply import Applied, apply_layer
-from knarr.layer.tarball import Limits
 from knarr.layer.view import MergedView
 
 if TYPE_CHECKING:
@@ -133,7 +132,9 @@ ROWS = [
     Row(21, "hl-lower", OK, lambda _: tar(h("h", "low/a")), lambda p: p.read("h") == p.read("low/a") == b"a"),
     Row(22, "file-to-dir", REF, lambda _: tar(f("n"), f("n/x")), why="not a directory"),
     Row(22, "dir-to-file", IN, lambda _: tar(d("n"), f("n/y"), f("n", b"1")), lambda p: p.read("n") == b"1"),
-    Row(22, "lower-file-to-dir", OK, lambda _: tar(d("low/a"), f("low/a/x", b"1")), lambda p: p.read("low/a/x") == b"1"),
+    Row(
+        22, "lower-file-to-dir", OK, lambda _: tar(d("low/a"), f("low/a/x", b"1")), lambda p: p.read("low/a/x") == b"1"
+    ),
     Row(22, "lower-dir-to-file", OK, lambda _: tar(f("low", b"1")), lambda p: p.read("low") == b"1"),
     Row(23, "dup-entries", IN, lambda _: tar(f("n", b"1"), f("n", b"2")), lambda p: p.read("n") == b"2"),
     Row(23, "case-dup", OK, lambda _: tar(f("A", b"1"), f("a", b"2")), lambda p: p.read("A") == b"1"),
@@ -193,7 +194,9 @@ ROWS = [
     Row(47, "sock-type", REF, lambda _: tar(header(b"n", b"s")), why="type"),
     Row(47, "type-unknown", REF, lambda _: tar(header(b"n", b"Z")), why="type"),
     Row(48, "type-contig", OK, lambda _: tar(header(b"n", b"7", size=1) + padded(b"1")), lambda p: p.read("n") == b"1"),
-    Row(48, "type-oldreg", OK, lambda _: tar(header(b"n", b"\0", size=1) + padded(b"1")), lambda p: p.read("n") == b"1"),
+    Row(
+        48, "type-oldreg", OK, lambda _: tar(header(b"n", b"\0", size=1) + padded(b"1")), lambda p: p.read("n") == b"1"
+    ),
     Row(48, "type-olddir", OK, lambda _: tar(header(b"n/", b"\0", magic=b"")), lambda p: p.kind("n") == "dir"),
     Row(49, "dir-with-size", OK, lambda _: tar(d("n", size=512), f("m", b"1")), lambda p: p.read("m") == b"1"),
     Row(49, "sym-with-size", OK, lambda _: tar(s("n", "x", size=512), f("m", b"1")), lambda p: p.read("m") == b"1"),
@@ -272,11 +275,15 @@ ROWS = [
     Row(77, "not-tar-elf", REF, lambda _: b"\x7fELF" + bytes(2000), why="checksum"),
 ]
 if ROOT:
-    ROWS += [
-        Row(50, "xattr-cap", OK, lambda _: tar(x(("SCHILY.xattr.security.capability", CAPABILITY)), f("n", b"1"))),
-        Row(43, "dev-blk", OK, lambda _: tar(c("n", 8, 0, b"4")), lambda p: p.kind("n") == "?"),
-        Row(43, "dev-chr", OK, lambda _: tar(c("n", 1, 1)), lambda p: p.kind("n") == "?"),
-    ] if (CAPABILITY := b"\x01\x00\x00\x02\x00\x20\x00\x00" + bytes(12)) else []
+    ROWS += (
+        [
+            Row(50, "xattr-cap", OK, lambda _: tar(x(("SCHILY.xattr.security.capability", CAPABILITY)), f("n", b"1"))),
+            Row(43, "dev-blk", OK, lambda _: tar(c("n", 8, 0, b"4")), lambda p: p.kind("n") == "?"),
+            Row(43, "dev-chr", OK, lambda _: tar(c("n", 1, 1)), lambda p: p.kind("n") == "?"),
+        ]
+        if (CAPABILITY := b"\x01\x00\x00\x02\x00\x20\x00\x00" + bytes(12))
+        else []
+    )
 
 
 @pytest.fixture
@@ -295,26 +302,31 @@ def sentinel() -> Iterator[str]:
         assert (tree(path), [os.lstat(f"{place}/{name}").st_ino for name in sorted(os.listdir(place))]) == before
 
 
-def put(layer: bytes, path: str, mode: str, below: str | None = None, ids: IdMap | None = OWN) -> Applied:
+def put(
+    layer: bytes, path: str, mode: Literal["merge", "overlay"], below: str | None = None, ids: IdMap | None = OWN
+) -> Applied:
     """Apply a layer to a directory; with ``below`` upon another one."""
     with directory(path) as fd:
         if below is None:
             return apply_layer(
-                io.BytesIO(layer), fd, mode=mode, fresh=mode == "overlay" or not os.listdir(fd), ids=ids, userxattr=not ROOT
+                io.BytesIO(layer),
+                fd,
+                mode=mode,
+                fresh=mode == "overlay" or not os.listdir(fd),
+                ids=ids,
+                userxattr=not ROOT,
             )
         with directory(below) as lower:
             view = MergedView([lower])
             try:
-                return apply_layer(
-                    io.BytesIO(layer), fd, mode=mode, below=lambda: view, ids=ids, userxattr=not ROOT
-                )
+                return apply_layer(io.BytesIO(layer), fd, mode=mode, below=lambda: view, ids=ids, userxattr=not ROOT)
             finally:
                 view.close()
 
 
 @pytest.mark.parametrize("mode", ["merge", "overlay"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number}-{row.name}")
-def test_row(row: Row, mode: str, sentinel: str) -> None:
+def test_row(row: Row, mode: Literal["merge", "overlay"], sentinel: str) -> None:
     with scratch() as top:
         base, root = f"{top}/base", f"{top}/layer"
         os.mkdir(base)

@@ -24,7 +24,9 @@ NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 TARGETS = st.sampled_from(["a", "b/c", "/a", "../b", "/b/../a", "..", "nowhere", "c"])
 TIMES = st.integers(1, 9).map(lambda number: number * 100_000_000)
-WHITEOUTS = st.tuples(st.sampled_from(["", "a/", "b/", "a/b/", "a/c/", "c/"]), st.sampled_from([".wh.a", ".wh.b", ".wh..wh..opq"]))
+WHITEOUTS = st.tuples(
+    st.sampled_from(["", "a/", "b/", "a/b/", "a/c/", "c/"]), st.sampled_from([".wh.a", ".wh.b", ".wh..wh..opq"])
+)
 ENTRIES = st.one_of(
     st.builds(lambda p, t: f(p, f"{p} {t}".encode(), mtime=t, mode=0o600 + t % 7, uid=t % 5), PATHS, TIMES),
     st.builds(lambda p, t: d(p, 0o700 + t // 100_000_000, mtime=t, gid=t // 100_000_000), PATHS, TIMES),

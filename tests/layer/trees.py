@@ -51,10 +51,8 @@ KINDS = {
 def item(path: str) -> Item:
     facts = os.lstat(path)
     kind = KINDS[stat.S_IFMT(facts.st_mode)]
-    xattrs = []
-    for name in sorted(os.listxattr(path, follow_symlinks=False)):
-        if ".overlay." not in name:
-            xattrs.append((name, os.getxattr(path, name, follow_symlinks=False)))
+    names = sorted(name for name in os.listxattr(path, follow_symlinks=False) if ".overlay." not in name)
+    xattrs = [(name, os.getxattr(path, name, follow_symlinks=False)) for name in names]
     content = ""
     if kind == "file":
         with open(path, "rb") as stream:

@@ -135,6 +135,7 @@ class _Work:
         self._fresh = fresh
         self._below = below
         self._opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
+        self._devices = 0  # left out
         self._owners: dict[tuple[int, int], tuple[int, int]] = {}
         self._own = (os.geteuid(), os.getegid())
         self.reader = Reader(self, what=what, limits=limits)
@@ -176,7 +177,7 @@ class _Work:
         except OSError as error:
             raise self.told(error, name) from None
         finally:
-            self.tree.flush()
+            self.tree.close()
 
     def told(self, error: OSError, name: bytes) -> KnarrError:
         """Say whether the layer or the machine is to blame for a failed system call."""
@@ -400,7 +401,9 @@ class _Work:
 
     def skip_device(self, entry: Entry, where: Dir, base: bytes) -> None:
         """Leave a device out; what it would have replaced goes all the same."""
-        self.warn(f"device nodes in {self.what} are left out ({KINDS[entry.kind]} {printable(entry.name)} is one)")
+        if not self._devices:
+            self.warn(f"device nodes in {self.what} are left out ({KINDS[entry.kind]} {printable(entry.name)} is one)")
+        self._devices += 1
         self.tree.clear(where, base)
         self.tree.hide(split(entry.name)[0], base)
 

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from knarr.content.verify import Readable
+    from knarr.spec.image import Descriptor
 
     class Blobs(Protocol):
         """What is needed of a blob store: a reader that verifies size and digest."""
 
-        def open_blob(self, descriptor: dict[str, Any], /) -> Readable: ...
+        def open_blob(self, descriptor: Descriptor, /) -> Readable: ...
 
 
 CHUNK = 1 << 20
@@ -147,5 +148,5 @@ def layers_of(store: Blobs, manifest: dict[str, Any], config: dict[str, Any]) ->
     return layers
 
 
-def _opener(store: Blobs, descriptor: dict[str, Any]) -> Callable[[], Readable]:
+def _opener(store: Blobs, descriptor: Descriptor) -> Callable[[], Readable]:
     return lambda: store.open_blob(descriptor)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+from _weakrefset import WeakSet
 from errno import EACCES, ELOOP, ENODATA, ENOENT, ENOTDIR, ENOTSUP, EPERM
 
 from knarr.kernel.path import BENEATH, openat2, remove_tree
@@ -46,20 +47,26 @@ class InMeta(Exception):
 
 
 class Dir:
-    """An open directory, closed when nothing refers to it any more.
+    """An open directory, closed when nothing refers to it any more, or with the tree.
 
     ``plain``: what is made in it gets our own ids and exactly the mode asked for.
     """
 
-    __slots__ = ("fd", "path", "plain")
+    __slots__ = ("__weakref__", "fd", "path", "plain")
 
     def __init__(self, fd: int, path: bytes, *, plain: bool) -> None:
         self.fd = fd
         self.path = path
         self.plain = plain
 
+    def close(self) -> None:
+        """Close it; fine if it is closed."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
     def __del__(self) -> None:
-        os.close(self.fd)
+        self.close()
 
     def child(self, name: bytes) -> bytes:
         """The canonical path of ``name`` in it."""
@@ -115,6 +122,7 @@ class Tree:
         self._exact = exact
         self._gid = os.getegid()
         self._cache: dict[bytes, Dir] = {}
+        self._all: WeakSet[Dir] = WeakSet()
         self._steps = _STEPS
         self._names = _NAMES
         self._opaque: set[bytes] = set()  # directories that hide all that is below
@@ -123,6 +131,12 @@ class Tree:
         self._white: set[bytes] = set()
         self._copied: set[bytes] = set()  # files that are here only because a hard link needed them
         self._bare: set[bytes] = set()  # directories that are here only for whiteouts and such copies
+
+    def close(self) -> None:
+        """Close all directories, also those that the traceback of an error still refers to."""
+        self.flush()
+        for opened in list(self._all):
+            opened.close()
 
     def flush(self) -> None:
         """Forget where directories are: one was removed, or a link that may have led to one."""
@@ -239,15 +253,16 @@ class Tree:
             os.close(fd)
             raise
         opened = Dir(fd, path, plain=plain)
+        self._all.add(opened)
         if not self.overlay and path not in self.final:
             self.touched.setdefault(path, facts.st_mtime_ns)
         self._put(path, opened)
         return opened
 
     def _walk(self, parts: list[bytes], *, make: bool) -> bytes | None:
-        """Follow a path component by component, links against the root; the canonical path of where it ends.
+        """Follow a path component by component, links against the root; return the canonical path of its end.
 
-        Missing directories are made; with ``make`` False it is None where there is none. Raises OSError: ELOOP, ENOTDIR.
+        Missing directories are made; with ``make`` False it is None where one is missing. Raises OSError, BadName.
         """
         todo = parts[::-1]
         at: list[bytes] = []

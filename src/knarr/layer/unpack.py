@@ -12,7 +12,7 @@ from errno import EACCES, EBUSY, EINVAL, ENOTEMPTY, EPERM, EROFS
 
 from knarr.base.errors import FileError, KernelError, NotFound, Unsupported
 from knarr.kernel.ffi import syscall
-from knarr.kernel.path import empty_directory, remove_tree
+from knarr.kernel.path import remove_tree
 from knarr.kernel.userns import IdMap, default_map
 from knarr.layer.apply import Applied, apply_layer
 from knarr.layer.view import MergedView
@@ -249,13 +249,5 @@ def _rename(place: str, target: str) -> None:
 
 
 def _empty(worker: Unpacker, place: str) -> None:
-    if isinstance(worker, Direct):
-        folder, name = os.path.split(place)
-        fd = open_directory(folder)
-        try:
-            empty_directory(fd, name)
-        finally:
-            os.close(fd)
-        return
     for name in os.listdir(place):
         worker.remove(f"{place}/{name}")
