@@ -30,7 +30,7 @@ def unpack(where: Places, image: Image, target: str) -> tuple[str, ...]:
     from knarr.layer.source import layers_of
     from knarr.layer.unpack import materialise
 
-    layers = layers_of(open_store(where), image.manifest, image.image_config())  # type: ignore[arg-type]
+    layers = layers_of(open_store(where), image.manifest, image.image_config())
     return materialise(layers, target, ids=host.id_map())
 
 

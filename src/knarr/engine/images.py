@@ -134,7 +134,7 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
     from knarr.layer.source import layers_of
 
     store = open_store(where)
-    layers = layers_of(store, image.manifest, image.image_config())  # type: ignore[arg-type]  # Descriptor is a dict
+    layers = layers_of(store, image.manifest, image.image_config())
     return snapshots(where).ensure(layers, progress=watcher.unpacked if watcher else None)
 
 

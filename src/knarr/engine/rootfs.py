@@ -81,7 +81,7 @@ def _copied(where: Places, folder: str, ready: Ready) -> Rootfs:
     from knarr.layer.unpack import materialise
 
     image = ready.image
-    layers = layers_of(open_store(where), image.manifest, image.image_config())  # type: ignore[arg-type]
+    layers = layers_of(open_store(where), image.manifest, image.image_config())
     materialise(layers, f"{folder}/rootfs", ids=host.id_map())
     return Rootfs(Root("bind", f"{folder}/rootfs"), f"{folder}/rootfs")
 
