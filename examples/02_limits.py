@@ -11,7 +11,7 @@ print(doubled.stdout.decode().strip())  # 42
 
 endless = ["sh", "-c", "while :; do echo more; done"]
 try:
-    knarr.run(image, endless, timeout=0.5, output_limit=10_000, read_only=True, cap_drop=["ALL"])
+    knarr.run(image, endless, timeout=2, output_limit=10_000, read_only=True, cap_drop=["ALL"])
 except knarr.TimedOut as error:
     print(len(error.stdout))  # 10000
     print("ended:", error)
