@@ -143,7 +143,7 @@ def _block(block: dict[str, Any], add: Add) -> None:
 def cpu_weight(shares: int) -> int:
     """cpu.shares (2 to 262144, 1024 by default) as cpu.weight (1 to 10000, 100 by default).
 
-    The curve that meets these three pairs (runc 1.3.2, crun 1.23): 10**((l*l + 125*l)/612 - 7/34), l the binary
+    The curve that meets these three pairs (runc since 1.3.2): 10**((l*l + 125*l)/612 - 7/34), l the binary
     logarithm of the shares. The older straight line made half of the default of 1024 shares: 39.
     """
     if shares <= 2:
