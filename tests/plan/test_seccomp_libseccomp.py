@@ -247,11 +247,11 @@ def test_the_filter_runc_loads(whose: str) -> None:
     """runc's own program, ENOSYS stub included, gives the verdicts ours gives."""
     profile = podman_profile(set(), "x86_64") if whose == "podman" else default_profile([], "x86_64")
     profile["defaultErrnoRet"] = 1  # so that the stub is seen
-    args = [
+    both = [
         {"index": 1, "op": "SCMP_CMP_GE", "value": 1 << 33},
         {"index": 3, "op": "SCMP_CMP_LE", "value": 24},
     ]
-    profile["syscalls"].append({"names": ["process_madvise"], "action": "SCMP_ACT_TRAP", "args": args})
+    profile["syscalls"].append({"names": ["process_madvise"], "action": "SCMP_ACT_TRAP", "args": both})
     profile["syscalls"] = [
         {**rule, "names": [n for n in rule["names"] if all(known_to_both(n, abi) for abi in MACHINES["x86_64"])]}
         for rule in profile["syscalls"]
