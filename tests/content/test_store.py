@@ -33,6 +33,7 @@ from knarr.base.errors import (
     SpecError,
 )
 from knarr.content import store as store_module
+from knarr.content.check import check
 from knarr.content.digest import sha256_of
 from knarr.content.store import Store, printable, some
 from knarr.spec import mediatypes
@@ -304,13 +305,13 @@ def test_collection_keeps_exactly_what_is_reached(store: Store) -> None:
     store.put(b"abc", sha512)
     config = json.loads(store.read_blob(gone))["config"]["digest"]
     Path(store.path, ".tmp", "left").write_bytes(b"12345")
-    Path(store.path, ".index.json.0011").write_bytes(b"12")
+    Path(store.path, ".knarr-0011").write_bytes(b"12")
     store.untag("gone")
     store.untag("kept")
     result = store.gc()
     assert set(result.digests) == {gone["digest"], config, sha256_of(b"gone"), loose["digest"], sha512["digest"]}
     assert not os.listdir(f"{store.path}/.tmp")
-    assert not Path(store.path, ".index.json.0011").exists()
+    assert not Path(store.path, ".knarr-0011").exists()
     for layer in (shared, b"kept"):
         assert store.has(sha256_of(layer))
     assert store.has(kept["digest"])
@@ -471,12 +472,66 @@ def check_layout(path: str) -> None:
     """Assert that the directory is a valid layout in which every blob is what its name says."""
     root = Path(path)
     assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
-    index = json.loads((root / "index.json").read_text())
     for file in (root / "blobs" / "sha256").iterdir():
         assert sha256_of(file.read_bytes()) == f"sha256:{file.name}"
-    for entry in index["manifests"]:
-        algorithm, _, encoded = entry["digest"].partition(":")
-        assert (root / "blobs" / algorithm / encoded).stat().st_size == entry["size"]
+    assert check(Store(path)) == []
+
+
+def test_check_names_every_damage(store: Store) -> None:
+    one, two = put_image(store, "one", b"first"), put_image(store, "two", b"second", b"third")
+    other = blob(b"not pulled", mediatypes.MANIFEST)
+    entries = [two, {**other, "platform": {"os": "linux", "architecture": "arm64"}}]
+    index = json.dumps({"schemaVersion": 2, "mediaType": mediatypes.INDEX, "manifests": entries}).encode()
+    store.tag("many", store.put(index, media_type=mediatypes.INDEX))
+    store.put(b"loose")
+    assert check(store) == []
+
+    def change(digest: str, data: bytes | None) -> str:
+        path = Path(store.blob_path(digest))
+        path.chmod(0o644)
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        return str(path)
+
+    flipped = change(sha256_of(b"first"), b"firsT")
+    shorter = change(sha256_of(b"second"), b"secon")
+    change(sha256_of(b"third"), None)
+    manifest = change(one["digest"], store.read_blob(one) + b" ")
+    loose = change(sha256_of(b"loose"), b"LOOSE")
+    said = check(store)
+    for part in (flipped, shorter, sha256_of(b"third"), manifest, loose):
+        assert any(part in line for line in said), (part, said)
+    assert len(said) == len(set(said))
+    assert not any(other["digest"] in line for line in said)
+
+
+def test_data_is_on_disk_before_its_name_and_its_name_before_the_record(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SECURITY.md I9, as far as a test without a power cut can see it: the order of fsync and rename."""
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def spy_fsync(fd: int) -> None:
+        steps.append("fsync " + os.readlink(f"/proc/self/fd/{fd}").removeprefix(store.path))
+        fsync(fd)
+
+    def spy_rename(source: str, target: str, **options: Any) -> None:
+        steps.append(f"rename {source.removeprefix(store.path)} {target.removeprefix(store.path)}")
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    made = store.put(io.BytesIO(b"abc"), blob(b"abc"))
+    store.tag("x", made)
+    encoded = made["digest"][7:]
+    part, final = f"/.tmp/sha256-{encoded}", f"/blobs/sha256/{encoded}"
+    assert steps[:2] == [f"fsync {part}", f"rename {part} {final}"]
+    assert {"fsync /blobs", "fsync /blobs/sha256"} <= set(steps[2:4])
+    written = steps[4].removeprefix("fsync ")
+    assert written.startswith("/.knarr-")
+    assert steps[5:] == [f"rename {written} /index.json", "fsync "]
 
 
 def test_killed_writers_leave_a_valid_store(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 from errno import EINVAL, ENOENT
 
 from knarr.base.errors import FileError, NotFound, SpecError
+from knarr.base.files import TEMPORARY
 from knarr.base.record import Record
 from knarr.spec import mediatypes
 
@@ -118,17 +119,23 @@ def _as_root(store: Store, digest: str) -> list[Descriptor]:
 
 
 def _clear_temporary(store: Store) -> int:
-    """Remove unfinished files; nobody writes while we hold the lock alone. Returns bytes."""
+    """Remove unfinished files; returns bytes. No blob is written while we hold the store's lock alone."""
+    from knarr.content.store import held
+
+    with held(f"{store.path}/.index.lock", shared=False):  # nor, now, index.json
+        return _clear(f"{store.path}/.tmp", "") + _clear(store.path, TEMPORARY)
+
+
+def _clear(folder: str, prefix: str) -> int:
     size = 0
-    for folder, prefix in ((f"{store.path}/.tmp", ""), (store.path, ".index.json."), (store.path, ".oci-layout.")):
-        try:
-            with os.scandir(folder) as found:
-                entries = [entry for entry in found if entry.name.startswith(prefix)]
-            for entry in entries:
-                if entry.is_file(follow_symlinks=False):
-                    size += entry.stat(follow_symlinks=False).st_size
-                    os.unlink(entry.path)
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise FileError("clear", folder, error.errno or EINVAL) from None
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if entry.name.startswith(prefix)]
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                size += entry.stat(follow_symlinks=False).st_size
+                os.unlink(entry.path)
+    except OSError as error:
+        if error.errno != ENOENT:
+            raise FileError("clear", folder, error.errno or EINVAL) from None
     return size

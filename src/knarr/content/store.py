@@ -173,7 +173,7 @@ class Store:
             with self._part(digest, want["size"], moved) as fd:
                 if fd >= 0:
                     self._room_for(digest, want["size"])
-                    reader = VerifiedReader(_opened(source), digest, want["size"], f"blob {digest}")
+                    reader = _verified(_opened(source), digest, want["size"])
                     try:
                         self._pour(reader, fd, f"blob {digest}", moved)
                     finally:
@@ -419,6 +419,13 @@ def _opened(source: Source) -> Readable:
 
         return io.BytesIO(source)
     return source() if callable(source) else source
+
+
+def _verified(stream: Readable, digest: Digest, size: int) -> VerifiedReader:
+    """Return a verified reader of ``stream``: itself, if it is one of just these bytes (hashing twice costs twice)."""
+    if isinstance(stream, VerifiedReader) and (stream.digest, stream.size) == (digest, size):
+        return stream
+    return VerifiedReader(stream, digest, size, f"blob {digest}")
 
 
 def name_of(descriptor: Descriptor) -> str:

@@ -187,14 +187,22 @@ def _context(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-def _manager(policy: Policy, context: ssl.SSLContext) -> urllib3.PoolManager:
+def _lax_context() -> ssl.SSLContext:
+    """Return a context that verifies nothing, for a registry the user calls insecure."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _manager(policy: Policy, context: ssl.SSLContext | None) -> urllib3.PoolManager:
     manager = urllib3.PoolManager(
         num_pools=8,
         maxsize=8,
         retries=False,
         timeout=urllib3.Timeout(connect=policy.connect, read=policy.read),
         ssl_context=context,
-        assert_hostname=None if context.check_hostname else False,
+        assert_hostname=None if context is None or context.check_hostname else False,
     )
     plain, secure = _pools(policy)
     manager.pool_classes_by_scheme = {"http": plain, "https": secure}
@@ -280,13 +288,9 @@ class Transport:
         self.policy = policy
         self.authorize: Callable[[], str] = str
         self.challenged: Callable[[Response], bool] = lambda _response: False
-        self._strict = _manager(policy, _context(ca_file))
-        self._lax = self._strict
-        if insecure:
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            self._lax = _manager(policy, context)
+        self._insecure = insecure
+        self._ca_file = ca_file
+        self._managers: dict[str, urllib3.PoolManager] = {}
         self._registry = registry
         # What to try, in order. Plain HTTP needs a registry on this machine or the user's word; nothing secret is
         # sent before the registry has answered in the language tried.
@@ -385,9 +389,8 @@ class Transport:
         ``strict`` verifies TLS in any case: everything but the registry itself, when that may be insecure.
         """
         self.check_stopped()
-        manager = self._strict if strict else self._lax
         try:
-            raw = manager.request(
+            raw = self._manager(url, strict=strict).request(
                 method,
                 url,
                 headers={"User-Agent": "knarr", "Accept-Encoding": "identity", **headers},
@@ -407,6 +410,17 @@ class Transport:
             response.close()
             raise response.error("the answer has both Content-Length and Transfer-Encoding")
         return response
+
+    def _manager(self, url: str, *, strict: bool) -> urllib3.PoolManager:
+        """Return the connections for a URL, made when first needed: reading the authorities costs 20 ms."""
+        kind = "plain" if url.startswith("http:") else "strict" if strict or not self._insecure else "lax"
+        with self._lock:
+            if kind not in self._managers:
+                context = None
+                if kind != "plain":
+                    context = _context(self._ca_file) if kind == "strict" else _lax_context()
+                self._managers[kind] = _manager(self.policy, context)
+            return self._managers[kind]
 
     def wait(self, attempt: int, asked: str = "") -> None:
         """Wait before the attempt after ``attempt``; what the registry asked for counts up to the policy's limit."""
@@ -440,8 +454,8 @@ class Transport:
             live = list(self._live)
         for response in live:
             response.close()
-        self._strict.clear()
-        self._lax.clear()
+        for manager in self._managers.values():
+            manager.clear()
 
 
 def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> Broken:
