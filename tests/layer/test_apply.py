@@ -298,6 +298,7 @@ def test_control_c_stops_the_thread(root: str, monkeypatch: pytest.MonkeyPatch) 
     """The main thread waits; when it is interrupted, the work stops at the next chunk, and no thread is left."""
     started = threading.Event()
     real_join = threading.Thread.join
+    hit: list[threading.Thread] = []
 
     class Endless:
         def read(self, size: int, /) -> bytes:
@@ -308,7 +309,8 @@ def test_control_c_stops_the_thread(root: str, monkeypatch: pytest.MonkeyPatch) 
             pass
 
     def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
-        if thread.name == "knarr-apply" and not started.is_set():
+        if thread.name == "knarr-apply" and not hit:
+            hit.append(thread)
             started.wait(10)
             raise KeyboardInterrupt
         real_join(thread, timeout)
