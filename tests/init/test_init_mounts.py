@@ -35,6 +35,7 @@ from knarr.plan.ops import (
     CREATE_LIKE_SOURCE,
     NO_SLOT,
     OPTIONAL,
+    OVER_PROC,
     PIVOT_MOVE,
     RECURSIVE,
     SOURCE_IS_TREE,
@@ -136,7 +137,12 @@ def test_host_paths(launcher: Launcher, tmp_path: Path) -> None:
         Op(
             "host_mount",
             [0],
-            ["overlay", str(scratch), "overlay", f"lowerdir=a:b,upperdir={scratch}/upper,workdir={scratch}/work,userxattr"],
+            [
+                "overlay",
+                str(scratch),
+                "overlay",
+                f"lowerdir=a:b,upperdir={scratch}/upper,workdir={scratch}/work,userxattr",
+            ],
         ),
         Op("open_root", [ROOT], [str(scratch)]),
         Op("mkdir", [ROOT, 0o755], ["/new"]),
@@ -524,3 +530,15 @@ def test_everything_is_gone_with_the_process(launcher: Launcher, rootfs: Path) -
 
 def test_the_shell_of_the_tests_works(launcher: Launcher) -> None:
     assert launcher.output(fenced(*shell("echo yes"))) == "yes\n"
+
+
+@pytest.mark.parametrize("target", ["/proc/sys", "/link/sys", "/proc"])
+def test_nothing_lies_over_proc_unless_the_plan_says_so(launcher: Launcher, rootfs: Path, target: str) -> None:
+    (rootfs / "link").symlink_to("proc")
+    procfs = mount("/proc", "proc")
+    for over in (mount(target), bind("/tmp", target)):
+        error = next(
+            p for p in launcher.start(rooted(rootfs, procfs, over, flags=NEWPID)).finish().packets if p.type == 3
+        )
+        assert error.value == errno.EPERM
+    assert paused(launcher, rootfs, procfs, mount(target, flags=CREATE_DIR | OVER_PROC), flags=NEWPID).child

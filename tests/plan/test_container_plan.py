@@ -273,3 +273,23 @@ def test_time_offsets_are_set_before_the_clone() -> None:
     assert seen.index("unshare") < seen.index("clone")
     assert ("self/timens_offsets", "monotonic 5 1") in [op.strs for op in plan.ops if op.kind == "proc_write"]
     assert not only(plan, "clone").ints[0] & CLONE_FLAG["time"]
+
+
+@pytest.mark.parametrize("place", ["/proc", "/proc/self/attr", "/proc/sys/net", "//proc/./sys", "/proc/cpuinfo"])
+def test_nothing_but_a_procfs_lies_over_proc(place: str) -> None:
+    config = default_config()
+    config["mounts"].append({"destination": place, "type": "tmpfs", "source": "tmpfs"})
+    with pytest.raises(SpecError) as caught:
+        compiled(config)
+    assert caught.value.findings[0].pointer == f"/mounts/{len(config['mounts']) - 1}/destination"
+
+
+def test_what_may_lie_over_proc_is_flagged() -> None:
+    config = default_config()
+    config["mounts"].append({"destination": "/proc/meminfo", "type": "bind", "source": "/lxcfs/meminfo"})
+    plan = compiled(config)
+    flags = {op.strs[-1]: op.ints[2] for op in plan.ops if op.kind == "bind"}
+    assert flags["/proc/meminfo"] & ops.OVER_PROC
+    procfs = next(op for op in plan.ops if op.kind == "mount" and op.strs[2] == "/proc")
+    assert procfs.ints[3] & ops.OVER_PROC
+    assert not any(op.ints[3] & ops.OVER_PROC for op in plan.ops if op.kind == "mount" and op.strs[2] != "/proc")

@@ -334,14 +334,20 @@ def test_r11_console_is_a_link_on_the_root(readonly: bool, ours: Runtime, bundle
     assert sentinel.ok()
 
 
-def test_r12_null_is_a_link_to_a_file_of_the_host(runtime: Runtime, bundle: Bundle, sentinel: Sentinel) -> None:
-    """CVE-2026-88265: crun 1.8.1 gives the host's file to uid 1000."""
+def test_r12_null_is_a_link_to_a_file_of_the_host(
+    runtime: Runtime, bundle: Bundle, sentinel: Sentinel, tmp_path: Path
+) -> None:
+    """CVE-2026-88265: crun 1.8.1 gives the host's file, and the host's /dev/null too, to uid 1000."""
+    # A node of our own as stdin, so that no runtime gets hold of the machine's.
+    own_null = tmp_path / "null"
+    os.mknod(own_null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     without(bundle, "/dev", "/dev/pts", "/dev/shm")
     (bundle.rootfs / "hostd").mkdir()
     bundle.config["mounts"].append(bind(sentinel.path, "/hostd", "rw"))
     (bundle.rootfs / "dev/null").symlink_to("/hostd/f")
     path = bundle.write("true", user={"uid": 1000, "gid": 1000})
-    runtime("run", "--bundle", path, runtime.new_id(), stdin=subprocess.DEVNULL)
+    with own_null.open("rb") as stdin:
+        runtime("run", "--bundle", path, runtime.new_id(), stdin=stdin)
     if runtime.name != "knarr" and not sentinel.ok():
         pytest.skip(f"{runtime.name} fails: the host's file changed hands")
     assert sentinel.ok()

@@ -169,6 +169,20 @@ long op_find_program(const struct op *op)
     return -EACCES;
 }
 
+/* A program of the host's, for a hook the runtime runs: the operator named it, so magic links are followed (Docker's
+ * hook is /proc/PID/exe) and it need not be looked at before exec does. */
+long op_host_program(const struct op *op)
+{
+    const struct text *path = &op->strings[0];
+
+    if (path->length == 0)
+        return -ENOENT;
+    if (path->length >= sizeof program)
+        return -ENAMETOOLONG;
+    memcpy(program, path->bytes, path->length + 1);
+    return 0;
+}
+
 /* Fills the pointer vectors from `count` strings that begin at `first`: `argc` arguments, then the environment. */
 long split_vectors(const u8 *first, u32 count, u64 argc, char ***argv, char ***envp)
 {
@@ -305,20 +319,6 @@ static void find_home(int file, u64 uid, char *out, size_t size)
     } while (got > 0);
     out[0] = '/';
     out[1] = 0;
-}
-
-/* A program of the host's, for a hook the runtime runs: the operator named it, so magic links are followed (Docker's
- * hook is /proc/PID/exe) and it need not be looked at before exec does. */
-long op_host_program(const struct op *op)
-{
-    const struct text *path = &op->strings[0];
-
-    if (path->length == 0)
-        return -ENOENT;
-    if (path->length >= sizeof program)
-        return -ENAMETOOLONG;
-    memcpy(program, path->bytes, path->length + 1);
-    return 0;
 }
 
 long op_home(const struct op *op)

@@ -123,6 +123,18 @@ static u32 mode_to_make(u64 flags)
     }
 }
 
+/* Nothing may lie over a part of /proc, whichever symbolic link led there, unless the Plan says that this may: what a
+ * process believes of /proc/self or writes to /proc/sys would go elsewhere (CVE-2019-19921, CVE-2025-52881). */
+static long not_over_proc(int target, u64 flags)
+{
+    struct statfs fs;
+    long got = flags & OVER_PROC ? 0 : kcall(fstatfs, target, &fs);
+
+    if (got == 0 && !(flags & OVER_PROC) && fs.f_type == PROC_SUPER_MAGIC)
+        return -EPERM;
+    return got;
+}
+
 /* The target of a mount. A proc or sysfs behind a symbolic link could make later writes to /proc go elsewhere
  * (CVE-2019-16884, CVE-2019-19921): for these every part of the path must be a real directory. */
 static long mount_target(int root, const char *path, u64 flags, const char *fstype)
@@ -270,7 +282,9 @@ long op_mount(const struct op *op)
 
     if (target < 0)
         return target;
-    got = has_long_option(op) ? old_mount(op, root, (int)target) : new_mount(op, (int)target);
+    got = not_over_proc((int)target, op->numbers[3]);
+    if (got == 0)
+        got = has_long_option(op) ? old_mount(op, root, (int)target) : new_mount(op, (int)target);
     close_fd(target);
     root_done(op->numbers[0], root);
     return got;
@@ -326,7 +340,9 @@ long op_bind(const struct op *op)
     target = reach_in_root(root, op->strings[1].bytes, mode);
     if (target < 0)
         return target;
-    got = attach((int)tree, (int)target);
+    got = not_over_proc((int)target, n[2]);
+    if (got == 0)
+        got = attach((int)tree, (int)target);
     if (got == 0)
         got = mount_attributes((int)tree, 0, 0, 0, n[7]);
     close_fd(target);

@@ -75,6 +75,7 @@ enum {
     RECURSIVE = 4,
     SOURCE_IS_TREE = 8,
     OPTIONAL = 16,
+    OVER_PROC = 32,
     /* symlink */
     REPLACE = 1,
     /* console */

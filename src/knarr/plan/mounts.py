@@ -5,7 +5,7 @@ runtime-spec config.md "Mounts", config-linux.md "Default Devices", "Masked Path
 
 from __future__ import annotations
 
-from knarr.base.errors import Unsupported
+from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.plan import mountopts, ops
 from knarr.plan.mountopts import parse_options
 from knarr.plan.ops import NO_SLOT, Op
@@ -29,6 +29,14 @@ _SHARED_SUPERBLOCK = (
     "debugfs",
     "tracefs",
     "bpf",
+)
+# What may lie over a single file of /proc: views of a container's own resources (lxcfs), and two settings.
+_OVER_PROC_FILES = frozenset(
+    f"/proc/{name}"
+    for name in (
+        *("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo"),
+        *("sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"),
+    )
 )
 _V1_DEFAULTS = mountopts.NOSUID | mountopts.NODEV | mountopts.NOEXEC
 
@@ -74,12 +82,13 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     """The operations of one entry of ``mounts[]``. ``source_slot`` holds a bind's source already opened as a tree."""
     options = parse_options(list(entry.get("options") or ()), pointer)
     target = _absolute(entry["destination"])
+    over_proc = _over_proc(entry, target, pointer)
     if entry.get("uidMappings") or entry.get("gidMappings"):
         raise Unsupported("an id-mapped mount", "this version does not do it", pointer=pointer)
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
     if is_bind(entry):
-        flags = ops.CREATE_LIKE_SOURCE | (ops.RECURSIVE if options.recursive else 0)
+        flags = ops.CREATE_LIKE_SOURCE | over_proc | (ops.RECURSIVE if options.recursive else 0)
         if source_slot != NO_SLOT:
             flags |= ops.SOURCE_IS_TREE
         numbers = (options.attr_set, options.attr_clear, options.rec_set, options.rec_clear, options.propagation)
@@ -97,7 +106,25 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         flags = ops.CREATE_DIR | ops.RECURSIVE
         return [Op("bind", (context.root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys", target), pointer)]
     strings = (fstype, entry.get("source") or fstype, target, *data)
-    return [Op("mount", (context.root, attr, options.propagation, ops.CREATE_DIR), strings, pointer)]
+    flags = ops.CREATE_DIR | over_proc
+    return [Op("mount", (context.root, attr, options.propagation, flags), strings, pointer)]
+
+
+def _over_proc(entry: dict[str, Any], target: str, pointer: str) -> int:
+    """Whether a mount may lie in /proc: a procfs on /proc itself, a file on one of a few names (CVE-2019-16884).
+
+    This is about the destination as written, and for the sentence; the init refuses whatever leads there otherwise.
+    """
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    if parts[:1] != ["proc"]:
+        return 0
+    place = "/" + "/".join(parts)
+    if place == "/proc" and (entry.get("type") == "proc" or (is_bind(entry) and entry.get("source") == "/proc")):
+        return ops.OVER_PROC
+    if place in _OVER_PROC_FILES and is_bind(entry):
+        return ops.OVER_PROC
+    why = f"{target} lies in /proc, where only a procfs may be mounted, on /proc itself"
+    raise SpecError("config.json", [SpecFinding(f"{pointer}/destination", why)])
 
 
 def _cgroup_mount(options: mountopts.MountOptions, target: str, pointer: str, context: MountContext) -> list[Op]:

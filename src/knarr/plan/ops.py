@@ -94,6 +94,7 @@ CREATE_DIR, CREATE_FILE, CREATE_LIKE_SOURCE = 1, 2, 3  # what to make when the t
 RECURSIVE = 4  # bind: the whole tree below the source
 SOURCE_IS_TREE = 8  # bind: the slot holds a detached tree of open_source, to be moved as it is
 OPTIONAL = 16  # a missing source (bind) or target (remount, readonly) is not an error
+OVER_PROC = 32  # mount and bind: the target may lie in a procfs
 # symlink flags
 REPLACE = 1  # an existing non-directory is removed first
 # console flags
