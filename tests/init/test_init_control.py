@@ -49,6 +49,7 @@ def test_abort_ends_quietly(launcher: Launcher) -> None:
         packet(3),
         packet(0),
         packet(GO, bytes(128 * 1024 + 1)),
+        packet(GO, bytes(128 * 1024 + 1), 128 * 1024),  # what would fit is not taken for the whole
         packet(0xFFFFFFFF, b"abc"),
     ],
 )

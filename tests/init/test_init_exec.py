@@ -198,6 +198,28 @@ def test_programs_that_are_links_into_proc_are_refused(launcher: Launcher, tmp_p
         os.close(handle)
 
 
+def test_host_program(launcher: Launcher, tmp_path: Path) -> None:
+    """For hooks: the operator's path, whatever links lead there."""
+    run = [Op("exec", [3], ["sh", "-c", "echo ran"])]
+    shell_path = os.path.realpath(shutil.which("sh") or "/bin/sh")
+    (tmp_path / "link").symlink_to(f"/proc/self/root{shell_path}")
+    for path in (shell_path, str(tmp_path / "link")):
+        assert launcher.output([Op("host_program", [], [path]), *run]) == "ran\n"
+    launcher.run([Op("host_program", [], [""])]).refused(0, errno.ENOENT)
+    launcher.run([Op("host_program", [], ["x" * 4096])]).refused(0, errno.ENAMETOOLONG)
+    launcher.run([Op("host_program", [], [str(tmp_path / "none")]), *run]).refused(1, errno.ENOENT)
+
+
+def test_descriptors_are_closed_while_the_program_is_looked_up(launcher: Launcher) -> None:
+    """CVE-2024-21626: close-on-exec is too late for a path through /proc/self/fd."""
+    handle = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        plan = [Op("host_program", [], ["/proc/self/fd/5/bin/sh"]), Op("exec", [1], ["sh"])]
+        launcher.run(plan, slots=[handle]).refused(1, errno.ENOENT)
+    finally:
+        os.close(handle)
+
+
 # -- exec ---------------------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,11 @@ def test_hooks_that_cannot_start(launcher: Launcher, tmp_path: Path) -> None:
     for path, value in ((tmp_path / "none", errno.ENOENT), (tmp_path / "plain", errno.EACCES), (tmp_path, errno.EACCES)):
         run = launcher.run([FIRST, Op("hook", [0, 1], [str(path), "x"])], document=STATE)
         assert failure(run.refused(1, value)) == (NOT_STARTED, value, b"")
+    # nor through a descriptor that is the init's
+    handle = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    run = launcher.run([FIRST, Op("hook", [0, 1], ["/proc/self/fd/5/bin/true", "x"])], document=STATE, slots=[handle])
+    os.close(handle)
+    assert failure(run.refused(1, errno.ENOENT)) == (NOT_STARTED, errno.ENOENT, b"")
     launcher.run([FIRST, Op("hook", [0, 2], ["/bin/true", "x"])], document=STATE).refused(1, errno.EINVAL)
     launcher.run([FIRST, Op("hook", [1 << 50, 1], ["/bin/true", "x"])], document=STATE).refused(1, errno.EINVAL)
 

@@ -141,6 +141,16 @@ def test_more_than_40_links(launcher: Launcher, rootfs: Path) -> None:
     perform(launcher, rootfs, mkdir("/ping/x")).refused(0, errno.ELOOP)
 
 
+def test_more_than_40_dangling_links_one_after_another(launcher: Launcher, rootfs: Path) -> None:
+    """Each is replaced by its text, so the kernel never sees more than one of them."""
+    for number in range(45):
+        (rootfs / f"d{number}").symlink_to(f"made{number}")
+    perform(launcher, rootfs, mkdir("/" + "/../".join(f"d{number}" for number in range(40)))).succeeded()
+    for number in range(40):
+        (rootfs / f"made{number}").rmdir()
+    perform(launcher, rootfs, mkdir("/" + "/../".join(f"d{number}" for number in range(45)))).refused(0, errno.ELOOP)
+
+
 def test_links_that_grow_without_end(launcher: Launcher, rootfs: Path) -> None:
     (rootfs / "grow").symlink_to("grow/" + "y" * 200)
     perform(launcher, rootfs, mkdir("/grow")).refused(0, errno.ELOOP)

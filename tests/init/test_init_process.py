@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -121,19 +123,20 @@ def test_pdeathsig(launcher: Launcher) -> None:
 
 
 def test_pdeathsig_notices_a_parent_that_is_gone(launcher: Launcher) -> None:
+    """It may have died just before the call: then no signal ever comes."""
     reader, writer = os.pipe()
-    run = launcher.start(
-        [Op("sync", [7]), Op("pdeathsig", [signal.SIGTERM]), *shell("echo lives")], stdio=(None, writer, None)
-    ).stop(7)
+    plan = [Op("sync", [7]), Op("pdeathsig", [signal.SIGTERM]), *shell("echo lives")]
+    run = launcher.start(plan, stdio=(None, writer, None)).stop(7)
     os.close(writer)
+    os.kill(run.pid, signal.SIGSTOP)
+    assert os.WIFSTOPPED(os.waitpid(run.pid, os.WUNTRACED)[1])
     run.go()
     run.control.close()
+    os.kill(run.pid, signal.SIGCONT)
     run.wait()
-    assert run.code in {1, 0}
+    assert run.code == 1
     with os.fdopen(reader, "rb") as stream:
-        said = stream.read()
-    # the answer was read before our end closed, so the process may have passed the check before; never both
-    assert (run.code == 1) == (said == b"")
+        assert stream.read() == b""
 
 
 def test_clone_reports_the_pid_and_the_first_stage_ends(launcher: Launcher) -> None:
@@ -240,6 +243,20 @@ def test_open_ns_refuses_what_is_none(launcher: Launcher, tmp_path: Path) -> Non
     file.touch()
     for path in (fifo, file, tmp_path, Path("/dev/null"), Path("/proc/self/status")):
         launcher.run([Op("open_ns", [8, NEWUTS], [str(path)])]).refused(0, errno.EINVAL)  # and it must not block
+    # and not be opened at all: whoever waits for a reader goes on waiting
+    opened = threading.Event()
+
+    def wait_for_a_reader() -> None:
+        os.close(os.open(fifo, os.O_WRONLY))
+        opened.set()
+
+    waiting = threading.Thread(target=wait_for_a_reader)
+    waiting.start()
+    time.sleep(0.1)
+    launcher.run([Op("open_ns", [8, NEWUTS], [str(fifo)])]).refused(0, errno.EINVAL)
+    assert not opened.wait(0.1)
+    os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+    waiting.join()
     launcher.run([Op("open_ns", [8, NEWUTS], [str(tmp_path / "none")])]).refused(0, errno.ENOENT)
     launcher.run([Op("open_ns", [8, NEWUTS], ["/proc/self/ns/net"])]).refused(0, errno.EINVAL)
     launcher.run([Op("setns", [8, NEWUTS])]).refused(0, errno.EBADF)
