@@ -170,7 +170,8 @@ class Store:
         try:
             if self.has(digest, want["size"]):
                 return want
-            with self._part(digest, want["size"], moved) as fd:
+            # Shared locks nest: a collection must not take the unfinished file of a caller who holds none.
+            with self.lock(), self._part(digest, want["size"], moved) as fd:
                 if fd >= 0:
                     self._room_for(digest, want["size"])
                     reader = _verified(_opened(source), digest, want["size"])
@@ -189,7 +190,7 @@ class Store:
         stream = _Hashing(_opened(source))
         name = f"new-{os.urandom(12).hex()}"
         try:
-            with self._locked_part(name, moved) as fd:
+            with self.lock(), self._locked_part(name, moved) as fd:
                 self._pour(stream, fd, "blob", moved)
                 digest = Digest.parse(f"sha256:{stream.hash.hexdigest()}")
                 self._settle(fd, name, digest)
