@@ -271,12 +271,16 @@ def test_links_and_mounts_in_the_way_are_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     fake.mkdir()
     elsewhere.mkdir()
-    (fake / "link").symlink_to(elsewhere)
+    (fake / "absolute").symlink_to(elsewhere)
+    (fake / "sibling").mkdir()
+    (fake / "relative").symlink_to("sibling")
     host = CgroupHost("v1", (CgroupMount(("name=systemd",), str(fake), "/"),))
-    plan = plan_cgroup({"linux": {"cgroupsPath": "/link/c"}}, host, "id", devices=False)
-    with pytest.raises((KernelError, SafetyViolation)):
-        cgroup.create(plan)
+    for link in ("absolute", "relative"):
+        plan = plan_cgroup({"linux": {"cgroupsPath": f"/{link}/c"}}, host, "id", devices=False)
+        with pytest.raises((KernelError, SafetyViolation)):
+            cgroup.create(plan)
     assert list(elsewhere.iterdir()) == []
+    assert list((fake / "sibling").iterdir()) == []
     (fake / "mount").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", fake / "mount"], check=True)
     try:
