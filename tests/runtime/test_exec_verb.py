@@ -274,8 +274,10 @@ def test_exec_in_a_paused_container_is_refused(ours: Runtime, bundle: Bundle) ->
         done = ours("exec", id, "true")
         assert done.returncode == 255
         assert "paused" in done.stderr
-        # A frozen container can be killed and removed.
-        ours.ok("delete", "--force", id)
+        # A frozen container can be killed, and then removed.
+        ours.ok("kill", id, "KILL")
+        ours.wait_for(id, "stopped")
+        ours.ok("delete", id)
     finally:
         if file.exists():
             file.write_text(thaw)

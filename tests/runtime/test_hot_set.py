@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blackbox import ROOT, Bundle, Runtime, needs_busybox, needs_root
+from blackbox import ROOT, Bundle, Runtime, needs_busybox, needs_root, run_to_files
 
 pytestmark = [needs_busybox, needs_root]
 
@@ -46,7 +46,7 @@ def loaded(ours: Runtime, tmp_path: Path) -> object:
     def run(*words: str) -> set[str]:
         out = tmp_path / "modules"
         command = [sys.executable, "-I", "-S", "-c", PROGRAM, place, str(out), "--root", str(ours.root), *words]
-        done = subprocess.run(command, stdin=-3, stdout=-3, stderr=-1, check=False, timeout=60)
+        done = run_to_files(command, stdin=-3, timeout=60)
         assert done.returncode == 0, done.stderr
         return set(out.read_text().split())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from knarr.base.errors import WrongStatus
-from knarr.kernel.process import open_pid, signal_pid
+from knarr.kernel.process import open_pid, process_stat, signal_pid
 from knarr.runtime import record
 
 SIGKILL = 9
@@ -20,7 +20,7 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
     fd = record.open_container(state_root, id)
     try:
         state = record.load(fd, id)
-        status = record.status(fd, state)
+        status = record.status(fd, state, freezer=False)
     finally:
         os.close(fd)
     if status == "stopped" and all and state.cgroup is not None:
@@ -41,10 +41,16 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
                 raise gone
         finally:
             os.close(pidfd)
-    if status == "paused" and number == SIGKILL:
+    if number == SIGKILL and state.cgroup is not None and _stuck(state.pid):
         from knarr.runtime import cgroup
 
         cgroup.thaw(state.cgroup)  # a frozen v1 process takes even SIGKILL only when it thaws
+
+
+def _stuck(pid: int) -> bool:
+    """Whether the kernel shows the process as uninterruptible, as it does what a v1 freezer holds."""
+    stat = process_stat(pid)
+    return stat is not None and stat[0] == "D"
 
 
 def _all(state: record.State, number: int) -> None:

@@ -196,14 +196,17 @@ def computed(state: State, *, boot: str, process: tuple[str, int] | None, starta
     return "paused" if frozen else "running"
 
 
-def status(fd: int, state: State, root_fd: int = -1) -> str:
-    """The container's status now. With ``root_fd``, a creation still without a process is told from a dead one."""
+def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True) -> str:
+    """The container's status now. With ``root_fd``, a creation still without a process is told from a dead one.
+
+    Without ``freezer`` a paused container counts as running, which saves looking.
+    """
     boot = boot_id()
     process = process_stat(state.pid) if state.pid else None
     if state.pid == 0 and state.boot == boot and root_fd >= 0 and being_made(root_fd, state.id):
         return "creating"
     now = computed(state, boot=boot, process=process, startable=startable(fd), frozen=False)
-    if now == "running" and state.cgroup is not None:
+    if now == "running" and freezer and state.cgroup is not None:
         from knarr.runtime import cgroup
 
         if cgroup.frozen(state.cgroup):
