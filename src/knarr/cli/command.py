@@ -121,6 +121,8 @@ def run_command(argv: Sequence[str]) -> int:
         _complain(name, "interrupted")
         return INTERRUPTED
     except KnarrError as error:
+        if isinstance(error, (CommandNotFound, CommandNotExecutable)):
+            error.pointer = ""  # the command was typed here: no file's field is to blame
         _complain(name, str(error))
         for note in getattr(error, "__notes__", ()):
             _complain(name, note)
