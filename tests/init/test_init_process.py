@@ -195,6 +195,7 @@ def test_clone_into_a_cgroup(launcher: Launcher) -> None:
         run.finish().succeeded()
     finally:
         os.close(fd)
+        launcher.close()
         group.rmdir()
 
 
