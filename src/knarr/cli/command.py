@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from knarr.base.errors import CommandNotExecutable, CommandNotFound, Interrupted, KnarrError, UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED, BROKEN_PIPE = 125, 126, 127, 130, 141
 
@@ -252,4 +253,3 @@ def _meant(name: str) -> str:
 
     close = get_close_matches(name, COMMANDS, 1)
     return f"did you mean {close[0]}?" if close else "see: knarr --help"
-

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from knarr.base.errors import KnarrError, UsageError
 from knarr.cli.command import COMMANDS, Parser, parser_of
 from knarr.cli.output import put
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from knarr.base.errors import KnarrError, NotFound, UsageError
 from knarr.cli.command import FAILED, Parser
 from knarr.cli.output import duration, put, put_rows, say, since
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from knarr.engine.containers import Seen
 
 COLUMNS = ("ID", "Image", "Command", "Created", "Status", "Name")
@@ -111,9 +112,7 @@ def parse_rm() -> Parser:
         "[-f] (CONTAINER… | --all)",
         "  knarr rm brisk_puffin\n  knarr rm -f web db\n  knarr rm --all        every container that does not run",
     )
-    parser.add_argument(
-        "-f", "--force", action="store_true", help="kill what runs; one that is not there is fine"
-    )
+    parser.add_argument("-f", "--force", action="store_true", help="kill what runs; one that is not there is fine")
     parser.add_argument("-a", "--all", action="store_true", help="all of them; only with --force those that run")
     parser.add_argument("containers", metavar="CONTAINER", nargs="*", help="name, id or the start of an id")
     return parser

@@ -7,7 +7,6 @@ would not deliver it to a pid 1, and people would wait in vain.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from knarr.base.errors import Interrupted, KnarrError, UsageError
 from knarr.engine.run import begin
@@ -16,8 +15,10 @@ from knarr.kernel import tty
 from knarr.runtime.create import Stdio
 from knarr.runtime.foreground import SIGWINCH, Signals, Terminal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from knarr.engine.containers import Seen
     from knarr.engine.create import Request

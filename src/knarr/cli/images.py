@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from knarr.cli.command import FAILED, Parser
 from knarr.cli.containers import each
 from knarr.cli.output import put, put_rows, say, since, size
 from knarr.cli.progress import watching
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 COLUMNS = ("Repository", "Tag", "ID", "Platform", "Created", "Size")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import knarr
 from knarr.base.errors import KnarrError
 from knarr.cli.command import Parser
 from knarr.cli.output import clean, colour, put, put_value, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def parse_info() -> Parser:

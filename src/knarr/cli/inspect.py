@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from knarr.base.errors import InvalidReference, KnarrError, NotFound, UsageError
 from knarr.cli.command import FAILED, Parser
 from knarr.cli.output import put, put_json, say
 from knarr.cli.template import Template
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from knarr.engine.paths import Places
     from knarr.image.catalog import Image
 

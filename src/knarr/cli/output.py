@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from knarr.base import fastjson
 from knarr.base.clock import parse_rfc3339
 from knarr.cli.template import Template
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 
 def put(text: str, *, end: str = "\n") -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from knarr.base.errors import UsageError
 from knarr.cli.command import Parser
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from knarr.bundle.options import RunOptions
     from knarr.engine.create import Request

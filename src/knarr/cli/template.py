@@ -8,15 +8,16 @@ that lists the known ones. Follows Go's text/template.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from knarr.base import fastjson
 from knarr.base.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
-Node = tuple[str, Any]  # ("text", str) | ("value", pipeline) | ("range" | "if", (pipeline, then, otherwise))
+    # ("text", str), ("value", pipeline), or ("range" or "if", (pipeline, then, otherwise))
+    Node = tuple[str, Any]
 
 
 class Template:

@@ -7,7 +7,6 @@ list, and why each entry is on it, stands in docs/host-image.md.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from errno import EEXIST, EINVAL, ENOENT
@@ -15,6 +14,7 @@ from time import monotonic
 
 from knarr.base.errors import FileError, KnarrError, Unsupported, UsageError
 from knarr.bundle.mounts import clean_path
+from knarr.content.digest import sha256_of
 from knarr.kernel.path import remove_tree
 
 TYPE_CHECKING = False
@@ -159,7 +159,7 @@ def hiding_layer(where: Places, shown: tuple[str, ...], *, userxattr: bool) -> s
     facts = [(path, *_facts(path)) for path in parents]
     text = repr((facts, sorted(hide.empty.items()), hide.gone, userxattr)).encode()
     folder = f"{where.store}/host" if userxattr else _memory_place(where)
-    path = f"{folder}/{hashlib.sha256(text).hexdigest()[:32]}"
+    path = f"{folder}/{sha256_of(text).encoded[:32]}"
     if not os.path.isdir(path):
         _mkdir(folder)
         # Never removed while the machine is up: a container that uses it would see what it hides.
