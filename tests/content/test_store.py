@@ -591,6 +591,19 @@ def attempt(*arguments):
 if kind == "full":
     attempt(io.BytesIO(data), want)            # known not to fit
     attempt(io.BytesIO(data))                  # found out while writing
+    with open(where + "/filler", "wb", 0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    try:
+        store.tag("y", small)                  # not even index.json fits
+    except KnarrError as error:
+        print(type(error).__name__, error)
+    print(list(store.tags()), store.gc().digests == (loose["digest"],))
+    os.unlink(where + "/filler")
+    store.put(b"loose")
 elif kind == "read-only":
     mount("-o", "remount,ro", where)
     attempt(b"other")
@@ -623,12 +636,14 @@ def test_full_and_read_only_disks(tmp_path: Path, kind: str) -> None:
     assert not done.stderr, done.stderr
     lines = done.stdout.splitlines()
     if kind == "full":
-        assert len(lines) == 2
-        for line in lines:
-            assert line.startswith("FileError cannot write blob")
+        assert len(lines) == 4
+        for line in lines[:3]:
+            assert line.startswith("FileError cannot write ")
             assert "no space left on device" in line
         assert "it needs 4194304 bytes" in lines[0]
         assert "nothing was kept" in lines[1]
+        assert "index.json" in lines[2]
+        assert lines[3] == "['small'] True"  # the old record stands, and collecting needs no room
     elif kind == "read-only":
         assert len(lines) == 8
         assert [line.split()[0] for line in lines[:7]] == ["FileError"] * 2 + ["stored"] + ["FileError"] * 4

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,7 @@ from knarr.image.reference import parse_reference
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from knarr.image.catalog import Image
 
@@ -183,6 +185,59 @@ def test_buildah(store: Store, tmp_path: Path, tree: Path) -> None:
             check(store, image)
     finally:
         buildah("rm", "--all")
+
+
+@pytest.fixture(scope="module")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """A function that runs ``docker`` against a daemon of our own, without network."""
+    need("dockerd", "docker")
+    if os.geteuid() != 0:
+        pytest.skip("dockerd needs root")
+    where = tmp_path_factory.mktemp("docker")
+    socket = f"unix://{where}/s"
+    command = ["dockerd", "--data-root", f"{where}/data", "--exec-root", f"{where}/exec", "--pidfile", f"{where}/pid"]
+    command += ["-H", socket, "--iptables=false", "--bridge=none", "--storage-driver=vfs"]
+    with (where / "log").open("wb") as log:
+        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(120):
+            ready = subprocess.run(["docker", "-H", socket, "version"], capture_output=True, check=False)
+            if ready.returncode == 0 or daemon.poll() is not None:
+                break
+            time.sleep(0.25)
+        if ready.returncode:
+            last = (where / "log").read_text(errors="replace").splitlines()[-1:]
+            pytest.skip(f"dockerd does not start here: {' '.join(last)[:200]}")
+        yield lambda *words: run("docker", "-H", socket, *words).strip()
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        left = [row.split()[4] for row in Path("/proc/self/mountinfo").read_text().splitlines() if str(where) in row]
+        for mount in reversed(left):
+            subprocess.run(["umount", "-l", mount], check=False)
+
+
+def test_docker_save_and_import(store: Store, docker: Callable[..., str], tree: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "tree.tar"
+    run("tar", "-C", str(tree), "-cf", str(tar), ".")
+    imported = docker("import", "-c", "CMD /bin/program", str(tar), "imported:1")
+    container = docker("create", "imported:1")
+    docker("cp", str(tree / "etc" / "motd"), f"{container}:/motd")
+    committed = docker("commit", "-c", "ENV A=b", container, "committed:2")
+    docker("rm", container)
+    docker("save", "-o", str(tmp_path / "one.tar"), "imported:1")
+    docker("save", "-o", str(tmp_path / "two.tar"), "imported:1", "committed:2")
+    one = pull(store, f"docker-archive:{tmp_path}/one.tar")
+    assert (one.name, one.id) == ("docker.io/library/imported:1", imported)
+    check(store, one)
+    two = pull(store, f"docker-archive:{tmp_path}/two.tar:committed:2")
+    assert two.id == committed
+    assert len(two.layers) == 2
+    assert two.layers[0] == one.layers[0]  # docker save wrote it once, and a link to it
+    assert "A=b" in two.image_config()["config"]["Env"]
+    check(store, two)
+    again = pull(store, f"docker-archive:{tmp_path}/two.tar:imported:1")
+    assert again.digest == one.digest
 
 
 def test_our_store_is_a_source_for_us_and_them(store: Store, umoci_layout: Path, tmp_path: Path) -> None:

@@ -89,9 +89,12 @@ class ArchiveFiles:
             return
         if kind not in {"gzip", "zstd"}:
             raise Unsupported(f"{kind} archive {self.where}", "knarr reads plain, gzip and zstd archives")
-        folder = os.environ.get("TMPDIR") or "/var/tmp"  # unnamed: nobody can guess or open it
+        import tempfile
+
+        folder = os.environ.get("TMPDIR") or "/var/tmp"
         try:
-            fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nobody can guess or open it
+                fd = os.dup(file.fileno())
         except OSError as error:
             raise FileError("make a temporary file in", folder, error.errno or EINVAL) from None
         try:

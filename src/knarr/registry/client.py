@@ -152,7 +152,8 @@ class Client:
                     return missing
                 except RegistryError:
                     return NotFound("image", f"{name}:{reference}")
-                return NotFound("image", f"{name}:{reference}", among=some(tags, "no tag at all"))
+                among = some(tags, "no tag at all") if len(tags) < 200 else f"{some(tags[:10], '')} and many more"
+                return NotFound("image", f"{name}:{reference}", among=among)
             return NotFound(kind, f"{reference} of {name}")
         if status == 401:
             return AuthError("GET", url, status, f"it wants a login{said}")
