@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from knarr.plan.cgroup import CgroupHost
 
 from knarr.base.errors import SpecError, Unsupported
 from knarr.plan import ops
+from knarr.plan.cgroup import CgroupHost
 from knarr.plan.container import ContainerPlan, Options, Root, plan_container, sysctl_path
 from knarr.plan.exec import plan_exec
 from knarr.plan.host import Host
