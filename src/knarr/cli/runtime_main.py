@@ -72,7 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
         context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless])
         return _run(verb, options, operands, context)
     except KnarrError as error:
-        return _report(error, verb, log)
+        return _report(str(error), error, verb, log)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        return _report(f"a mistake in knarr: {type(error).__name__}: {error} (--debug shows where)", error, verb, log)
 
 
 def _run(verb: str, options: dict[str, Any], operands: list[str], context: Context) -> int:
@@ -93,17 +97,17 @@ def _log(given: dict[str, Any]) -> Log:
     return open_log(path, format=shape, level=level)
 
 
-def _report(error: KnarrError, verb: str, log: Log | None) -> int:
-    """Tell what went wrong, on the log and where the user sees it."""
+def _report(text: str, error: Exception, verb: str, log: Log | None) -> int:
+    """Tell what went wrong, on the log and where the user sees it; the exit code."""
     from knarr.base.log import Log
     from knarr.cli.exit_codes import runtime_code
 
-    text = "; ".join((str(error), *getattr(error, "__notes__", ())))
+    text = "; ".join((text, *getattr(error, "__notes__", ())))
     log = log or Log(2)
     log.error(text)
     if log.fd != 2:
         sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    return runtime_code(error, verb)
+    return runtime_code(error if isinstance(error, KnarrError) else KnarrError(), verb)
 
 
 def _version() -> int:
