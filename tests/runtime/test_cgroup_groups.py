@@ -464,6 +464,17 @@ def test_a_limit_below_what_is_in_use_is_refused_when_asked() -> None:
 
 # Devices
 
+ASK_TWICE = """
+import os, sys
+for _ in range(2):
+    sys.stdin.readline()
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK))
+        print("yes", flush=True)
+    except PermissionError:
+        print("no", flush=True)
+"""
+
 
 def test_device_rules_bind() -> None:
     if not have("devices") and not (HOST and HOST.unified):
@@ -482,6 +493,25 @@ def test_device_rules_bind() -> None:
     said = process.communicate(b"x", timeout=60)[0].decode()
     answers = dict(line.split() for line in said.splitlines())
     assert {path for path, answer in answers.items() if answer == "yes"} == {"/dev/null", "/dev/zero"}
+    cgroup.remove(intent, 2)
+
+
+def test_device_rules_can_wait_for_the_mounts() -> None:
+    plan = planned(devices=True)
+    intent = cgroup.intent(plan)
+    cgroup.create(plan, devices=False)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", ASK_TWICE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    enter(plan, process.pid)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"yes\n"
+    cgroup.restrict_devices(plan)
+    process.stdin.write(b"\n")
+    assert process.communicate()[0] == b"no\n"
     cgroup.remove(intent, 2)
 
 

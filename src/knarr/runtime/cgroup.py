@@ -193,21 +193,46 @@ def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
 # -- making and joining ------------------------------------------------------------------------------------------------
 
 
-def create(planned: CgroupPlan) -> None:
+def create(planned: CgroupPlan, *, devices: bool = True) -> None:
     """Make the groups and write every limit, so that they bind before anything runs.
 
-    Raises InitError with the JSON pointer, the file and the value; KernelError, Exists, InUse for the group itself.
+    Without ``devices`` the caller still has to call restrict_devices. Raises InitError with the JSON pointer, the file
+    and the value; KernelError, Exists, InUse for the group itself.
     """
     for directory in planned.directories:
         fd = _make(directory, v2=planned.clone_into)
         try:
             for limit in planned.writes:
-                if limit.mountpoint == directory.mountpoint:
+                if limit.mountpoint == directory.mountpoint and not _is_device_rule(limit):
                     _write_limit(fd, directory, limit)
-            if planned.device_mount == directory.mountpoint:
-                _attach_devices(fd, planned)
         finally:
             os.close(fd)
+    if devices:
+        restrict_devices(planned)
+
+
+def restrict_devices(planned: CgroupPlan) -> None:
+    """Make the device rules bind. Raises InitError, KernelError.
+
+    They also hold for a file system that is mounted from a block device by a process of the group, so with such mounts
+    the time for this is after them, and before anything of the image runs.
+    """
+    for directory in planned.directories:
+        rules = [rule for rule in planned.writes if rule.mountpoint == directory.mountpoint and _is_device_rule(rule)]
+        by_program = planned.device_mount == directory.mountpoint
+        if rules or by_program:
+            fd = open_group(directory.mountpoint, directory.path)
+            try:
+                for rule in rules:
+                    _write_limit(fd, directory, rule)
+                if by_program:
+                    _attach_devices(fd, planned)
+            finally:
+                os.close(fd)
+
+
+def _is_device_rule(limit: Write) -> bool:
+    return limit.choices[0][0].startswith("devices.")
 
 
 def _make(directory: CgroupDirectory, *, v2: bool) -> int:
