@@ -605,7 +605,7 @@ if kind == "full":
     os.unlink(where + "/filler")
     store.put(b"loose")
 elif kind == "read-only":
-    mount("-o", "remount,ro", where)
+    mount("-o", "remount,bind,ro", where)
     attempt(b"other")
     attempt(io.BytesIO(b"other"))
     attempt(b"small")                          # is there already
@@ -619,7 +619,7 @@ elif kind == "read-only":
         print(store.read_blob(store.resolve("small")))
 elif kind == "never-written":
     os.unlink(where + "/store/.index.lock")
-    mount("-o", "remount,ro", where)
+    mount("-o", "remount,bind,ro", where)
     with store.lock(shared=True):
         print(store.read_blob(store.resolve("small")))
     try:
