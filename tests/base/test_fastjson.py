@@ -53,6 +53,7 @@ REFUSED = [
     (b'{"a":1,"a":1}', "/a", "occurs twice"),
     (b'{"x":[{"b~/":1,"b~/":2}]}', "/x/0/b~0~1", "occurs twice"),
     (b'{"a":1,"\\u0061":2}', "/a", "occurs twice"),
+    (b'{"\\n\\u001b[2J":NaN}', "/\\n\\x1b[2J", "NaN is not"),  # no line break and no escape sequence in a message
     (b"NaN", "", "NaN is not a JSON number"),
     (b'{"a":[0,Infinity]}', "/a/1", "Infinity is not"),
     (b'{"a":-Infinity}', "/a", "-Infinity is not"),

@@ -95,15 +95,16 @@ def _check(value: Any) -> None:
         data = json.dumps(value).encode()
     except ValueError:
         return
+    refused = SpecError("", [])
     for parser in PARSERS:
         try:
-            parsed = parser(data, "document")
+            parsed: dict[str, Any] | None = parser(data, "document")
         except SpecError as error:
-            findings, sentence = error.findings, str(error)
+            refused = error
             parsed = None
         if parsed is None:
-            assert findings
-            assert "\n" not in sentence
+            assert refused.findings
+            assert "\n" not in str(refused)
             continue
         if parser is validate.parse_config:
             assert all(isinstance(found, SpecFinding) for found in validate.config_warnings(parsed))

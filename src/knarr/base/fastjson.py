@@ -21,14 +21,10 @@ try:
 
     _make_scanner: Any = _json.make_scanner
     _make_encoder: Any = _json.make_encoder
-    _quote: Callable[[str], str] = _json.encode_basestring
+    _quote: Any = _json.encode_basestring
 except (ImportError, AttributeError):  # another Python than CPython, or a build without the accelerator
     _make_scanner = _make_encoder = None
-
-    def _quote(text: str) -> str:
-        from json.encoder import py_encode_basestring  # cold: only without _json
-
-        return str(py_encode_basestring(text))
+    from json.encoder import encode_basestring as _quote  # cold: only without _json
 
 
 LIMIT = 16 << 20
@@ -100,6 +96,19 @@ def _shallow(value: Any) -> bool:
             if type(child) is dict or type(child) is list
         ]
     return True
+
+
+def pointer_token(name: str) -> str:
+    """Return one token of a JSON pointer with its slash (RFC 6901 section 3).
+
+    Characters that do not print are written as Python writes them: pointers are read by people, and a name of a
+    hostile document must not reach a terminal or a log as a line break or an escape sequence.
+    """
+    if not name.isprintable():
+        name = "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
+    if "~" in name or "/" in name:
+        name = name.replace("~", "~0").replace("/", "~1")
+    return "/" + name
 
 
 def loads(data: bytes, document: str, *, limit: int = LIMIT) -> Any:

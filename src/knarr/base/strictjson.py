@@ -8,7 +8,7 @@ line and column. Grammar: RFC 8259; the refusals beyond it: RFC 7493 and ``fastj
 from __future__ import annotations
 
 from knarr.base.errors import SpecError, SpecFinding
-from knarr.base.fastjson import DEPTH, INT_MAX, INT_MIN
+from knarr.base.fastjson import DEPTH, INT_MAX, INT_MIN, pointer_token
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ _HEX = "0123456789abcdefABCDEF"
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _WORDS = {"true": True, "false": False, "null": None}
 _BAD_WORDS = ("NaN", "Infinity", "-Infinity")
-
-
-def escape(token: str) -> str:
-    """Escape one reference token of a JSON pointer (RFC 6901 section 3)."""
-    return token.replace("~", "~0").replace("/", "~1")
 
 
 class _Stop(Exception):
@@ -48,7 +43,7 @@ class _Reader:
         self.findings: list[SpecFinding] = []
 
     def pointer(self) -> str:
-        return "".join("/" + escape(token) for token in self.path)
+        return "".join(map(pointer_token, self.path))
 
     def found(self, why: str) -> None:
         if len(self.findings) >= MOST_FINDINGS:
@@ -273,7 +268,7 @@ def undecodable(value: Any) -> str:
             for name in item:
                 if not _encodable(name):
                     return pointer
-            todo.extend((f"{pointer}/{escape(name)}", child) for name, child in reversed(item.items()))
+            todo.extend((pointer + pointer_token(name), child) for name, child in reversed(item.items()))
         elif isinstance(item, (list, tuple)):
             todo.extend((f"{pointer}/{index}", child) for index, child in reversed(list(enumerate(item))))
     return ""

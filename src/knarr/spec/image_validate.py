@@ -15,6 +15,7 @@ import hashlib
 from knarr.base import fastjson
 from knarr.base.clock import parse_rfc3339
 from knarr.base.errors import SpecError, SpecFinding
+from knarr.base.fastjson import pointer_token
 from knarr.spec import mediatypes
 from knarr.spec.grammar import clean_path
 from knarr.spec.shape import (
@@ -29,7 +30,6 @@ from knarr.spec.shape import (
     shown,
     strings,
     text,
-    token,
 )
 from knarr.spec.signals import signal_number
 
@@ -110,7 +110,7 @@ def _other_case(known: dict[str, Check], value: Any) -> list[tuple[str, str]]:
         return []
     lower = {name.lower(): name for name in known}
     return [
-        (f"/{name}", f"is {lower[name.lower()]} in other case, which some programs would read as that")
+        (pointer_token(name), f"is {lower[name.lower()]} in other case, which some programs would read as that")
         for name in value
         if name not in known and name.lower() in lower
     ]
@@ -231,7 +231,10 @@ def _document(
         other = {name.lower(): name for name in _KINDS[kind]}
         for name in value:
             if name.lower() in other:
-                add(f"/{name}", f"does not belong into an image {kind}: the document could be taken for two things")
+                add(
+                    pointer_token(name),
+                    f"does not belong into an image {kind}: the document could be taken for two things",
+                )
         said = value.get("mediaType")
         if type(said) is str and said not in own_types:
             add("/mediaType", f"is {shown(said)}, which is no image {kind}")
@@ -366,7 +369,7 @@ def _volumes(value: Any) -> Fault:
     bad = list(mapping(anything)(value) or [])
     if type(value) is dict:
         for path in value:
-            where, clean = token(path), clean_path(path)
+            where, clean = pointer_token(path), clean_path(path)
             if not path.startswith("/"):
                 bad.append((where, "is not an absolute path"))
             elif clean in ("/", "/dev", "/proc", "/sys") or clean.startswith(("/proc/", "/sys/")):
@@ -480,7 +483,7 @@ def config_warnings(config: dict[str, Any]) -> list[SpecFinding]:
     """Return what is ignored in a valid image config: exposed ports that are none."""
     ports = (config.get("config") or {}).get("ExposedPorts") or {}
     return [
-        SpecFinding(f"/config/ExposedPorts{token(name)}", f"{shown(name)} is no port")
+        SpecFinding(f"/config/ExposedPorts{pointer_token(name)}", f"{shown(name)} is no port")
         for name in ports
         if not _is_port(name)
     ]

@@ -7,9 +7,10 @@ period, shares, weights, memory limits), as in runc.
 
 from __future__ import annotations
 
+from knarr.base.fastjson import pointer_token
 from knarr.spec.config_rules import NO_ID, mapped, mapping_faults, namespaces
 from knarr.spec.grammar import clean_path, cpu_list, interface_name, sysctl_path
-from knarr.spec.shape import shown, token
+from knarr.spec.shape import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ def _time_offsets(config: dict[str, Any], add: Add) -> None:  # time_namespaces(
         add("/linux/timeOffsets", "cannot be set in a time namespace that is joined by its path")
     for clock, offset in offsets.items():
         if clock not in ("monotonic", "boottime"):
-            add(f"/linux/timeOffsets{token(clock)}", "is no clock of a time namespace, monotonic and boottime are")
+            add(
+                f"/linux/timeOffsets{pointer_token(clock)}",
+                "is no clock of a time namespace, monotonic and boottime are",
+            )
         elif offset.get("nanosecs", 0) >= 1_000_000_000:
             add(f"/linux/timeOffsets/{clock}/nanosecs", f"is {offset['nanosecs']}, must be below 1000000000")
 
@@ -92,7 +96,7 @@ def _sysctl(config: dict[str, Any], add: Add) -> None:  # a sysctl only with the
         return
     own = namespaces(config)
     for name, value in asked.items():
-        at = f"/linux/sysctl{token(name)}"
+        at = f"/linux/sysctl{pointer_token(name)}"
         path = sysctl_path(name)
         if path is None:
             add(at, "is no name of a sysctl")
@@ -168,7 +172,7 @@ def _net_devices(config: dict[str, Any], add: Add) -> None:  # config-linux.md, 
         add("/linux/netDevices", "needs a network namespace in linux.namespaces")
     inside: set[str] = set()
     for name, device in asked.items():
-        at = f"/linux/netDevices{token(name)}"
+        at = f"/linux/netDevices{pointer_token(name)}"
         new = device.get("name") or name
         if not interface_name(name):
             add(at, f"{shown(name)} is no name of a network device")
@@ -177,7 +181,7 @@ def _net_devices(config: dict[str, Any], add: Add) -> None:  # config-linux.md, 
         elif not interface_name(new):
             add(f"{at}/name", f"{shown(new)} is no name of a network device")
         elif new in inside and "%d" not in new:
-            add(f"{at}/name", f"{new} is the name of two devices")
+            add(f"{at}/name", f"{shown(new)} is the name of two devices")
         inside.add(new)
 
 
@@ -337,7 +341,7 @@ def _others(resources: dict[str, Any], at: str, add: Add) -> None:
         if not interface_name(entry["name"]):
             add(f"{at}/network/priorities/{index}/name", f"{shown(entry['name'])} is no name of a network device")
     for name, entry in resources.get("rdma", {}).items():
-        here = f"{at}/rdma{token(name)}"
+        here = f"{at}/rdma{pointer_token(name)}"
         if not name or any(char.isspace() for char in name):
             add(here, f"{shown(name)} is no name of an RDMA device")
         if "hcaHandles" not in entry and "hcaObjects" not in entry:
@@ -345,7 +349,7 @@ def _others(resources: dict[str, Any], at: str, add: Add) -> None:
     for name in resources.get("unified", ()):
         # The file's name and nothing else: a slash would leave the container's cgroup.
         if "/" in name or "." not in name.strip("."):
-            add(f"{at}/unified{token(name)}", f"{shown(name)} is no name of a cgroup file")
+            add(f"{at}/unified{pointer_token(name)}", f"{shown(name)} is no name of a cgroup file")
 
 
 def resource_faults(resources: dict[str, Any], at: str, add: Add) -> None:

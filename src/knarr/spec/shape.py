@@ -9,6 +9,7 @@ seccomp profile of 400 names below half a millisecond. Members a check does not 
 from __future__ import annotations
 
 from knarr.base.errors import SpecFinding
+from knarr.base.fastjson import pointer_token
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ _KINDS = {
     float: "a number with a fraction",
     type(None): "null",
 }
-
-
-def token(name: str) -> str:
-    """Return one token of a JSON pointer with its slash (RFC 6901 section 3)."""
-    if "~" in name or "/" in name:
-        name = name.replace("~", "~0").replace("/", "~1")
-    return "/" + name
 
 
 def _wrong(want: str, value: object) -> Fault:
@@ -133,7 +127,7 @@ def mapping(item: Check) -> Check:
         for name, each in value.items():
             below = item(each)
             if below:
-                bad = (bad or []) + [(token(name) + at, why) for at, why in below]
+                bad = (bad or []) + [(pointer_token(name) + at, why) for at, why in below]
         return bad
 
     return check
@@ -152,10 +146,10 @@ def members(known: Mapping[str, Check], needs: str = "") -> Check:
             if item is not None:
                 below = item(each)
                 if below:
-                    bad = (bad or []) + [(token(name) + at, why) for at, why in below]
+                    bad = (bad or []) + [(pointer_token(name) + at, why) for at, why in below]
         for name in required:
             if name not in value:
-                bad = [*(bad or []), (token(name), "is missing")]
+                bad = [*(bad or []), (pointer_token(name), "is missing")]
         return bad
 
     return check
