@@ -18,6 +18,7 @@ from slowsource import Slow
 
 from knarr.base.errors import (
     DigestMismatch,
+    FormatError,
     Interrupted,
     KnarrError,
     NotFound,
@@ -207,6 +208,14 @@ def test_one_layer_with_two_sizes(tmp_path: Path, store: Store) -> None:
     with pytest.raises(SpecError, match="/layers/1/size"):
         pull(store, broken(tmp_path, image))
     clean(store)
+
+
+def test_what_says_it_is_too_large_is_not_even_opened(tmp_path: Path, store: Store) -> None:
+    image = Image(ONE).seal(annotations={"a": "x" * (5 << 20)})
+    source = Slow(broken(tmp_path, image), 0)
+    with pytest.raises(FormatError, match="at most 4194304 are read"):
+        copy(source, store, ["x"], platform=AMD64)
+    assert source.opened == []
 
 
 def test_the_same_layer_compressed_twice(tmp_path: Path, store: Store) -> None:

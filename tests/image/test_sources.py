@@ -338,7 +338,12 @@ def test_manifests_that_are_two_things_or_none(tmp_path: Path, changes: dict[str
 def test_an_index_named_as_manifest_and_the_other_way_round(tmp_path: Path) -> None:
     image = Image(ONE)
     index = image.index(image.descriptor)
-    for entry in ({**index, "mediaType": mediatypes.MANIFEST}, {**image.descriptor, "mediaType": mediatypes.INDEX}):
+    for entry in (
+        {**index, "mediaType": mediatypes.MANIFEST},
+        {**index, "mediaType": mediatypes.DOCKER_LIST},
+        {**image.descriptor, "mediaType": mediatypes.INDEX},
+        {**image.descriptor, "mediaType": mediatypes.DOCKER_MANIFEST},
+    ):
         where = write_layout(tmp_path / "l", [entry], image)
         with pytest.raises(SpecError):
             found(f"oci:{where}")
@@ -578,6 +583,19 @@ def test_other_links_are_refused(tmp_path: Path, target: str) -> None:
     del files[layer]
     with pytest.raises(FormatError, match="is a symbolic link to"):
         source(docker_archive(tmp_path / "d.tar", files, {layer: target}))
+
+
+def test_a_link_that_leads_out_of_the_archive_and_back_in_is_refused(tmp_path: Path) -> None:
+    files = docker_files("x:1", image=Image(ONE))
+    layer = json.loads(files["manifest.json"])[0]["Layers"][0]
+    files["real"] = files.pop(layer)
+    for target, right in (("../real", True), ("../../real", False), ("../../../tmp/../real", False)):
+        text = docker_archive(tmp_path / "d.tar", files, {layer: target})
+        if right:
+            source(text).close()
+        else:
+            with pytest.raises(FormatError, match="is a symbolic link to"):
+                source(text)
 
 
 def test_links_to_links_and_links_as_documents_are_refused(tmp_path: Path) -> None:

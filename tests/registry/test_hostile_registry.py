@@ -684,6 +684,15 @@ def test_encoded_manifests_are_not_decoded(store: Store, fake: FakeRegistry) -> 
     refused(store, fake, RegistryError, "sent encoded as gzip")
 
 
+def test_blobs_are_never_decoded_whatever_their_header_says(store: Store, fake: FakeRegistry) -> None:
+    """Some caches label a gzip layer as gzip-encoded; the digest is that of the bytes as they are."""
+    sample = fake.add("v1", Sample(5000))
+    layer = sample.layers[0]["digest"]
+    fake.rule(BLOBS + layer, always(200, sample.blobs[layer], Content_Encoding="gzip"))
+    pull(store, fake)
+    assert store.read_blob(sample.layers[0]) == sample.blobs[layer]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"null", b"{}", b"\xff", b'{"a":1,"a":2}', b"{" * 200_000, b'{"schemaVersion": 1e400}']
 )

@@ -38,7 +38,7 @@ def split(url: str) -> tuple[SplitResult, Origin]:
         raise Refused("it is not a URL") from None
     if parts.scheme not in _PORTS:
         raise Refused(f"it is not http or https but {parts.scheme[:20] or 'nothing'}")
-    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+    if "@" in parts.netloc:
         raise Refused("it carries a user name or password")
     if not parts.hostname:
         raise Refused("it has no host")
