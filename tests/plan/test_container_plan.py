@@ -56,6 +56,7 @@ def test_the_order_that_safety_depends_on() -> None:
         "createRuntime": [{"path": "/cr"}],
         "startContainer": [{"path": "/sc"}],
     }
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     plan = compiled(config, options=Options(wait_start=True, terminal_slot=True), seccomp=b"12345678")
     seen = kinds(plan)
 
@@ -78,7 +79,10 @@ def test_the_order_that_safety_depends_on() -> None:
 def test_without_no_new_privs_the_filter_comes_while_there_is_still_the_capability() -> None:
     config = default_config()
     config["process"]["noNewPrivileges"] = False
-    seen = kinds(compiled(config, seccomp=b"12345678"))
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}
+    plan = compiled(config, seccomp=b"12345678")
+    assert only(plan, "seccomp").ints == (2,)
+    seen = kinds(plan)
     assert "no_new_privs" not in seen
     assert seen.index("bounding") < seen.index("user") < seen.index("seccomp") < seen.index("capabilities")
 

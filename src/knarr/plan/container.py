@@ -34,13 +34,6 @@ ROOTFS_PROPAGATION = {
     "unbindable": MS_UNBINDABLE,
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
-# seccomp(2) SECCOMP_FILTER_FLAG_*
-SECCOMP_FLAGS = {
-    "SECCOMP_FILTER_FLAG_TSYNC": 1,
-    "SECCOMP_FILTER_FLAG_LOG": 2,
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
-}
 _LATER = ("intelRdt", "personality", "memoryPolicy", "netDevices")
 
 
@@ -120,10 +113,9 @@ def seccomp_argument(linux: dict[str, Any], seccomp: bytes | None) -> tuple[int,
     """Flags and filter for the ``seccomp`` operation."""
     if seccomp is None:
         return None
-    flags = 0
-    for name in (linux.get("seccomp") or {}).get("flags") or ():
-        flags |= SECCOMP_FLAGS[name]
-    return flags, seccomp
+    from knarr.plan.seccomp import filter_flags  # cold: only with a profile
+
+    return filter_flags(linux["seccomp"]), seccomp
 
 
 def plan_container(

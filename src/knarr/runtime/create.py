@@ -199,7 +199,8 @@ class Created(Process):
         listening = None
         try:
             if self.plan.cgroup is not None:
-                cgroup.create(self.plan.cgroup)
+                # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
+                cgroup.create(self.plan.cgroup, devices=False)
                 if "cgroup" in self.plan.slots:
                     slots["cgroup"] = cgroup.open_directory(self.plan.cgroup)
             if wait_start:
@@ -239,6 +240,8 @@ class Created(Process):
             cgroup.join(self.plan.cgroup, self.pid)
 
     def on_sync(self, code: int) -> bytes:
+        if code == SYNC_CGROUP and self.plan.cgroup is not None:
+            cgroup.restrict_devices(self.plan.cgroup)
         if code == SYNC_HOOKS:
             self.state = self.state.replace(hooked=True)
             record.save(self.fd, self.state)

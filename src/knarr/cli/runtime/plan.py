@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.cli.runtime_main import Context
+    from knarr.cli.runtime.command import Context
     from knarr.plan.cgroup import CgroupPlan
 
 
@@ -74,6 +74,6 @@ def _cgroup_steps(groups: CgroupPlan) -> list[tuple[str, str]]:
             steps.append(
                 (write.pointer, f"cgroup write {value} to {write.mountpoint}{places[write.mountpoint]}/{file}")
             )
-    if groups.clone_into:
+    if groups.device_mount:
         steps.append(("/linux/resources/devices", f"cgroup devices {len(groups.device_rules)} rules"))
     return steps
