@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-import enginekit
+import enginekit  # pyright: ignore[reportMissingImports]
 import pytest
 
 if TYPE_CHECKING:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from knarr.base import fastjson
 from knarr.base.errors import UsageError
 from knarr.cli import output
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"Name": "a", "Size": 1, "Tags": ["x", "y"]},
     {"Name": "long name \033[31m", "Size": None, "Tags": []},
 ]

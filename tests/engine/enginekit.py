@@ -96,9 +96,9 @@ def layout(folder: Path, links: dict[str, str] | None = None, **config: object) 
         "config": blob(json.dumps(document).encode(), "config.v1+json"),
         "layers": [blob(layer, "layer.v1.tar")],
     }
-    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "one"}
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    named = blob(json.dumps(manifest).encode(), "manifest.v1+json")
+    named["annotations"] = {"org.opencontainers.image.ref.name": "one"}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return f"oci:{folder}:one"
 
@@ -184,12 +184,14 @@ class Person:
 
     def start(self, *words: str, **options: object) -> subprocess.Popen[bytes]:
         """Start ``knarr`` and do not wait for it."""
-        return subprocess.Popen(
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             self.command(*words),
             env=self.environment,
             cwd=self.folder,
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
+            **streams,  # type: ignore[call-overload]  # one of subprocess' many overloads
         )
+        return process
 
     def python_script(self, text: str, timeout: float = 120) -> subprocess.CompletedProcess[bytes]:
         """Run Python code that imports knarr."""

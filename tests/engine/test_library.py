@@ -59,7 +59,7 @@ def test_options_reach_the_container(image: str, place: dict[str, Any]) -> None:
     status = run(image, ["cat", "/proc/self/status"], cap_drop=["ALL"], **place).stdout
     assert b"CapEff:\t0000000000000000" in status
     with pytest.raises(UsageError, match="'colour'"):
-        run(image, ["true"], colour="red", **place)
+        run(image, ["true"], colour="red", **place)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="list of words"):
         run(image, "true", **place)
 

@@ -42,7 +42,8 @@ def test_round_trip(where: Places) -> None:
 def test_one_winner_for_a_name(where: Places) -> None:
     """I29: of many that want one name at once exactly one gets it, and the losers leave nothing."""
     for turn in range(5):
-        won, lost = [], []
+        won: list[int] = []
+        lost: list[int] = []
         barrier = threading.Barrier(8)
 
         def want(

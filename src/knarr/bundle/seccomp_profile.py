@@ -55,8 +55,8 @@ def convert_profile(
 
 
 def _architectures(profile: Mapping[str, Any], document: str, own: str) -> list[str]:
-    if profile.get("architectures") is not None:
-        given = profile["architectures"]
+    given: Any = profile.get("architectures")
+    if given is not None:
         if not isinstance(given, list):
             raise SpecError(document, [SpecFinding("/architectures", "should be a list")])
         return list(given)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from knarr.base.errors import KnarrError, TimedOut, UsageError
+from knarr.base.errors import FileError, KnarrError, TimedOut, UsageError
 from knarr.base.record import Record
 from knarr.bundle.options import RunOptions, VolumeMount
 from knarr.engine import options as texts
-from knarr.engine.create import Request, prepare
+from knarr.engine.create import Request, discard, prepare
 from knarr.engine.paths import places
 from knarr.engine.run import Run, begin
 from knarr.engine.session import Capture, Feed, Session, pipe, run_to_end
@@ -227,7 +227,11 @@ def run(
 
 def begin_captured(prepared: Prepared, input: bytes | None, limit: int | None) -> tuple[Run, Capture, Capture]:
     """Begin a container with pipes for its output and, if there is input, for that."""
-    stdio, pumps, theirs = captured(input, limit)
+    try:
+        stdio, pumps, theirs = captured(input, limit)
+    except BaseException as error:
+        discard(prepared.where, prepared.record, error)
+        raise
     try:
         return begin(prepared, stdio, pumps), pumps[0], pumps[1]  # type: ignore[return-value]  # the two captures
     finally:
@@ -244,20 +248,26 @@ def captured(input: bytes | None, limit: int | None) -> tuple[Stdio, list[Pump],
             ours, end = pipe()
             theirs.append(end)
             pumps.append(Capture(ours, limit))
-        if input:
-            source, ours = pipe()
-            theirs.append(source)
-            pumps.append(Feed(ours, input))
-        else:
-            source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            theirs.append(source)
+        theirs.append(_source(input, pumps))
     except BaseException:
         for fd in theirs:
             os.close(fd)
         for pump in pumps:
             pump.close()
         raise
-    return Stdio(source, theirs[0], theirs[1]), pumps, theirs
+    return Stdio(theirs[2], theirs[0], theirs[1]), pumps, theirs
+
+
+def _source(input: bytes | None, pumps: list[Pump]) -> int:
+    """What a process reads: a pipe that ``input`` is fed into, or /dev/null."""
+    try:
+        if not input:
+            return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError("open", "/dev/null", error.errno or 0) from None
+    theirs, ours = pipe()
+    pumps.append(Feed(ours, input))
+    return theirs
 
 
 def kill_session(session: Session, late: TimedOut) -> None:
@@ -354,26 +364,24 @@ class Container:
         self._begun = monotonic()
         prepared = prepare(self._where, self._request)
         self._prepared = monotonic()
-        theirs: list[int] = []
         pumps: list[Pump] = []
         try:
             folder = f"{self._where.containers}/{prepared.record.id}"
             for name in ("stdout", "stderr"):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
                 self._files.append(os.open(f"{folder}/{name}", flags, 0o600))
-            if self._input:
-                source, ours = pipe()
-                pumps.append(Feed(ours, self._input))
-            else:
-                source = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            theirs.append(source)
-            self._run = begin(prepared, Stdio(source, self._files[0], self._files[1]), pumps)
+            source = _source(self._input, pumps)
+        except BaseException as error:
+            self._close()
+            discard(self._where, prepared.record, error)
+            raise
+        try:
+            self._run = made = begin(prepared, Stdio(source, self._files[0], self._files[1]), pumps)
         finally:
-            for fd in theirs:
-                os.close(fd)
+            os.close(source)
             if self._run is None:
                 self._close()
-        return self._run
+        return made
 
     def failed(self, error: BaseException) -> None:
         """Undo a start that did not come to its end."""

@@ -23,7 +23,7 @@ from knarr.runtime import record as state_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from knarr.engine.paths import Places
@@ -245,7 +245,7 @@ def exec_process(where: Places, seen: Seen, request: ExecRequest) -> dict[str, A
     process["args"] = list(request.command)
     process["terminal"] = request.terminal
     process.pop("consoleSize", None)
-    variables = dict(entry.partition("=")[::2] for entry in (*(process.get("env") or ()), *request.env))
+    variables = variables_of(process.get("env") or (), request.env)
     if request.terminal:
         variables.setdefault("TERM", "xterm")
     if request.workdir:
@@ -276,6 +276,15 @@ def exec_process(where: Places, seen: Seen, request: ExecRequest) -> dict[str, A
             "ambient": [],
         }
     return process
+
+
+def variables_of(*lists: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE texts by name, later ones over earlier ones."""
+    found: dict[str, str] = {}
+    for entry in (entry for entries in lists for entry in entries):
+        name, _, value = entry.partition("=")
+        found[name] = value
+    return found
 
 
 def _table(pid: int, path: str) -> bytes:

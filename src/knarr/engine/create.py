@@ -254,7 +254,9 @@ def _prepare_bundle(where: Places, request: Request) -> Prepared:
     if options.command:
         process["args"] = list(options.command)
     if options.env:
-        variables = dict(entry.partition("=")[::2] for entry in (*(process.get("env") or ()), *options.env))
+        from knarr.engine.containers import variables_of
+
+        variables = variables_of(process.get("env") or (), options.env)
         process["env"] = [f"{name}={value}" for name, value in variables.items()]
     if options.workdir:
         process["cwd"] = options.workdir
