@@ -60,7 +60,8 @@ def _architectures(profile: Mapping[str, Any], document: str, own: str) -> list[
         if not isinstance(given, list):
             raise SpecError(document, [SpecFinding("/architectures", "should be a list")])
         return list(given)
-    for position, entry in enumerate(profile.get("archMap") or ()):
+    maps: list[Any] = profile.get("archMap") or []
+    for position, entry in enumerate(maps):
         if not isinstance(entry, dict):
             raise SpecError(document, [SpecFinding(f"/archMap/{position}", "should be an object")])
         if entry.get("architecture") == own:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from knarr.base.errors import Interrupted, KnarrError, UsageError
-from knarr.engine.run import begin
+from knarr.engine.run import begin, close_all
 from knarr.engine.session import Relay, Session, Typed, pipe, run_to_end
 from knarr.kernel import tty
 from knarr.runtime.create import Stdio
@@ -73,11 +73,10 @@ class Attended:
         self.pumps.append(Relay(ours, fd))
         return theirs
 
-    def handed_over(self) -> None:
-        """The process has its own copies now."""
-        for fd in self.theirs:
-            os.close(fd)
-        self.theirs = []
+    def handed_over(self) -> list[int]:
+        """The descriptors made for the process; whoever takes them closes them."""
+        theirs, self.theirs = self.theirs, []
+        return theirs
 
     def attach(self, session: Session) -> None:
         """Once the program runs: take its terminal, put ours into raw mode."""
@@ -126,7 +125,7 @@ class Attended:
             self._raw = None
         if self.terminal is not None:
             self.terminal.close()
-        self.handed_over()
+        close_all(self.handed_over())
 
 
 def _cares(pid: int, number: int) -> bool:
@@ -162,8 +161,7 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
     with Signals() as signals:
         signals.catch_all()
         try:
-            run = begin(prepared, stdio, attended.pumps)
-            attended.handed_over()
+            run = begin(prepared, stdio, attended.pumps, attended.handed_over())
             try:
                 _stay(attended, run.session, signals)
             except BaseException as error:
@@ -185,7 +183,7 @@ def exec_foreground(where: Places, seen: Seen, process: dict[str, object], *, in
         signals.catch_all()
         try:
             execed = begin_exec(where.state, seen.container.id, process, io=attended.stdio(), host=host())
-            attended.handed_over()
+            close_all(attended.handed_over())
             session = Session(execed, attended.pumps, lambda: None)
             try:
                 _stay(attended, session, signals)

@@ -13,7 +13,6 @@ from time import monotonic
 from knarr.base.errors import TimedOut
 from knarr.engine import api
 from knarr.engine.api import Result, Timings, begin_captured, request_of, result_of, where_of
-from knarr.engine.create import prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ async def run(
     made: list[Any] = []
 
     def make() -> None:
-        made.append(begin_captured(prepare(where_of(options), request), input, output_limit))
+        made.append(begin_captured(where_of(options), request, input, output_limit))
 
     try:
         await _in_pool(make)
@@ -151,8 +150,7 @@ async def run(
         if made:
             await _in_pool(made[0][0].abort, error)
         raise
-    container, out, err = made[0]
-    prepared_at = monotonic()
+    container, out, err, prepared_at = made[0]
     late = False
     try:
         left = None if timeout is None else max(timeout - (prepared_at - begun), 0.0)

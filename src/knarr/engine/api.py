@@ -15,7 +15,7 @@ from knarr.bundle.options import RunOptions, VolumeMount
 from knarr.engine import options as texts
 from knarr.engine.create import Request, discard, prepare
 from knarr.engine.paths import places
-from knarr.engine.run import Run, begin
+from knarr.engine.run import Run, begin, close_all
 from knarr.engine.session import Capture, Feed, Session, pipe, run_to_end
 from knarr.runtime.create import Stdio
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypedDict, Unpack
 
     from knarr.engine.containers import Seen
-    from knarr.engine.create import Prepared
     from knarr.engine.images import Watcher
     from knarr.engine.paths import Places
     from knarr.engine.session import Pump
@@ -206,9 +205,9 @@ def run(
     """
     begun = monotonic()
     deadline = None if timeout is None else begun + timeout
-    prepared = prepare(where_of(options), request_of(image, argv, options))
-    prepared_at = monotonic()
-    container, out, err = begin_captured(prepared, input, output_limit)
+    container, out, err, prepared_at = begin_captured(
+        where_of(options), request_of(image, argv, options), input, output_limit
+    )
     try:
         in_time = run_to_end(container.session, deadline=deadline)
         if not in_time:
@@ -225,37 +224,41 @@ def run(
     return result_of(container.session, out, err, timings)
 
 
-def begin_captured(prepared: Prepared, input: bytes | None, limit: int | None) -> tuple[Run, Capture, Capture]:
-    """Begin a container with pipes for its output and, if there is input, for that."""
+def begin_captured(
+    where: Places, request: Request, input: bytes | None, limit: int | None
+) -> tuple[Run, Capture, Capture, float]:
+    """Prepare and begin a container with pipes for its output and input; also the moment it was prepared."""
+    # The pipes come first: should there be no descriptors left, nothing has to be removed, which takes some.
+    stdio, out, err, pumps, theirs = captured(input, limit)
     try:
-        stdio, pumps, theirs = captured(input, limit)
-    except BaseException as error:
-        discard(prepared.where, prepared.record, error)
+        prepared = prepare(where, request)
+    except BaseException:
+        for pump in pumps:
+            pump.close()
+        close_all(theirs)
         raise
-    try:
-        return begin(prepared, stdio, pumps), pumps[0], pumps[1]  # type: ignore[return-value]  # the two captures
-    finally:
-        for fd in theirs:
-            os.close(fd)
+    prepared_at = monotonic()
+    return begin(prepared, stdio, pumps, theirs), out, err, prepared_at
 
 
-def captured(input: bytes | None, limit: int | None) -> tuple[Stdio, list[Pump], list[int]]:
-    """Descriptors for a process whose output is kept; the pumps at our end; what to close once it was spawned."""
+def captured(input: bytes | None, limit: int | None) -> tuple[Stdio, Capture, Capture, list[Pump], list[int]]:
+    """Descriptors for a process whose output is kept; the two captures; all pumps; what was made for the process."""
     theirs: list[int] = []
     pumps: list[Pump] = []
+    captures: list[Capture] = []
     try:
         for _ in range(2):
             ours, end = pipe()
             theirs.append(end)
-            pumps.append(Capture(ours, limit))
+            captures.append(Capture(ours, limit))
+            pumps.append(captures[-1])
         theirs.append(_source(input, pumps))
     except BaseException:
-        for fd in theirs:
-            os.close(fd)
         for pump in pumps:
             pump.close()
+        close_all(theirs)
         raise
-    return Stdio(theirs[2], theirs[0], theirs[1]), pumps, theirs
+    return Stdio(theirs[2], theirs[0], theirs[1]), captures[0], captures[1], pumps, theirs
 
 
 def _source(input: bytes | None, pumps: list[Pump]) -> int:
@@ -376,12 +379,11 @@ class Container:
             discard(self._where, prepared.record, error)
             raise
         try:
-            self._run = made = begin(prepared, Stdio(source, self._files[0], self._files[1]), pumps)
-        finally:
-            os.close(source)
-            if self._run is None:
-                self._close()
-        return made
+            self._run = begin(prepared, Stdio(source, self._files[0], self._files[1]), pumps, [source])
+        except BaseException:
+            self._close()
+            raise
+        return self._run
 
     def failed(self, error: BaseException) -> None:
         """Undo a start that did not come to its end."""
@@ -464,7 +466,7 @@ class Container:
         command = command_of(argv)
         env = tuple(f"{name}={value}" for name, value in wishes.pop("env").items())
         process = exec_process(self._where, self._seen(), ExecRequest(command, env, **wishes))
-        stdio, pumps, theirs = captured(input, limit)
+        stdio, out, err, pumps, theirs = captured(input, limit)
         try:
             execed = begin_exec(self._where.state, self.id, process, io=stdio, host=host())
         except BaseException:
@@ -472,10 +474,8 @@ class Container:
                 pump.close()
             raise
         finally:
-            for fd in theirs:
-                os.close(fd)
-        session = Session(execed, pumps, _nothing)
-        return session, pumps[0], pumps[1], execed  # type: ignore[return-value]  # the two captures
+            close_all(theirs)
+        return Session(execed, pumps, _nothing), out, err, execed
 
     def kill(self, signal: str | int = "KILL") -> bool:
         """Send a signal to the main program; False when it has ended already."""

@@ -9,6 +9,7 @@ Whoever calls ``begin`` calls ``end`` or, after an error, ``abort``.
 
 from __future__ import annotations
 
+import os
 from errno import ENOENT
 
 from knarr.base.clock import now_rfc3339
@@ -72,10 +73,11 @@ class Run:
         discard(self.prepared.where, self.record, error)
 
 
-def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = ()) -> Run:
-    """Start to make the container's process. ``stdio`` stays the caller's, the pumps become the run's.
+def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: Sequence[int] = ()) -> Run:
+    """Start to make the container's process. The pumps become the run's.
 
-    Raises what the runtime raises; everything prepared is removed then.
+    ``theirs`` are descriptors in ``stdio`` that were made for the process: they are closed here, once it has them or
+    when it cannot be made. Raises what the runtime raises; everything prepared is removed then.
     """
     try:
         created = begin_runtime(
@@ -89,8 +91,17 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = ()) -> Run:
             host=host.host(),
         )
     except BaseException as error:
+        # First the descriptors: removing needs some, and their lack may be what went wrong.
         for pump in pumps:
             pump.close()
+        close_all(theirs)
         discard(prepared.where, prepared.record, error)
         raise
+    close_all(theirs)
     return Run(prepared, created, pumps)
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in descriptors:
+        os.close(fd)

@@ -174,7 +174,8 @@ def empty_directory(dir_fd: int, name: str | bytes) -> None:
                     stack[0][2].append(fresh)
                     continue
                 deeper = _enter(fd, child)
-                stack.append((deeper, child, _names(deeper)))
+                stack.append((deeper, child, []))  # first, so that it is closed whatever listing it says
+                stack[-1][2].extend(_names(deeper))
         finally:
             for fd, _own, _left in stack[1:]:
                 os.close(fd)
