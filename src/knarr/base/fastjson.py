@@ -24,7 +24,13 @@ try:
     _quote: Any = _json.encode_basestring
 except (ImportError, AttributeError):  # another Python than CPython, or a build without the accelerator
     _make_scanner = _make_encoder = None
-    from json.encoder import encode_basestring as _quote  # cold: only without _json
+
+    def _slow_quote(text: str) -> str:
+        from json.encoder import encode_basestring  # cold: only without _json
+
+        return encode_basestring(text)
+
+    _quote = _slow_quote
 
 
 LIMIT = 16 << 20
