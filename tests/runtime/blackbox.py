@@ -108,7 +108,8 @@ class Runtime:
         return found
 
     def popen(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*self.command, *words], **more)
+        started: subprocess.Popen[bytes] = subprocess.Popen([*self.command, *words], **more)
+        return started
 
     def clean(self) -> None:
         for id in self.ids:

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blackbox import ROOT, Bundle, Runtime, knarr_command, needs_busybox, needs_root
+
 from knarr.spec.validate import config_findings, features_findings
 
 
 def call(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
-    options: dict[str, object] = {"capture_output": True, "text": True, "check": False, "timeout": 30, **more}
-    return subprocess.run([*knarr_command(), *words], **options)  # type: ignore[call-overload, no-any-return]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 30, **more}
+    done: subprocess.CompletedProcess[str] = subprocess.run([*knarr_command(), *words], check=False, **options)
+    return done
 
 
 def test_spec_writes_a_valid_document_and_never_over_another(tmp_path: Path) -> None:
@@ -125,7 +128,9 @@ def test_version_is_shaped_like_runcs() -> None:
     assert call("-v").stdout.splitlines() == lines
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["create", "--help"], ["help", "exec"], ["exec", "-h"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["-h"], ["help"], ["create", "--help"], ["help", "exec"], ["exec", "-h"]]
+)
 def test_help(words: list[str]) -> None:
     done = call(*words)
     assert done.returncode == 0

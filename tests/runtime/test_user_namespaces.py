@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from blackbox import Bundle, Runtime, default_config, knarr_command, left_behind, needs_busybox, needs_root, run_to_files
+from blackbox import (
+    Bundle,
+    Runtime,
+    default_config,
+    knarr_command,
+    left_behind,
+    needs_busybox,
+    needs_root,
+    run_to_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,11 +37,15 @@ def with_user_namespace(config: dict[str, Any], maps: list[dict[str, int]]) -> N
 def test_root_maps_a_range(runtime: Runtime, bundle: Bundle) -> None:
     with_user_namespace(bundle.config, [{"containerID": 0, "hostID": 100000, "size": 65536}])
     bundle.config["process"]["user"] = {"uid": 5, "gid": 6, "additionalGids": [7, 8]}
-    for folder, _, files in os.walk(bundle.rootfs):
-        for path in (folder, *(f"{folder}/{name}" for name in files)):
+    for top, _, files in os.walk(bundle.rootfs):
+        for path in (top, *(f"{top}/{name}" for name in files)):
             os.chown(path, 100000, 100000, follow_symlinks=False)
     for folder in (bundle.path, *bundle.path.parents):
-        if not folder.stat().st_mode & 1 and folder.stat().st_uid == 0 and str(folder).startswith(tempfile.gettempdir()):
+        if (
+            not folder.stat().st_mode & 1
+            and folder.stat().st_uid == 0
+            and str(folder).startswith(tempfile.gettempdir())
+        ):
             folder.chmod(folder.stat().st_mode | 0o711)
     id = runtime.new_id()
     done = runtime("run", "--bundle", bundle.write("sh", "-c", SHOW), id)

@@ -1,128 +1,102 @@
 """``knarr-runtime``: an OCI runtime with runc's command line, so that what calls runc can call it (hot).
 
-Only the verb in use is imported. Errors go to standard error as runc writes them, and to ``--log`` when that is given.
+Fifty modules, looked up one by one, cost as much as the interpreter itself. So the second call of a verb takes them
+from one file, which ``codecache`` wrote: the code that the first call loaded, in the order in which it ran. It is kept
+with the run state (below /run, private to its user, gone with the next boot) and used only if it is ours alone and
+every source file is still the one it was made from. docs/runtime.md, "Speed".
 """
 
 from __future__ import annotations
 
+import marshal
+import posix
 import sys
-
-from knarr.base.errors import KnarrError, Unsupported, UsageError
-from knarr.cli.runtime.options import GLOBAL, VERBS, check_operands, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from types import CodeType
 
-    from knarr.base.log import Log
+    # name, file, its st_mtime_ns and st_size, whether it is a package, code
+    Entry = tuple[str, str, int, int, bool, CodeType]
 
-_ROOTLESS: dict[str, bool | None] = {"true": True, "false": False, "auto": None}
-
-
-class Context:
-    """What the global options say, for the verb."""
-
-    __slots__ = ("_root", "log", "rootless")
-
-    def __init__(self, root: str | None, log: Log, *, rootless: bool | None) -> None:
-        self._root = root
-        self.log = log
-        self.rootless = rootless
-
-    @property
-    def root(self) -> str:
-        """The state root, an absolute path."""
-        import os
-
-        from knarr.runtime.record import default_root
-
-        return os.path.abspath(self._root) if self._root else default_root()
+VERBS = ("create", "start", "state", "kill", "delete", "run", "exec", "list")
+_LARGEST = 4 << 20
+_HOME = __file__.removesuffix("/cli/runtime_main.py")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    import gc
-
     gc.disable()  # a command lives for milliseconds and makes few cycles
     words = sys.argv[1:] if arguments is None else arguments
-    log = None
-    verb = ""
-    try:
-        given, rest = parse(GLOBAL, words, mixed=False, where="")
-        log = _log(given)
-        if "version" in given:
-            return _version()
-        if "help" in given or not rest or rest[0] in ("help", "h"):
-            return _help(rest[1:2] if rest[:1] in (["help"], ["h"]) else [])
-        verb = rest[0]
-        if verb not in VERBS:
-            raise UsageError(f"unknown command {verb!r}", hint="see knarr-runtime --help")
-        table, _, _, mixed = VERBS[verb]
-        options, operands = parse(table, rest[1:], mixed=mixed, where=verb)
-        if "help" in options:
-            return _help([verb])
-        check_operands(verb, operands)
-        if "systemd-cgroup" in given:
-            raise Unsupported(
-                "the systemd cgroup driver", "this version manages cgroups itself", hint="use the cgroupfs driver"
-            )
-        rootless = given.get("rootless", "auto")
-        if rootless not in _ROOTLESS:
-            raise UsageError(f"option --rootless: {rootless!r} is not true, false or auto")
-        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless])
-        return _run(verb, options, operands, context)
-    except KnarrError as error:
-        return _report(str(error), error, verb, log)
-    except Exception as error:
-        if "--debug" in words:
-            raise
-        return _report(f"a mistake in knarr: {type(error).__name__}: {error} (--debug shows where)", error, verb, log)
+    verb = next((word for word in words if word in VERBS), "")
+    # Whoever looks at imports shall see them, whoever wants no bytecode written shall have none.
+    kept = bool(verb) and not sys.dont_write_bytecode and "importtime" not in sys._xoptions  # noqa: SLF001  # documented
+    if not kept or _load(verb):
+        return _command(words)
+    from knarr.cli import codecache  # cold: once per verb and boot
 
-
-def _run(verb: str, options: dict[str, Any], operands: list[str], context: Context) -> int:
-    module = f"knarr.cli.runtime.{verb}"
-    __import__(module)
-    code: int = sys.modules[module].run(options, operands, context)
+    codecache.watch()
+    code = _command(words)
+    codecache.save(place(), name(verb))
     return code
 
 
-def _log(given: dict[str, Any]) -> Log:
-    from knarr.base.log import Log, open_log
+def _command(words: list[str]) -> int:
+    from knarr.cli.runtime.command import main as command
 
-    level = "debug" if given.get("debug") else "info"
-    path = given.get("log")
-    shape = given.get("log-format", "text")
-    if path in (None, "", "/dev/stderr"):
-        return Log(2, format=shape, level=level)
-    return open_log(path, format=shape, level=level)
+    return command(words)
 
 
-def _report(text: str, error: Exception, verb: str, log: Log | None) -> int:
-    """Tell what went wrong, on the log and where the user sees it; the exit code."""
-    from knarr.base.log import Log
-    from knarr.cli.exit_codes import runtime_code
-
-    text = "; ".join((text, *getattr(error, "__notes__", ())))
-    log = log or Log(2)
-    log.error(text)
-    if log.fd != 2:
-        sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    return runtime_code(error if isinstance(error, KnarrError) else KnarrError(), verb)
+def place() -> str:
+    """The directory of the cache."""
+    if posix.geteuid() == 0:
+        return "/run/knarr/.code"
+    run = posix.environ.get(b"XDG_RUNTIME_DIR", b"").decode("utf-8", "surrogateescape")
+    return f"{run}/knarr/.code" if run else ""
 
 
-def _version() -> int:
-    import knarr
-    from knarr.spec.runtime import OCI_VERSION
-
-    python = ".".join(str(number) for number in sys.version_info[:3])
-    sys.stdout.write(f"knarr-runtime version {knarr.__version__}\nspec: {OCI_VERSION}\npython: {python}\n")
-    return 0
+def name(verb: str) -> str:
+    """The file of a verb: of this interpreter, and of this installation."""
+    return f"{verb}.{sys.implementation.cache_tag}-{sys.hexversion:x}.{_HOME.replace('/', '%')}"[:255]
 
 
-def _help(verbs: list[str]) -> int:
-    from knarr.cli.runtime.help import text  # cold: for people
-
-    if verbs and verbs[0] not in VERBS:
-        raise UsageError(f"unknown command {verbs[0]!r}", hint="see knarr-runtime --help")
-    sys.stdout.write(text(verbs[0] if verbs else ""))
-    return 0
+def _load(verb: str) -> bool:
+    """Run the code of all modules of ``verb``; False when there is no file of ours, or one that is out of date."""
+    try:
+        folder = posix.stat(place(), follow_symlinks=False)
+        fd = posix.open(
+            f"{place()}/{name(verb)}", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        )
+    except OSError:
+        return False
+    try:
+        facts = posix.fstat(fd)
+        for each in (folder, facts):
+            if each.st_uid != posix.geteuid() or each.st_mode & 0o077:
+                return False
+        if facts.st_mode & 0o170000 != 0o100000 or facts.st_size > _LARGEST:
+            return False
+        data = posix.read(fd, facts.st_size)
+        entries: list[Entry] = marshal.loads(data)  # noqa: S302  # as with __pycache__: nobody but us can have written it
+        for _, file, time, size, _, _ in entries:
+            source = posix.stat(file)
+            if source.st_mtime_ns != time or source.st_size != size:
+                return False
+    except (OSError, EOFError, ValueError, TypeError):
+        return False
+    finally:
+        posix.close(fd)
+    modules = sys.modules
+    kind = type(sys)
+    for full, file, _, _, package, code in entries:
+        made = kind(full)
+        above, _, last = full.rpartition(".")
+        made.__file__ = file
+        made.__package__ = full if package else above
+        if package:
+            made.__path__ = [file.removesuffix("/__init__.py")]
+        modules[full] = made
+        exec(code, made.__dict__)  # noqa: S102  # what import does; the code is our own
+        if above in modules:
+            setattr(modules[above], last, made)
+    return True

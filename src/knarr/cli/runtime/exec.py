@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.cli.runtime_main import Context
+    from knarr.cli.runtime.command import Context
 
 _LARGEST_ID = (1 << 32) - 2
 

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.cli.runtime_main import Context
+    from knarr.cli.runtime.command import Context
 
 
 def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:

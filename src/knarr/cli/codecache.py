@@ -1,0 +1,82 @@
+"""Write what ``runtime_main`` loads at the next call: the code of a verb's modules, in one file (cold).
+
+Imports nothing of ours before it watches: what is loaded by then would be missing in the file.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+
+_ran: list[str] = []
+
+
+class _Watch:
+    """A finder of our own modules that notes the order in which they come to their ends: those they import go first."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, _target: ModuleType | None = None) -> ModuleSpec | None:
+        if not name.startswith("knarr."):
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def noted(module: ModuleType) -> None:
+            execute(module)
+            _ran.append(name)
+
+        spec.loader.exec_module = noted  # type: ignore[method-assign]
+        return spec
+
+
+def watch() -> None:
+    """Note every module of ours that is imported from now on."""
+    sys.meta_path.insert(0, _Watch)
+
+
+def save(place: str, name: str) -> None:
+    """Write the file; a place that cannot be written, or that others can write to, is no error."""
+    sys.meta_path.remove(_Watch)
+    if not place or "knarr.cli.exit_codes" in _ran:
+        return  # nowhere to put it; or something went wrong, which loads what the next call does not need
+    entries = [_entry(module) for module in _ran]
+    if None in entries:
+        return
+    from knarr.base.errors import FileError
+    from knarr.base.files import write_atomic
+
+    try:
+        os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+        try:
+            os.mkdir(place, 0o700)
+        except FileExistsError:
+            pass
+        for each in (place, os.path.dirname(place)):
+            facts = os.lstat(each)
+            if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+                return
+        write_atomic(f"{place}/{name}", marshal.dumps(entries), mode=0o600)
+    except (OSError, FileError):
+        pass
+
+
+def _entry(name: str) -> tuple[str, str, int, int, bool, CodeType] | None:
+    module = sys.modules[name]
+    spec = module.__spec__
+    if spec is None or module.__file__ is None or not isinstance(spec.loader, SourceFileLoader):
+        return None
+    code: CodeType | None = spec.loader.get_code(name)
+    if code is None:
+        return None
+    facts = os.stat(module.__file__)
+    return name, module.__file__, facts.st_mtime_ns, facts.st_size, hasattr(module, "__path__"), code
