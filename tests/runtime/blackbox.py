@@ -108,8 +108,7 @@ class Runtime:
         return found
 
     def popen(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
-        started: subprocess.Popen[bytes] = subprocess.Popen([*self.command, *words], **more)
-        return started
+        return subprocess.Popen([*self.command, *words], text=False, **more)
 
     def clean(self) -> None:
         for id in self.ids:

@@ -8,6 +8,7 @@ every source file is still the one it was made from. docs/runtime.md, "Speed".
 
 from __future__ import annotations
 
+import gc
 import marshal
 import posix
 import sys
