@@ -170,21 +170,33 @@ def _host_image() -> dict[str, Any]:
 
 
 def _user(where: Places, ready: Ready | None, text: str) -> users.ContainerUser:
-    """Who runs, by the image's own passwd and group, or this machine's for host:."""
-    key = (ready.chain if ready else "host:", text)
-    if ready is not None and key in _users:
-        return _users[key]  # layers never change
+    """Who runs, by the image's own passwd and group, or this machine's for host:; remembered."""
+    key = (ready.chain if ready else _unchanged("/etc/passwd", "/etc/group"), text)
+    if key in _users:
+        return _users[key]
     if ready is None:
         passwd, group = _of_host("/etc/passwd"), _of_host("/etc/group")
     else:
         with images.snapshots(where).view(ready.chain) as view:
             passwd, group = (_in_image(view, path) for path in ("/etc/passwd", "/etc/group"))
     found = users.resolve_user(text, passwd, group)
-    if ready is not None:
-        if len(_users) > 1000:
-            _users.clear()
-        _users[key] = found
+    if len(_users) > 1000:
+        _users.clear()
+    _users[key] = found
     return found
+
+
+def _unchanged(*paths: str) -> str:
+    """A text that is another one when a file was changed."""
+    facts = []
+    for path in paths:
+        try:
+            one = os.stat(path)
+        except OSError:
+            facts.append("missing")
+        else:
+            facts.append(f"{one.st_ino} {one.st_size} {one.st_mtime_ns} {one.st_ctime_ns}")
+    return "host: " + ", ".join(facts)
 
 
 def user_of_directory(rootfs: str, text: str) -> users.ContainerUser:
