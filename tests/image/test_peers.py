@@ -200,12 +200,15 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
     with (where / "log").open("wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
     try:
+        ready = False
         for _ in range(120):
-            ready = subprocess.run(["docker", "-H", socket, "version"], capture_output=True, check=False)
-            if ready.returncode == 0 or daemon.poll() is not None:
+            ready = (
+                subprocess.run(["docker", "-H", socket, "version"], capture_output=True, check=False).returncode == 0
+            )
+            if ready or daemon.poll() is not None:
                 break
             time.sleep(0.25)
-        if ready.returncode:
+        if not ready:
             last = (where / "log").read_text(errors="replace").splitlines()[-1:]
             pytest.skip(f"dockerd does not start here: {' '.join(last)[:200]}")
         yield lambda *words: run("docker", "-H", socket, *words).strip()

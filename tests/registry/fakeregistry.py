@@ -224,12 +224,19 @@ class RealRegistry(NamedTuple):
 
 
 def made_certificate(where: Path) -> tuple[str, str]:
-    """Make a self-signed certificate for 127.0.0.1 and localhost; return the paths of it and its key."""
+    """Make a self-signed certificate for 127.0.0.1, localhost and auth.example; return the paths of it and its key."""
     certificate, key = str(where / "cert.pem"), str(where / "key.pem")
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
-            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate),
+            *(
+                "-addext",
+                "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:auth.example",
+                "-keyout",
+                key,
+                "-out",
+                certificate,
+            ),
         ],
         check=True,
         capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import subprocess
@@ -138,6 +139,26 @@ def test_a_token_server_with_a_bad_certificate(
             ):
                 size(secure.host, credentials=BOB, **options)
         assert tokens.log == []
+
+
+@pytest.mark.usefixtures("example_is_here")
+def test_a_token_server_elsewhere_gets_the_login_and_that_is_logged(
+    secure: FakeRegistry, certificate: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def check(handler: Handler) -> bool:
+        if handler.headers.get("Authorization") == "Bearer top-token":
+            return False
+        return handler.reply(401, WWW_Authenticate=challenge)
+
+    with FakeRegistry(certificate) as tokens:
+        port = tokens.host.partition(":")[2]
+        challenge = f'Bearer realm="https://auth.example:{port}/token",service="s"'
+        secure.rule("/v2/", check)
+        tokens.rule("/token", lambda handler: handler.reply(200, b'{"token": "top-token"}'))
+        with caplog.at_level(logging.INFO, "knarr.registry"):
+            assert size(secure.host, ca_file=certificate[0], credentials=BOB)
+        assert [request.headers["authorization"][:6] for request in tokens.log] == ["Basic "]
+    assert caplog.messages == [f"the login for {secure.host} is sent to its token server auth.example"]
 
 
 def test_a_redirect_to_a_bad_certificate(secure: FakeRegistry, certificate: tuple[str, str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ No message holds a password or token (SECURITY.md I12, rows 120 and 121).
 from __future__ import annotations
 
 import binascii
+import logging
 import threading
 from time import monotonic
 from urllib.parse import urlencode
@@ -17,13 +18,15 @@ from knarr.base.errors import AuthError, RegistryError, SpecError
 from knarr.base.record import Record
 from knarr.content.store import printable
 from knarr.registry.challenge import choose, parse_challenges
-from knarr.registry.origin import Refused, check_realm, shown
+from knarr.registry.origin import Refused, check_realm, shown, split
 from knarr.registry.transport import ERROR_LIMIT, Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from knarr.registry.credentials import Credentials, Found
     from knarr.registry.transport import Response, Transport
+
+_log = logging.getLogger("knarr.registry")
 
 TOKEN_LIMIT = 1 << 20
 _SHORTEST = 60.0
@@ -46,6 +49,7 @@ class Authorizer:
         self._lock = threading.Lock()
         self._basic = False
         self._token: _Token | None = None
+        self._told = ""  # the token server elsewhere that was logged
 
     def header(self) -> str:
         """Return the Authorization header for the registry, "" before it has asked for one."""
@@ -108,6 +112,10 @@ class Authorizer:
         credentials = self._found.credentials
         if credentials is not None:
             headers["Authorization"] = _basic(credentials.user, credentials.password)
+            host = split(url)[1].host
+            if host != self._transport.origin.host and self._told != host:
+                self._told = host
+                _log.info("the login for %s is sent to its token server %s", self._registry, host)
         url += ("&" if "?" in url else "?") + urlencode(query)
         answer = self._ask(url, headers)
         if answer.status in {401, 403}:

@@ -469,8 +469,9 @@ def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> B
         hint = "a registry with its own certificate authority needs that authority's certificate"
         return Broken(f"its TLS certificate is not valid: {certificate.verify_message.lower()}", again=False, hint=hint)
     if (failure := first(ssl.SSLError)) is not None:
-        reason = failure.reason or ""
-        words = reason.replace("_", " ").lower() or "no reason given"
+        reason = next((one.reason for one in chain if isinstance(one, ssl.SSLError) and one.reason), "")
+        ended = isinstance(failure, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        words = reason.replace("_", " ").lower() or ("the connection ended early" if ended else "no reason given")
         return Broken(f"TLS failed: {words}", again=False, language=not at_body and reason in _NOT_TLS)
     if first(PoolSSLError) is not None:
         return Broken("TLS failed", again=False)
