@@ -113,7 +113,7 @@ class Authorizer:
         if credentials is not None:
             headers["Authorization"] = _basic(credentials.user, credentials.password)
             host = split(url)[1].host
-            if host != self._transport.origin.host and self._told != host:
+            if host not in {self._transport.origin.host, self._told}:
                 self._told = host
                 _log.info("the login for %s is sent to its token server %s", self._registry, host)
         url += ("&" if "?" in url else "?") + urlencode(query)
