@@ -69,6 +69,8 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
         with pytest.raises(FileError) as caught:
             read_file(f"{tmp_path}/{name}", 10)
         assert part in str(caught.value)
+    with pytest.raises(FileError, match="cannot read /proc/self/mem: input/output error"):
+        read_file("/proc/self/mem", 10)
     with pytest.raises(FileError, match="it is a character device"):
         read_file("/dev/zero", 10)
 

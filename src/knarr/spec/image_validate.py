@@ -374,8 +374,6 @@ def _volumes(value: Any) -> Fault:
                 bad.append((where, "is not an absolute path"))
             elif clean in ("/", "/dev", "/proc", "/sys") or clean.startswith(("/proc/", "/sys/")):
                 bad.append((where, f"a volume cannot cover {clean}"))
-            if "\0" in path:
-                bad.append((where, "must not hold U+0000"))
     return bad or None
 
 
