@@ -215,7 +215,9 @@ class _Work:
 
     def one(self, entry: Entry) -> None:
         """Apply one entry; raises BadName, OSError, FormatError."""
-        literal, base = split(entry.name)
+        literal, _slash, base = entry.name.rpartition(b"/")
+        if not base or base[0] == 46 or len(base) > 255:  # 46: a dot
+            literal, base = split(entry.name)
         tree = self.tree
         tree.mtime = entry.mtime
         kind = entry.kind
@@ -224,16 +226,18 @@ class _Work:
                 raise BadName("the root entry must be a directory")
             tree.settle(b"", self.meta(entry))
             return
-        try:
-            if base[:4] == PREFIX:
-                if base == OPAQUE:
-                    tree.hide_all(literal)
-                elif hidden := hidden_name(base):
-                    tree.hide(literal, hidden)
+        where = tree.known.get(literal)
+        if where is None or base[0] == 46 or tree.bare:
+            try:
+                if base[:4] == PREFIX:
+                    if base == OPAQUE:
+                        tree.hide_all(literal)
+                    elif hidden := hidden_name(base):
+                        tree.hide(literal, hidden)
+                    return
+                where = tree.parent(literal)
+            except InMeta:
                 return
-            where = tree.parent(literal)
-        except InMeta:
-            return
         if tree.followed and where.child(base) in tree.followed:
             tree.flush()
         if tree.created is not None:
@@ -273,13 +277,14 @@ class _Work:
         try:
             if entry.extents is not None:
                 self.sparse(entry, fd)
-            elif entry.size:
-                for part in self.reader.chunks():
-                    written = os.write(fd, part)
-                    while written < len(part):
-                        written += os.write(fd, part[written:])
-                self.size += entry.size
-            owner = self.owner(entry.uid, entry.gid, entry.name)
+            elif size := entry.size:
+                part = self.reader.whole()
+                if part is None or os.write(fd, part) != size:
+                    self.content(fd, part)
+                self.size += size
+            owner = (entry.uid, entry.gid)
+            if self.ids is not None:
+                owner = self.owner(*owner, entry.name)
             if owner != self._own or not where.plain:
                 os.fchown(fd, *owner)
             if mode & 0o7000 or not where.plain:
@@ -288,9 +293,19 @@ class _Work:
             if entry.xattrs:
                 for name, value in self.attributes(entry).items():
                     self.set_attribute(fd, name, value)
-            os.utime(fd, ns=(entry.mtime, entry.mtime))
+            mtime = entry.mtime
+            os.utime(fd, ns=(mtime, mtime))
         finally:
             os.close(fd)
+
+    def content(self, fd: int, start: memoryview | None) -> None:
+        """Write what is too long for one go; of ``start``, all there is, the kernel has taken a part."""
+        if start is not None:
+            start = start[os.lseek(fd, 0, os.SEEK_CUR) :]
+        for part in self.reader.chunks() if start is None else (start,):
+            written = os.write(fd, part)
+            while written < len(part):
+                written += os.write(fd, part[written:])
 
     def sparse(self, entry: Entry, fd: int) -> None:
         """Write the stored parts where they belong; what lies between them stays a hole."""

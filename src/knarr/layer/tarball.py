@@ -32,6 +32,8 @@ COMPONENT_LIMIT = 255  # NAME_MAX
 _ZEROS = bytes(BLOCK_SIZE)
 _KIND_OF = {b"\0": FILE, b"7": FILE} | {b"%d" % kind: kind for kind in range(7)}  # 7: contiguous, an old promise
 _EXTENTS_LIMIT = 100_000
+_ID_LIMIT = 1 << 31
+_TIME_LIMIT = 10**12 * 10**9  # nanoseconds: the year 33658
 _LINKS = (HARDLINK, SYMLINK)
 _DEVICES = (CHAR, BLOCK)
 
@@ -129,6 +131,9 @@ class Reader:
         return b"".join(parts)
 
     def _skip(self, size: int) -> None:
+        if size <= len(self._buffer) - self._at:
+            self._at += size
+            return
         while size:
             if self._at == len(self._buffer) and not self._fill():
                 raise self.fail("it ends in the middle of an entry")
@@ -145,6 +150,16 @@ class Reader:
             raise self.fail(f"it ends in the middle of a {kind}")
         self._skip(-size % BLOCK_SIZE)
         return data
+
+    def whole(self) -> memoryview | None:
+        """All stored bytes of the current entry when they are at hand, which they mostly are; else use ``chunks``."""
+        at = self._at
+        end = at + self._left
+        if end > len(self._buffer):
+            return None
+        self._at = end
+        self._left = 0
+        return memoryview(self._buffer)[at:end]
 
     def chunks(self) -> Iterator[memoryview]:
         """The stored bytes of the current entry, without copying; what is not taken is skipped by ``next``."""
@@ -175,11 +190,17 @@ class Reader:
         pax: dict[bytes, bytes] | None = None
         longname: bytes | None = None
         longlink: bytes | None = None
-        if self._left or self._padding:
-            self._skip(self._left + self._padding)
+        unread = self._left + self._padding
+        if unread:
+            self._skip(unread)
             self._left = self._padding = 0
         while True:
-            block = self._take(BLOCK_SIZE)
+            at = self._at
+            block = self._buffer[at : at + BLOCK_SIZE]
+            if len(block) == BLOCK_SIZE:
+                self._at = at + BLOCK_SIZE
+            else:
+                block = self._take(BLOCK_SIZE)
             if block == _ZEROS or not block:
                 if pax is not None or longname is not None or longlink is not None:
                     raise self.fail("an extension header is followed by no entry")
@@ -222,21 +243,19 @@ class Reader:
 
     def _check_sum(self, block: bytes) -> None:
         # Adler-32's low half is the sum of the bytes plus one, modulo 65521: exact for 256 bytes at a time.
-        total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
         field = block[148:156]
-        total += 256 - sum(field)
-        digits = field.split(b"\0", 1)[0].strip(b" ")
-        if digits.isdigit() and len(digits) <= 8:
+        total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) + 254 - sum(field)
+        digits = field.partition(b"\0")[0].strip(b" ")
+        declared = -1
+        if digits.isdigit():
             try:
                 declared = int(digits, 8)
             except ValueError:
-                declared = -1
-            if declared == total:
-                return
+                pass
+        if declared != total:
             signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-            if declared == signed:  # the sum of signed bytes, as old Suns and some others wrote it
-                return
-        raise self.fail("this is no tar header: the checksum is wrong")
+            if declared < 0 or declared != signed:  # the sum of signed bytes, as old Suns wrote it
+                raise self.fail("this is no tar header: the checksum is wrong")
 
     def _number(self, field: bytes, name: str) -> int:
         """An octal or base-256 number of a header."""
@@ -277,22 +296,32 @@ class Reader:
         longlink: bytes | None,
     ) -> Entry:
         entry = Entry()
-        number = self._number
-        name = block[:100].split(b"\0", 1)[0]
-        magic = block[257:265]
-        if magic == b"ustar\x0000":
+        number, known = self._number, self._numbers.get
+        name = block[:100].partition(b"\0")[0]
+        if block[345] and block[257:265] == b"ustar\x0000":
             star = block[508:512] == b"tar\0"
-            prefix = block[345 : 476 if star else 500].split(b"\0", 1)[0]
-            if prefix:
-                name = prefix + b"/" + name
+            name = block[345 : 476 if star else 500].partition(b"\0")[0] + b"/" + name
         kind = entry.kind = _KIND_OF.get(flag, FILE)
         if longname is not None:
             name = longname
-        mtime = number(block[136:148], "modification time") * 1_000_000_000
-        uid = number(block[108:116], "user id")
-        gid = number(block[116:124], "group id")
+        # Looked up here first, for most headers hold the same few numbers.
+        field = block[136:148]
+        seconds = known(field)
+        mtime = (number(field, "modification time") if seconds is None else seconds) * 1_000_000_000
+        field = block[108:116]
+        uid = known(field)
+        if uid is None:
+            uid = number(field, "user id")
+        field = block[116:124]
+        gid = known(field)
+        if gid is None:
+            gid = number(field, "group id")
+        field = block[100:108]
+        mode = known(field)
+        if mode is None:
+            mode = number(field, "mode")
         if kind in _LINKS:
-            entry.link = block[157:257].split(b"\0", 1)[0] if longlink is None else longlink
+            entry.link = block[157:257].partition(b"\0")[0] if longlink is None else longlink
         elif kind in _DEVICES:
             entry.device = (number(block[329:337], "device major"), number(block[337:345], "device minor"))
         sparse: dict[bytes, bytes] | None = None
@@ -301,30 +330,39 @@ class Reader:
                 raise self.fail("its name is given twice, in GNU and in PAX form", longname)
             if longlink is not None and b"linkpath" in pax:
                 raise self.fail("its link name is given twice, in GNU and in PAX form", longlink)
-            known = paxheader.interpret(pax, self.fail)
-            if known.path is not None:
-                name = known.path
-            if known.linkpath is not None and kind in _LINKS:
-                entry.link = known.linkpath
-            if known.size is not None:
-                size = known.size
-            if known.mtime is not None:
-                mtime = known.mtime
-            if known.uid is not None:
-                uid = known.uid
-            if known.gid is not None:
-                gid = known.gid
-            entry.xattrs = known.xattrs or None
-            sparse = known.sparse or None
+            facts = paxheader.interpret(pax, self.fail)
+            if facts.path is not None:
+                name = facts.path
+            if facts.linkpath is not None and kind in _LINKS:
+                entry.link = facts.linkpath
+            if facts.size is not None:
+                size = facts.size
+            if facts.mtime is not None:
+                mtime = facts.mtime
+            if facts.uid is not None:
+                uid = facts.uid
+            if facts.gid is not None:
+                gid = facts.gid
+            entry.xattrs = facts.xattrs or None
+            sparse = facts.sparse or None
         if flag == b"\0" and name.endswith(b"/"):
             kind = entry.kind = DIR  # how V7 tar wrote a directory
         entry.name = name
-        entry.mode = number(block[100:108], "mode") & 0o7777
+        entry.mode = mode & 0o7777
         entry.uid = uid
         entry.gid = gid
         entry.mtime = mtime
         self.count += 1
-        self._check_entry(entry, size)
+        if (
+            self.count > self._limits.entries
+            or size < 0
+            or not 0 <= uid < _ID_LIMIT
+            or not 0 <= gid < _ID_LIMIT
+            or not -_TIME_LIMIT < mtime < _TIME_LIMIT
+            or len(name) > NAME_LIMIT
+            or len(entry.link) > NAME_LIMIT
+        ):
+            raise self._odd(entry, size)
         if kind == FILE:  # of everything else a size means nothing and no data follows
             entry.size = self._left = size
             self._padding = -size % BLOCK_SIZE
@@ -338,21 +376,19 @@ class Reader:
                 raise self.fail(f"the file has {entry.size} bytes, at most {self._limits.file} are allowed", name)
         return entry
 
-    def _check_entry(self, entry: Entry, size: int) -> None:
+    def _odd(self, entry: Entry, size: int) -> FormatError:
+        """Say what is out of range."""
         if self.count > self._limits.entries:
-            raise self.fail(f"there are more than {self._limits.entries} entries")
+            return self.fail(f"there are more than {self._limits.entries} entries")
         if size < 0:
-            raise self.fail(f"its size is {size}", entry.name)
-        if not 0 <= entry.uid < 1 << 31 or not 0 <= entry.gid < 1 << 31:
-            odd = entry.uid if not 0 <= entry.uid < 1 << 31 else entry.gid
-            raise self.fail(f"its owner {odd} is not a user or group id", entry.name)
-        if abs(entry.mtime) > 10**12 * 10**9:
-            raise self.fail("its modification time is out of range", entry.name)
-        for text in (entry.name, entry.link):
-            if len(text) > NAME_LIMIT:
-                raise self.fail(
-                    f"its name has {len(text)} bytes, at most {NAME_LIMIT} are possible", text[:60] + b"..."
-                )
+            return self.fail(f"its size is {size}", entry.name)
+        for owner in (entry.uid, entry.gid):
+            if not 0 <= owner < _ID_LIMIT:
+                return self.fail(f"its owner {owner} is not a user or group id", entry.name)
+        if not -_TIME_LIMIT < entry.mtime < _TIME_LIMIT:
+            return self.fail("its modification time is out of range", entry.name)
+        length = max(len(entry.name), len(entry.link))
+        return self.fail(f"its name has {length} bytes, at most {NAME_LIMIT} are possible", entry.name[:60] + b"...")
 
     # -- sparse files --------------------------------------------------------------------------------------
 

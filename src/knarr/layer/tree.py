@@ -121,7 +121,8 @@ class Tree:
         self._below = below
         self._exact = exact
         self._gid = os.getegid()
-        self._cache: dict[bytes, Dir] = {}
+        self.known: dict[bytes, Dir] = {}
+        """Open directories by their path, as the archive writes it and canonical."""
         self._all: WeakSet[Dir] = WeakSet()
         self._steps = _STEPS
         self._names = _NAMES
@@ -130,7 +131,8 @@ class Tree:
         # Overlay mode: canonical paths in this layer.
         self._white: set[bytes] = set()
         self._copied: set[bytes] = set()  # files that are here only because a hard link needed them
-        self._bare: set[bytes] = set()  # directories that are here only for whiteouts and such copies
+        self.bare: set[bytes] = set()
+        """Directories that are here only for whiteouts and such copies; ``parent`` must hear of their use."""
 
     def close(self) -> None:
         """Close all directories, also those that the traceback of an error still refers to."""
@@ -140,7 +142,7 @@ class Tree:
 
     def flush(self) -> None:
         """Forget where directories are: one was removed, or a link that may have led to one."""
-        self._cache.clear()
+        self.known.clear()
         self.followed.clear()
 
     def settle(self, path: bytes, meta: Meta) -> None:
@@ -162,7 +164,7 @@ class Tree:
 
         Raises BadName, InMeta, OSError.
         """
-        known = self._cache.get(literal)
+        known = self.known.get(literal)
         if known is None:
             parts = components(literal)
             if PREFIX in literal and inside_meta(parts):
@@ -174,13 +176,13 @@ class Tree:
             if self.created is not None:
                 self.note(known.path)
             self._put(literal, known)
-        if self._bare:
+        if self.bare:
             self._inhabit(known.path)
         return known
 
     def find(self, literal: bytes) -> bytes | None:
         """The canonical path of a directory named in the archive; None if there is none. Makes nothing."""
-        known = self._cache.get(literal)
+        known = self.known.get(literal)
         if known is not None:
             return known.path
         parts = components(literal)
@@ -202,14 +204,14 @@ class Tree:
             if deeper is None:
                 self._imply(where, part, at)
                 if bare:
-                    self._bare.add(at)
+                    self.bare.add(at)
                 deeper = self._entered(where, part, at)
             where = deeper
         return where
 
     def _put(self, key: bytes, opened: Dir) -> None:
         """Remember a directory under a further name; forget the oldest."""
-        cache = self._cache
+        cache = self.known
         cache[key] = opened
         if len(cache) > _CACHE:
             del cache[next(iter(cache))]
@@ -232,7 +234,7 @@ class Tree:
 
         ``where`` and ``name``: the same by its parent, when that is open.
         """
-        known = self._cache.get(path)
+        known = self.known.get(path)
         if known is not None:
             return known
         try:
@@ -374,8 +376,8 @@ class Tree:
         except FileExistsError:
             facts = os.stat(name, dir_fd=where.fd, follow_symlinks=False)
         if stat.S_ISDIR(facts.st_mode):
-            if self._bare:
-                self._bare.discard(path)
+            if self.bare:
+                self.bare.discard(path)
             return
         self._remove(where, name, path, facts)
         os.mkdir(name, 0o700, dir_fd=where.fd)
@@ -392,16 +394,16 @@ class Tree:
         except FileNotFoundError:
             return False
         path = where.child(name)
-        trace = path in self._white or path in self._copied or path in self._bare
+        trace = path in self._white or path in self._copied or path in self.bare
         self._remove(where, name, path, facts, lower=lower)
         return not trace
 
     def _remove(self, where: Dir, name: bytes, path: bytes, facts: os.stat_result, *, lower: bool = False) -> None:
         if stat.S_ISDIR(facts.st_mode):
             # ``final`` may keep what is no longer there; whoever makes it again sets it again.
-            if not lower and (self._white or self._copied or self._bare or self._opaque):
+            if not lower and (self._white or self._copied or self.bare or self._opaque):
                 for gone in (path, *self._listing(path, skip_opaque=False)):
-                    for paths in (self._opaque, self._white, self._copied, self._bare):
+                    for paths in (self._opaque, self._white, self._copied, self.bare):
                         paths.discard(gone)
             self.flush()
             remove_tree(where.fd, name)
@@ -421,8 +423,8 @@ class Tree:
                 path = path.rpartition(b"/")[0]
 
     def _inhabit(self, path: bytes) -> None:
-        while path and self._bare:
-            self._bare.discard(path)
+        while path and self.bare:
+            self.bare.discard(path)
             path = path.rpartition(b"/")[0]
 
     # -- whiteouts -----------------------------------------------------------------------------------------
@@ -462,7 +464,7 @@ class Tree:
         if stat.S_ISDIR(facts.st_mode):
             if path not in self._opaque:
                 self._purge(path)
-            if path in self._bare:
+            if path in self.bare:
                 self._drop_bare(where, name, path)
                 return False
             if path not in self._opaque:
@@ -539,7 +541,7 @@ class Tree:
 
     def _purge(self, path: bytes) -> None:
         """Overlay mode: drop what lies below ``path`` only for the sake of the layers below."""
-        if not (self._white or self._copied or self._bare):
+        if not (self._white or self._copied or self.bare):
             return
         for key in sorted(self._listing(path, skip_opaque=True), reverse=True):  # children first
             folder, _slash, name = key.rpartition(b"/")
@@ -547,13 +549,13 @@ class Tree:
                 os.unlink(name, dir_fd=self.open(folder).fd)
                 self._white.discard(key)
                 self._copied.discard(key)
-            elif key in self._bare:
+            elif key in self.bare:
                 self._drop_bare(self.open(folder), name, key)
 
     def _drop_bare(self, where: Dir, name: bytes, path: bytes) -> None:
         self.flush()
         os.rmdir(name, dir_fd=where.fd)
-        self._bare.discard(path)
+        self.bare.discard(path)
         self._opaque.discard(path)
         self.final.pop(path, None)
 
