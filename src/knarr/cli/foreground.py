@@ -7,6 +7,7 @@ would not deliver it to a pid 1, and people would wait in vain.
 from __future__ import annotations
 
 import os
+import sys
 
 from knarr.base.errors import Interrupted, KnarrError, UsageError
 from knarr.engine.run import begin, close_all
@@ -141,7 +142,7 @@ def _cares(pid: int, number: int) -> bool:
 
 def run_foreground(where: Places, request: Request, *, interactive: bool, terminal: bool) -> int:
     """Run a container to its end; returns its exit code. Raises KnarrError; nothing is left then."""
-    from knarr.cli.output import say
+    from knarr.cli.output import colour, say
     from knarr.cli.progress import watching
     from knarr.engine.create import discard, prepare
 
@@ -151,6 +152,10 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
     try:
         for note in prepared.notes:
             say(f"knarr run: {note}")
+        alone = request.options.network == "none" and not request.image.startswith("bundle:")
+        if interactive and terminal and alone and colour(sys.stderr):
+            # Whoever types in there expects the network of other engines; programs and logs are spared.
+            say("\033[2mno network in here; --network host shares this machine's\033[0m")
         attended = Attended(interactive=interactive, terminal=terminal)
         stdio = attended.stdio()
     except BaseException as error:

@@ -82,7 +82,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     user_text = options.user or str((document.get("config") or {}).get("User") or "")
     user = _user(where, ready, user_text)
     record = _record(request, ready, arguments(document, options))
-    hostname = options.hostname or _hostname(record.id, options.network, ready)
+    hostname = options.hostname or _hostname(record.id, options.network)
     options = options.replace(hostname=hostname)
     record, folder = _reserve(where, record, random=request.name == "?")
     try:
@@ -90,10 +90,10 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         notes: list[str] = []
         volumes = rootfs.image_volumes(where, folder, ready, volume_paths(document), notes) if ready else {}
         files = netfiles.write_files(folder, hostname=hostname, network=options.network) if ready else ()
-        if ready is None and options.network == "host":
-            # The host's own may be a link into /run, which is hidden.
-            written = netfiles.write_files(folder, hostname=hostname, network="host")
-            files = tuple(pair for pair in written if pair[0] == netfiles.RESOLV)
+        if ready is None:
+            # The host's own resolv.conf may be a link into /run, which is hidden; its hosts file lacks our name.
+            wanted = netfiles.RESOLV if options.network == "host" else netfiles.HOSTS
+            files = netfiles.write_files(folder, hostname=hostname, network=options.network, only=wanted)
         conversion = to_runtime_spec(
             document,
             options,
@@ -155,9 +155,9 @@ def _reserve(where: Places, record: Container, *, random: bool) -> tuple[Contain
             record = record.replace(name=random_name())
 
 
-def _hostname(id: str, network: str, ready: Ready | None) -> str:
-    """The machine's own name where its network or root is shared, so that it resolves; else the short id."""
-    if ready is None or network == "host":
+def _hostname(id: str, network: str) -> str:
+    """The machine's own name on its own network, so that it resolves; else the short id."""
+    if network == "host":
         return os.uname().nodename[:64] or "localhost"
     return id[:12]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from knarr.base.errors import NotFound, UsageError
+from knarr.base.errors import NotFound, RegistryError, UsageError
 from knarr.base.record import Record
 from knarr.engine.paths import open_store
 from knarr.image.catalog import Image, lookup
@@ -98,8 +98,6 @@ def find(
             raise problem
         raise NotFound("image", f"{text} for {wanted}", hint="it was not pulled because of --pull=never")
     if pull == "newer" and stored is not None:
-        from knarr.base.errors import RegistryError
-
         try:
             return _fetch(store, reference, wanted, watcher)
         except RegistryError:
@@ -126,7 +124,22 @@ def _fetch(store: Store, reference: Reference, wanted: Platform, watcher: Watche
     if watcher is not None:
         watcher.say(f"pulling {reference}" if reference.transport == "docker" else f"reading {reference}")
     progress: Callable[[BlobProgress], None] | None = watcher.blob if watcher else None
-    return fetch(reference, store, platform=wanted, progress=progress, remote=remote)
+    try:
+        return fetch(reference, store, platform=wanted, progress=progress, remote=remote)
+    except (NotFound, RegistryError) as error:
+        meant = _meant(store, reference) if reference.transport == "docker" else ""
+        if meant:
+            error.hint = f"{error.hint}; {meant}" if error.hint else meant
+        raise
+
+
+def _meant(store: Store, reference: Reference) -> str:
+    """What may have been meant by a name no registry has: ``host:`` without its colon, an image of the store."""
+    if reference.repository == "library/host":
+        return "this machine's own root is written host:"
+    last = reference.repository.rpartition("/")[2]
+    found = [name for name in store.tags() if name.rpartition("@")[0].endswith(f"/{last}") or f"/{last}:" in name]
+    return f"the store has {', '.join(sorted(found)[:3])}" if found else ""
 
 
 def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> str:

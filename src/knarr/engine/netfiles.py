@@ -15,10 +15,10 @@ _LIMIT = 1 << 20
 HOSTS, HOSTNAME, RESOLV = "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
 
 
-def write_files(folder: str, *, hostname: str, network: str) -> tuple[tuple[str, str], ...]:
-    """Write the files below ``folder``/etc and return (target, file) pairs to be bound. Raises FileError.
+def write_files(folder: str, *, hostname: str, network: str, only: str = "") -> tuple[tuple[str, str], ...]:
+    """Write the files (or ``only`` one) below ``folder``/etc; return (target, file) pairs to be bound.
 
-    With the host's network the host's own names and resolvers count; without a network only the container itself
+    Raises FileError. With the host's network the host's own names and resolvers count; without a network only the container itself
     has a name, and an empty resolv.conf makes look-ups fail at once instead of after a time-out.
     """
     place = f"{folder}/etc"
@@ -31,6 +31,8 @@ def write_files(folder: str, *, hostname: str, network: str) -> tuple[tuple[str,
     if not host:
         names = f"localhost {hostname}" if hostname else "localhost"
         contents[HOSTS] = f"127.0.0.1\t{names}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode()
+    if only:
+        contents = {only: contents[only]}
     try:
         os.mkdir(place, 0o755)
         for target, data in contents.items():
