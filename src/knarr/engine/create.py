@@ -81,6 +81,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         raise UsageError("--host-show goes with the image host: only")
     user_text = options.user or str((document.get("config") or {}).get("User") or "")
     user = _user(where, ready, user_text)
+    _check_mapped(user)
     record = _record(request, ready, arguments(document, options))
     hostname = options.hostname or _hostname(record.id, options.network)
     options = options.replace(hostname=hostname)
@@ -112,6 +113,18 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         discard(where, record, error)
         raise
     return Prepared(where, record, config, folder, made.root, (*conversion.notes, *notes))
+
+
+def _check_mapped(user: users.ContainerUser) -> None:
+    """Refuse an id that a user namespace of this user does not have. Raises UsageError."""
+    facts = host.facts()
+    for kind, ids, lines in (("user", (user.uid,), facts.uid_map), ("group", user.groups, facts.gid_map)):
+        for number in ids:
+            if lines and not any(inside <= number < inside + count for inside, _, count in lines):
+                raise UsageError(
+                    f"{kind} {number} cannot be had: this user's containers have {sum(line[2] for line in lines)} ids",
+                    hint="a range in /etc/subuid and /etc/subgid, and the package uidmap, give more",
+                )
 
 
 def discard(where: Places, record: Container, error: BaseException | None = None) -> None:

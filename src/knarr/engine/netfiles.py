@@ -18,8 +18,8 @@ HOSTS, HOSTNAME, RESOLV = "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
 def write_files(folder: str, *, hostname: str, network: str, only: str = "") -> tuple[tuple[str, str], ...]:
     """Write the files (or ``only`` one) below ``folder``/etc; return (target, file) pairs to be bound.
 
-    Raises FileError. With the host's network the host's own names and resolvers count; without a network only the container itself
-    has a name, and an empty resolv.conf makes look-ups fail at once instead of after a time-out.
+    With the host's network the host's own names and resolvers count; without a network only the container itself
+    has a name, and an empty resolv.conf makes look-ups fail at once instead of after a time-out. Raises FileError.
     """
     place = f"{folder}/etc"
     host = network == "host"
