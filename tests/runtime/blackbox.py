@@ -119,7 +119,8 @@ class Runtime:
 
     def clean(self) -> None:
         for id in self.ids:
-            self("delete", "--force", id)
+            if (self.root / id).exists():
+                self("delete", "--force", id)
 
 
 def run_to_files(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -142,24 +142,23 @@ def test_r2_an_exec_shows_no_descriptor_of_the_host(ours: Runtime, bundle: Bundl
 # -- R-3: CVE-2024-21626, a working directory or program through a leaked descriptor -------------------------------------
 
 
-@pytest.mark.parametrize("number", [*range(3, 20), 64])
-def test_r3_descriptors_lead_nowhere(number: int, runtime: Runtime, bundle: Bundle) -> None:
-    if runtime.name != "knarr" and number > 5:
-        pytest.skip("the patched references are asked a few times only")
-    (bundle.rootfs / "w").symlink_to(f"/proc/self/fd/{number}")
-    for process in (
-        {"cwd": f"/proc/self/fd/{number}"},
-        {"cwd": "/w"},
-        {"cwd": f"/proc/self/fd/{number}/../../.."},
-        {"args": [f"/proc/self/fd/{number}/../../../../bin/true"]},
-    ):
-        done = runtime("run", "--bundle", bundle.write("ls", "-la"), runtime.new_id())
-        bundle.config["process"].update(cwd="/")
-        done = runtime("run", "--bundle", bundle.write("readlink", "/proc/self/cwd", **process), runtime.new_id())
-        assert done.returncode != 0 or done.stdout.strip().startswith("/"), (process, done)
-        if done.returncode == 0:
-            assert "(unreachable)" not in done.stdout
-    bundle.config["process"].update(cwd="/")
+def test_r3_descriptors_lead_nowhere(runtime: Runtime, bundle: Bundle) -> None:
+    """N=3 to 64 for ours; the patched references are asked a few times only."""
+    for number in (*range(3, 20), 64) if runtime.name == "knarr" else (3, 7):
+        link = bundle.rootfs / "w"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/proc/self/fd/{number}")
+        for process in (
+            {"cwd": f"/proc/self/fd/{number}"},
+            {"cwd": "/w"},
+            {"cwd": f"/proc/self/fd/{number}/../../.."},
+            {"args": [f"/proc/self/fd/{number}/../../../../bin/true"]},
+        ):
+            bundle.config["process"]["cwd"] = "/"
+            done = runtime("run", "--bundle", bundle.write("readlink", "/proc/self/cwd", **process), runtime.new_id())
+            if done.returncode == 0:
+                assert done.stdout.startswith("/"), (process, done)
+                assert "(unreachable)" not in done.stdout
 
 
 def test_r3_exec_with_such_a_directory(runtime: Runtime, bundle: Bundle) -> None:

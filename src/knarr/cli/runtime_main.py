@@ -8,6 +8,7 @@ every source file is still the one it was made from. docs/runtime.md, "Speed".
 
 from __future__ import annotations
 
+import _signal
 import gc
 import marshal
 import posix
@@ -27,6 +28,10 @@ _HOME = __file__.removesuffix("/cli/runtime_main.py")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        # Ctrl-C ends a command that holds nothing yet, or nothing that cannot be done again; create, run and exec
+        # catch it once they have begun. No traceback either way.
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     gc.disable()  # a command lives for milliseconds and makes few cycles
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((word for word in words if word in VERBS), "")
