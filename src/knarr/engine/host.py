@@ -106,9 +106,25 @@ def _nofile_hard() -> int:
 
 def _swap_limit() -> bool:
     """Whether the memory controller counts swap (a boot option on some machines)."""
-    return os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes") or bool(
-        _own_cgroup() and os.path.exists(f"{_own_cgroup()}/memory.swap.max")
-    )
+    if os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"):
+        return True
+    own = _own_cgroup()
+    if not own:
+        return False
+    # The root group has no such file, its children do; without any, a kernel with swap counts it (since Linux 4.5).
+    groups = [
+        group for group in (own, *(f"{own}/{name}" for name in _folders(own))) if os.path.exists(f"{group}/memory.max")
+    ]
+    if not groups:
+        return os.path.exists("/proc/swaps")
+    return os.path.exists(f"{groups[0]}/memory.swap.max")
+
+
+def _folders(path: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(path) if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def _own_cgroup() -> str:

@@ -1,6 +1,6 @@
 """``host:``, the image that is always there: this machine's own root below a throw-away writable layer.
 
-What must not be seen is not masked but absent: a small layer of whiteouts and opaque directories lies between the
+What must not be seen is not masked but absent: whiteouts and empty directories lie in two small layers between the
 host's root and the writable layer, so nothing has to be mounted over it and a hidden file has no name at all. The
 list, and why each entry is on it, stands in docs/host-image.md.
 """
@@ -106,8 +106,14 @@ def hidden(shown: tuple[str, ...] = (), *, walk: bool = True) -> Hide:
         for place in (*covering, *below):
             empty.pop(place, None)
             gone.discard(place)
-    gone = {path for path in gone if not any(path.startswith(f"{place}/") for place in (*empty, *gone))}
-    return Hide({path: mode for path, mode in empty.items() if _is_directory(path)}, tuple(sorted(gone)))
+    # Where a link leads is what counts: /home may be one to another place.
+    gone = {f"{os.path.realpath(os.path.dirname(path))}/{os.path.basename(path)}" for path in gone}
+    empty = {real: mode for path, mode in empty.items() if _is_directory(real := os.path.realpath(path))}
+    covered = (*empty, *gone)
+    return Hide(
+        {path: mode for path, mode in empty.items() if not any(path.startswith(f"{one}/") for one in covered)},
+        tuple(sorted(path for path in gone - set(empty) if not any(path.startswith(f"{one}/") for one in covered))),
+    )
 
 
 def _names(path: str) -> list[str]:
@@ -118,7 +124,7 @@ def _names(path: str) -> list[str]:
 
 
 def _is_directory(path: str) -> bool:
-    """Whether it is a real directory: /var/run, a symbolic link, leads to one that is hidden itself."""
+    """Whether it is a directory and no link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -145,27 +151,29 @@ def _unreadable(folder: str, found: set[str]) -> None:
             found.add(entry.path)
 
 
-def hiding_layer(where: Places, shown: tuple[str, ...], *, userxattr: bool) -> str:
-    """Return the directory of the hiding layer, made if there is none yet that fits this machine as it is now.
+def hiding_layers(where: Places, shown: tuple[str, ...], *, rootless: bool) -> tuple[str, str]:
+    """Return the directories of the two hiding layers, top first, made if there are none yet that fit this machine now.
 
-    Raises FileError, UsageError, KernelError.
+    The lower one has whiteouts for all that is hidden, the upper one the empty directories: what lies over a whiteout
+    is not merged with what lies below it, so no overlay attributes are needed, which not every file system has.
+    Raises FileError, UsageError, KernelError, Unsupported.
     """
     key = (where.store, *shown)
     kept = _kept.get(key)
     if kept is not None and monotonic() - kept[0] < _FRESH and os.path.isdir(kept[1]):
-        return kept[1]
-    hide = hidden(shown, walk=not userxattr)
+        return f"{kept[1]}/empty", f"{kept[1]}/gone"
+    hide = hidden(shown, walk=not rootless)
     parents = _parents([*hide.empty, *hide.gone])
     facts = [(path, *_facts(path)) for path in parents]
-    text = repr((facts, sorted(hide.empty.items()), hide.gone, userxattr)).encode()
-    folder = f"{where.store}/host" if userxattr else _memory_place(where)
+    text = repr((facts, sorted(hide.empty.items()), hide.gone)).encode()
+    folder = f"{where.store}/host" if rootless else _memory_place(where)
     path = f"{folder}/{sha256_of(text).encoded[:32]}"
     if not os.path.isdir(path):
         _mkdir(folder)
         # Never removed while the machine is up: a container that uses it would see what it hides.
-        _build(folder, path, facts, hide, userxattr=userxattr)
+        _build(folder, path, facts, hide)
     _kept[key] = (monotonic(), path)
-    return path
+    return f"{path}/empty", f"{path}/gone"
 
 
 def _memory_place(where: Places) -> str:
@@ -226,30 +234,27 @@ def _facts(path: str) -> tuple[int, int, int]:
     return stat.S_IMODE(facts.st_mode), facts.st_uid, facts.st_gid
 
 
-def _build(folder: str, path: str, parents: list[tuple[str, int, int, int]], hide: Hide, *, userxattr: bool) -> None:
-    """Make the layer beside its place and rename it there, so that nobody sees half of one."""
+def _build(folder: str, path: str, parents: list[tuple[str, int, int, int]], hide: Hide) -> None:
+    """Make the layers beside their place and rename them there, so that nobody sees half of one."""
     name = f".new-{os.urandom(8).hex()}"
     top = f"{folder}/{name}"
-    opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
-    made = {"/"}
     try:
         os.mkdir(top, 0o700)
-        os.chmod(top, stat.S_IMODE(os.stat("/").st_mode))
-        for place, mode, uid, gid in parents:
-            # Below a hidden path nothing is needed, and a symbolic link in between leads elsewhere.
-            if os.path.dirname(place) in made:
-                os.mkdir(top + place, 0o700)
-                _own(top + place, mode, uid, gid)
+        made = {"/"}
+        for layer in ("empty", "gone"):
+            os.mkdir(f"{top}/{layer}", 0o700)
+            os.chmod(f"{top}/{layer}", stat.S_IMODE(os.stat("/").st_mode))
+            for place, mode, uid, gid in parents:
+                os.mkdir(f"{top}/{layer}{place}", 0o700)
+                _own(f"{top}/{layer}{place}", mode, uid, gid)
                 made.add(place)
         for place, mode in hide.empty.items():
-            if os.path.dirname(place) in made:
-                os.mkdir(top + place, 0o700)
-                facts = os.lstat(place)
-                _own(top + place, mode, facts.st_uid, facts.st_gid)
-                os.setxattr(top + place, opaque, b"y")
-        for place in hide.gone:
-            if os.path.dirname(place) in made:
-                os.mknod(top + place, stat.S_IFCHR, 0)
+            os.mkdir(f"{top}/empty{place}", 0o700)
+            facts = os.lstat(place)
+            _own(f"{top}/empty{place}", mode, facts.st_uid, facts.st_gid)
+        for place in (*hide.empty, *hide.gone):
+            if os.path.dirname(place) in made:  # else it is not there at all
+                os.mknod(f"{top}/gone{place}", stat.S_IFCHR, 0)
         os.rename(top, path)
     except OSError as error:
         _discard(folder, name)

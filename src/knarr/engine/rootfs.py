@@ -90,11 +90,11 @@ def of_host(where: Places, folder: str, shown: tuple[str, ...]) -> Rootfs:
     """Prepare this machine's own root below a throw-away layer. Raises FileError, UsageError, Unsupported."""
     if not host.overlay():
         raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")
-    hiding = hostroot.hiding_layer(where, shown, userxattr=host.rootless())
+    hiding = hostroot.hiding_layers(where, shown, rootless=host.rootless())
     if host.rootless():
         return _host_in_pieces(where, folder, hiding, shown)
     root, scratch = hostroot.mount_points(where)
-    return Rootfs(Root("overlay", root, lowers=(hiding, "/"), scratch=scratch), root, _system_mounts())
+    return Rootfs(Root("overlay", root, lowers=(*hiding, "/"), scratch=scratch), root, _system_mounts())
 
 
 def _system_mounts() -> tuple[dict[str, Any], ...]:
@@ -107,7 +107,7 @@ def _system_mounts() -> tuple[dict[str, Any], ...]:
     )
 
 
-def _host_in_pieces(where: Places, folder: str, hiding: str, shown: tuple[str, ...]) -> Rootfs:
+def _host_in_pieces(where: Places, folder: str, hiding: tuple[str, str], shown: tuple[str, ...]) -> Rootfs:
     """The host's root for an ordinary user: one overlay for each piece that has no mounts below it."""
     if host.kernel() < (5, 11):
         raise Unsupported("host: without root", "overlayfs in a user namespace needs Linux 5.11")
@@ -131,9 +131,8 @@ def _host_in_pieces(where: Places, folder: str, hiding: str, shown: tuple[str, .
                 os.mkdir(target, 0o755)
                 os.chmod(target, hide.empty.get(part.path, 0o755))
                 if part.kind == "overlay":
-                    lowers = [part.path]
-                    if os.path.isdir(hiding + part.path):
-                        lowers.insert(0, hiding + part.path)
+                    over = [layer + part.path for layer in hiding if os.path.isdir(layer + part.path)]
+                    lowers = [*over, part.path]
                     mounts.append(_overlay(folder, str(number), part.path, lowers, userxattr=True))
     except OSError as error:
         raise FileError("prepare", f"{rootfs}", error.errno or EINVAL) from None
