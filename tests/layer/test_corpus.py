@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REF, IN, OK = "refused", "inside", "ok"
 OWN = None if ROOT else IdMap(((0, os.geteuid(), 1),), ((0, os.getegid(), 1),), True)
 UP = "../" * 12
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
 class Place(NamedTuple):
@@ -98,6 +99,13 @@ ROWS = [
     Row(6, "pax-path-dup", REF, lambda _: tar(x(("path", "ok"), ("path", "../x")), f("y")), why="twice"),
     Row(7, "sym-abs-write", IN, lambda t: tar(s("l", t), f("l/pwn", b"1")), lambda p: p.read("l/pwn") == b"1"),
     Row(8, "sym-rel-write", IN, lambda t: tar(s("l", UP + t), f("l/pwn", b"1")), lambda p: p.read("l/pwn") == b"1"),
+    Row(
+        8,
+        "sym-deep-write",  # a parent of two components: the link is not the last of them
+        IN,
+        lambda t: tar(s("l", os.path.dirname(t)), f("l/sentinel/pwn", b"1")),
+        lambda p: p.read("l/sentinel/pwn") == b"1",
+    ),
     Row(9, "sym-chain", IN, lambda t: tar(s("a", "."), s("b", f"a/../{UP}{t}"), f("b/pwn", b"1"))),
     Row(10, "sym-long-chain", REF, chain, why="symbolic links"),
     Row(11, "sym-loop", REF, lambda _: tar(s("x", "y"), s("y", "x"), f("x/pwn")), why="symbolic links"),
@@ -275,15 +283,11 @@ ROWS = [
     Row(77, "not-tar-elf", REF, lambda _: b"\x7fELF" + bytes(2000), why="checksum"),
 ]
 if ROOT:
-    ROWS += (
-        [
-            Row(50, "xattr-cap", OK, lambda _: tar(x(("SCHILY.xattr.security.capability", CAPABILITY)), f("n", b"1"))),
-            Row(43, "dev-blk", OK, lambda _: tar(c("n", 8, 0, b"4")), lambda p: p.kind("n") == "?"),
-            Row(43, "dev-chr", OK, lambda _: tar(c("n", 1, 1)), lambda p: p.kind("n") == "?"),
-        ]
-        if (CAPABILITY := b"\x01\x00\x00\x02\x00\x20\x00\x00" + bytes(12))
-        else []
-    )
+    ROWS += [
+        Row(50, "xattr-cap", OK, lambda _: tar(x(("SCHILY.xattr.security.capability", CAPABILITY)), f("n", b"1"))),
+        Row(43, "dev-blk", OK, lambda _: tar(c("n", 8, 0, b"4")), lambda p: p.kind("n") == "?"),
+        Row(43, "dev-chr", OK, lambda _: tar(c("n", 1, 1)), lambda p: p.kind("n") == "?"),
+    ]
 
 
 @pytest.fixture

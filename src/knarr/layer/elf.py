@@ -207,6 +207,6 @@ def _standard(user: Elf, loaders: Sequence[tuple[Elf, str]]) -> list[str]:
                 return [part for part in stream.read(_LIMIT).replace("\n", ":").split(":") if part]
         except OSError:
             return ["/lib", "/usr/local/lib", "/usr/lib"]
-    folders = list(STANDARD) if user.wide else ["/lib", "/usr/lib", "/lib32", "/usr/lib32"]
+    folders: list[str] = [*STANDARD] if user.wide else ["/lib", "/usr/lib", "/lib32", "/usr/lib32"]
     multiarch = _MULTIARCH.get(user.machine)
     return [f"/lib/{multiarch}", f"/usr/lib/{multiarch}", *folders] if multiarch else folders

@@ -64,7 +64,7 @@ class Entry:
         self.size = 0
         self.mtime = 0
         self.link = b""
-        self.device = (0, 0)
+        self.device: tuple[int, int] = (0, 0)
         self.xattrs: dict[bytes, bytes] | None = None
         self.extents: list[tuple[int, int]] | None = None
 

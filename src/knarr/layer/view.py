@@ -71,7 +71,7 @@ class MergedView:
     """``roots``: open descriptors of layer directories, top first; they stay the caller's."""
 
     def __init__(self, roots: Sequence[int]) -> None:
-        self._root = _shown(roots)
+        self._root: _Stack = _shown(roots)
         self._owned: _Stack = ()
         # path -> descriptors, in order of use; the root's are not among them
         self._known: dict[bytes, _Stack | None] = {}
@@ -176,6 +176,8 @@ class MergedView:
     def lookup(self, path: bytes) -> Found | None:
         """What a path free of links and dots names, not following a last link; None if nothing. Raises OSError."""
         if not path:
+            if not self._root:
+                return None
             return Found(os.fstat(self._root[0]), self._root[0], b".", self._root)
         parent, _slash, name = path.rpartition(b"/")
         stack = self.directory(parent)
