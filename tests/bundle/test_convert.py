@@ -152,6 +152,18 @@ def test_workdir() -> None:
             convert(image(WorkingDir=bad))
 
 
+@pytest.mark.parametrize("name", ["a b", "a\n10.0.0.1 evil", "-a", ".a", "a:b", "é", "x" * 65, "a\0"])
+def test_host_names_are_one_word(name: str) -> None:
+    with pytest.raises(UsageError, match="host name"):
+        convert(hostname=name)
+
+
+def test_no_nul_anywhere() -> None:
+    for options in ({"labels": (("a", "\0"),)}, {"annotations": (("a\0", ""),)}, {"command": ("\0",)}, {"env": ("A=\0",)}):
+        with pytest.raises(UsageError):
+            convert(**options)
+
+
 def test_user() -> None:
     config = convert(user=ContainerUser(1000, 100, (100, 7), "app", "/home/app"))
     process = config["process"]

@@ -41,7 +41,9 @@ def test_tmpfs() -> None:
         tmpfs("lowerdir=/")
 
 
-COVERING = "/ /. /proc /proc/ //proc/sys /sys /sys/x /dev /dev/pts /dev/null x /a/../b".split()
+COVERING = [
+    "/", "/.", "/proc", "/proc/", "//proc/sys", "/sys", "/sys/x", "/dev", "/dev/pts", "/dev/null", "x", "/a/../b",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*COVERING, ""])

@@ -79,7 +79,7 @@ def to_runtime_spec(
     # The primary group is listed too: without it a "group may not" mode bit could be walked around (CVE-2022-36109).
     process["user"].update(uid=user.uid, gid=user.gid, additionalGids=list(user.groups or (user.gid,)))
     if options.hostname:
-        config["hostname"] = options.hostname
+        config["hostname"] = _hostname(options.hostname)
     config["root"]["readonly"] = options.readonly
     config["annotations"] = _annotations(image, options, notes)
     _limit(config, options, facts)
@@ -153,6 +153,16 @@ def _cwd(path: str) -> str:
     return path
 
 
+_HOST_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+
+
+def _hostname(text: str) -> str:
+    """A host name that may stand in /etc/hosts: one word, no line of its own making (SECURITY.md I20)."""
+    if len(text) > 64 or not _HOST_NAME.issuperset(text) or text[0] in ".-":
+        raise UsageError(f"host name {text[:80]!r} is not letters, digits, dots and dashes, 64 at most")
+    return text
+
+
 def _annotations(image: Mapping[str, Any], options: RunOptions, notes: list[str]) -> dict[str, str]:
     """Implicit annotations, over them the labels, over them what the user gives by hand (conversion.md)."""
     wishes = image.get("config") or {}
@@ -168,6 +178,9 @@ def _annotations(image: Mapping[str, Any], options: RunOptions, notes: list[str]
         mediatypes.EXPOSED_PORTS: ",".join(sorted(wishes.get("ExposedPorts") or ())),
     }
     result = {key: value for key, value in implicit.items() if value}
+    for key, value in (*options.labels, *options.annotations):
+        if "\0" in key + value:
+            raise UsageError(f"label or annotation {key!r} has a NUL byte")
     labels = {**(wishes.get("Labels") or {}), **dict(options.labels)}
     for key, value in labels.items():
         if not key or key.startswith(RESERVED_PREFIXES):

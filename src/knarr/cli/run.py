@@ -140,7 +140,7 @@ def options_of(given: argparse.Namespace) -> RunOptions:
         env=texts.environment(given.env, given.env_file, os.environ),
         workdir=given.workdir,
         user=given.user,
-        hostname=_hostname(given.hostname),
+        hostname=given.hostname,
         terminal=given.tty,
         network=given.network,
         memory=texts.parse_size(given.memory, "memory") if given.memory else 0,
@@ -190,13 +190,6 @@ def _entrypoint(text: str | None) -> tuple[str, ...] | None:
             raise UsageError(f"entrypoint {text!r} is not a JSON list of words")
         return tuple(value)
     return (text,) if text else ()
-
-
-def _hostname(text: str) -> str:
-    allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
-    if text and (len(text) > 64 or not all(char in allowed for char in text) or text[0] in ".-"):
-        raise UsageError(f"host name {text!r} is not letters, digits, dots and dashes, 64 at most")
-    return text
 
 
 def _seccomp(text: str, options: RunOptions) -> Any:
