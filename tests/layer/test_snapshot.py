@@ -36,6 +36,7 @@ from knarr.content.verify import FileStream, VerifiedReader
 from knarr.kernel.mount import MNT_DETACH, mount, umount2
 from knarr.kernel.userns import IdMap
 from knarr.layer import snapshot as snapshot_module
+from knarr.layer import unpack as unpack_module
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import NO_LAYERS, Snapshots
 from knarr.layer.source import Layer, layers_of
@@ -130,7 +131,7 @@ def test_the_same_layer_twice(snapshots: Snapshots) -> None:
 
 def test_an_image_without_layers(snapshots: Snapshots) -> None:
     chain = snapshots.ensure([])
-    assert chain == NO_LAYERS
+    assert chain == NO_LAYERS == digest(b"")
     assert os.listdir(snapshots.lowers(chain)[0]) == []
     assert snapshots.ensure([]) == chain
 
@@ -266,7 +267,7 @@ def test_a_layer_is_seen_only_when_it_is_whole(snapshots: Snapshots, monkeypatch
         seen.append({name for name in os.listdir(path) if len(name) == 64})
         raise FileError("sync", path, errno.EIO)
 
-    monkeypatch.setattr(snapshot_module, "sync_file_system", watched)
+    monkeypatch.setattr(unpack_module, "sync_file_system", watched)
     with pytest.raises(FileError, match="cannot sync"):
         snapshots.ensure([layer(BASE), layer(NEXT)])
     assert seen == [set()]

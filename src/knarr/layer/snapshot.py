@@ -10,6 +10,8 @@
 Everything lies in one directory of mode 0700 (SECURITY.md I18), for layers hold setuid programs. A layer is
 unpacked in tmp, put on disk by syncfs, once for an image, and appears by rename (I9); what a crash leaves in tmp
 the next run removes. Identity is the whole chainID; the short names are given out under a lock and name nothing.
+
+What only unpacking needs is imported when there is something to unpack: ``knarr run`` mostly finds it all here.
 """
 
 from __future__ import annotations
@@ -21,10 +23,8 @@ from knarr.base import fastjson
 from knarr.base.errors import FileError, Interrupted, InUse, KnarrError, NotFound, Unsupported
 from knarr.base.files import Lock, read_file, sync_directory, write_atomic
 from knarr.base.record import Record
-from knarr.content.digest import Digest, sha256_of, usable
+from knarr.content.digest import Digest, usable
 from knarr.layer.chain import chain_ids
-from knarr.layer.unpack import sync_file_system, unpacker
-from knarr.layer.view import MergedView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from knarr.layer.apply import Applied
     from knarr.layer.source import Layer, Progress
     from knarr.layer.unpack import Unpacker
+    from knarr.layer.view import MergedView
 
 LAYERS_LIMIT = 127
 """Layers of one image: what overlayfs's options hold, and the limit of the other engines."""
 
-NO_LAYERS = sha256_of(b"")
+NO_LAYERS = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 """Stands for the chainID of an image without layers: an empty directory."""
 
 _RECORD_LIMIT = 1 << 20
@@ -177,6 +178,8 @@ class Snapshots:
 
     def view(self, chain_id: str) -> MergedView:
         """A read-only look at the whole tree of an image; close it. Raises NotFound, FileError."""
+        from knarr.layer.view import MergedView
+
         return MergedView.of_paths(self.lowers(chain_id))
 
     def hold(self) -> AbstractContextManager[object]:
@@ -233,6 +236,8 @@ class Snapshots:
     def _empty_tmp(self) -> None:
         names = os.listdir(f"{self.path}/tmp")
         if names:
+            from knarr.layer.unpack import unpacker
+
             worker = unpacker(self.ids)
             try:
                 for name in names:
@@ -336,6 +341,8 @@ class _Making:
         return f"{self.snapshots.path}/tmp/{self.chain[index].encoded}"
 
     def run(self) -> None:
+        from knarr.layer.unpack import sync_file_system, unpacker
+
         worker = unpacker(self.snapshots.ids)
         links: list[str] = []
         try:
