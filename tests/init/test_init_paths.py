@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,16 @@ def test_links_lead_inside(launcher: Launcher, rootfs: Path, sentinel: Path, whe
     inside = rootfs / target[1:]
     assert set(os.listdir(inside)) == {"pts", "fd", "shm", "name"}
     assert inside.joinpath("name").is_file()
+
+
+@ROOT_ONLY
+def test_a_file_behind_a_dangling_link_is_made_inside(launcher: Launcher, rootfs: Path, sentinel: Path) -> None:
+    """CVE-2024-45310: open(O_CREAT) without O_EXCL would follow the link, from the host's root."""
+    (rootfs / "link").symlink_to(sentinel / "new")
+    bind = Op("bind", [ROOT, NO_SLOT, CREATE_FILE, 0, 0, 0, 0, 0], ["/etc/passwd", "/link"])
+    assert perform(launcher, rootfs, bind).error is None
+    assert_untouched(sentinel)
+    assert (rootfs / str(sentinel)[1:] / "new").is_file()
 
 
 def test_chain_of_links(launcher: Launcher, rootfs: Path, sentinel: Path) -> None:
@@ -303,6 +314,18 @@ def test_race_of_two_links(launcher: Launcher, rootfs: Path, sentinel: Path) -> 
             assert_untouched(sentinel)
     assert exchange.count > 20
     assert set(os.listdir(rootfs)) <= {"one", "two", "inside", str(sentinel).split("/")[1]}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_again_is_tried_again(init_binary: Path, rootfs: Path) -> None:
+    """What renames do now and then, for every second openat2."""
+    words = [shutil.which("strace") or "", "-q", "-o", "/dev/null", "-e", "trace=openat2"]
+    again = Launcher(init_binary, [*words, "-e", "inject=openat2:error=EAGAIN:when=1+2"])
+    try:
+        again.run([Op("open_root", [ROOT], [str(rootfs)]), *(mkdir(f"/a/x{n}") for n in range(20))]).succeeded()
+    finally:
+        again.close()
+    assert len(os.listdir(rootfs / "a")) == 20
 
 
 def test_renames_elsewhere_do_not_disturb(launcher: Launcher, rootfs: Path, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+import knarr
 from knarr.base.errors import KernelError, SafetyViolation
 from knarr.kernel import path as path_module
 from knarr.kernel.ffi import syscall
@@ -142,6 +146,19 @@ def test_again_is_tried_again(stage: Stage) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_again_for_every_second_call(stage: Stage) -> None:
+    """The same without luck: strace makes them fail."""
+    script = "import os; from knarr.kernel.path import open_in_root as go; [go(3, 'dir', os.O_PATH) for _ in range(9)]"
+    words = ["strace", "-f", "-q", "-o", "/dev/null", "-e", "inject=openat2:error=EAGAIN:when=1+2"]
+    place = knarr.__file__.removesuffix("/knarr/__init__.py")
+    command = ["sh", "-c", 'exec "$@" 3<"$0"', stage.root, *words, sys.executable, "-c", script]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, check=False, text=True)
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
 
 
 def test_mkdir_all_stays_inside(stage: Stage) -> None:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from knarr.base import fastjson
-from knarr.base.errors import Exists, FileError, InvalidId, KnarrError, NotFound, SpecError, UsageError
-from knarr.kernel.process import boot_id, process_stat
+from knarr.base.errors import (
+    Exists,
+    FileError,
+    InvalidId,
+    KnarrError,
+    NotFound,
+    SpecError,
+    UsageError,
+    WrongStatus,
+)
+from knarr.kernel.process import boot_id, open_pid, process_stat
 from knarr.runtime import record
 from knarr.runtime.delete import delete
+from knarr.runtime.kill import kill
 from knarr.runtime.record import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -166,28 +178,49 @@ def test_deleting_what_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_reused_pid_is_not_touched(tmp_path: Path) -> None:
-    """A record whose pid belongs to somebody else by now: delete must leave that process alone."""
+@pytest.fixture
+def bystander() -> Iterator[tuple[int, int]]:
+    """(pid, start time) of a process that must not be harmed, and is looked at in the end."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        facts = process_stat(process.pid)
+        assert facts
+        yield process.pid, facts[1]
+        alive = process.poll() is None
+        process.kill()
+    assert alive
+
+
+def test_a_reused_pid_is_not_touched(tmp_path: Path, bystander: tuple[int, int]) -> None:
+    """A record whose pid belongs to somebody else by now: kill and delete must leave that process alone."""
     root = str(tmp_path / "root")
     root_fd = record.open_root(root, make=True)
     fd, lock = record.make(root_fd, "x")
-    mine = process_stat(os.getpid())
-    assert mine
-    record.save(fd, state(pid=os.getpid(), starttime=mine[1] + 1, complete=True))
+    pid, starttime = bystander
+    record.save(fd, state(pid=pid, starttime=starttime + 1, complete=True))
     assert record.status(fd, record.load(fd, "x")) == "stopped"
     lock.release()
-    assert delete(root, "x", force=True) == []  # still alive to see it
+    with pytest.raises(WrongStatus):
+        kill(root, "x", 9)
+    assert delete(root, "x", force=True) == []
     os.close(fd)
     os.close(root_fd)
 
 
-def test_a_record_of_another_boot_is_stopped_and_its_pid_safe(tmp_path: Path) -> None:
+def test_a_pid_reused_while_we_look_is_not_opened(bystander: tuple[int, int]) -> None:
+    """The pidfd is compared with the start time after it was opened, so it is that process or none."""
+    pid, starttime = bystander
+    assert open_pid(pid, starttime + 1) is None
+    fd = open_pid(pid, starttime)
+    assert fd is not None
+    os.close(fd)
+
+
+def test_a_record_of_another_boot_is_stopped_and_its_pid_safe(tmp_path: Path, bystander: tuple[int, int]) -> None:
     root = str(tmp_path / "root")
     root_fd = record.open_root(root, make=True)
     fd, lock = record.make(root_fd, "x")
-    mine = process_stat(os.getpid())
-    assert mine
-    record.save(fd, state(pid=os.getpid(), starttime=mine[1], complete=True, boot="another"))
+    pid, starttime = bystander
+    record.save(fd, state(pid=pid, starttime=starttime, complete=True, boot="another"))
     assert record.status(fd, record.load(fd, "x")) == "stopped"
     lock.release()
     assert delete(root, "x") == []
