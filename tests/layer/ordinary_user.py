@@ -67,6 +67,8 @@ def main() -> None:
             out["passwd"] = view.read_file("etc/passwd", 1000).decode()
         out["mounted"] = mounted(lowers, home)
         materialise(layers, f"{home}/plain")
+        if os.path.exists(f"{home}/plain/cap"):
+            out["capability"] = os.getxattr(f"{home}/plain/cap", "security.capability").hex()
         out["plain"] = owners(f"{home}/plain")
         snapshots.gc(keep=[])
         out["left"] = sorted(os.listdir(snapshots.path)) + os.listdir(f"{snapshots.path}/l")

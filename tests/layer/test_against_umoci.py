@@ -135,8 +135,12 @@ def with_debian(folder: Path) -> Path:
     assert (facts.st_uid, facts.st_mode & 0o777) == (os.geteuid(), 0o700), "somebody else's directory"
     archive = cache / "minbase.tar"
     if not archive.exists():
-        call("mmdebstrap", "--quiet", "--variant=minbase", "bookworm", cache / "fresh.tar")
-        (cache / "fresh.tar").rename(archive)
+        fresh = cache / f"fresh-{os.getpid()}.tar"
+        try:
+            call("mmdebstrap", "--quiet", "--variant=minbase", "bookworm", fresh)
+            fresh.rename(archive)
+        finally:
+            fresh.unlink(missing_ok=True)
     layout, bundle = folder / "debian", folder / "debian-bundle"
     call("umoci", "init", "--layout", layout)
     call("umoci", "new", "--image", f"{layout}:t")

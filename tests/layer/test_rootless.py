@@ -110,6 +110,9 @@ def test_with_subordinate_ids() -> None:
     assert plain["fifo"][0] == stat.S_IFIFO | 0o620
     assert plain["etc/passwd"][1:] == [65534, 65534, 2]
     assert plain["closed"][0] == stat.S_IFDIR
+    # The kernel wrote down whose namespace the capability counts in: revision 3, with its root.
+    stored = bytes.fromhex(report["capability"])
+    assert (len(stored), stored[3], int.from_bytes(stored[20:], "little")) == (24, 3, 65534)
     assert "null" not in plain
     assert "gone" not in plain
     assert report["passwd"] == "root:x:0:0\n"
