@@ -1,4 +1,4 @@
-"""Decompression: media types decide, everything is bounded, nothing hides after the end (SECURITY.md 78 to 85)."""
+"""Decompression: media types decide, everything is bounded, nothing hides after the end (docs/security.md I10)."""
 
 from __future__ import annotations
 

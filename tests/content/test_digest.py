@@ -1,4 +1,4 @@
-"""Digests: grammar, usable algorithms, what is refused (SECURITY.md rows 91 to 93)."""
+"""Digests: grammar, usable algorithms, what is refused (docs/security.md I11)."""
 
 from __future__ import annotations
 

@@ -510,7 +510,7 @@ def test_check_names_every_damage(store: Store) -> None:
 def test_data_is_on_disk_before_its_name_and_its_name_before_the_record(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SECURITY.md I9, as far as a test without a power cut can see it: the order of fsync and rename."""
+    """docs/security.md I9, as far as a test without a power cut can see it: the order of fsync and rename."""
     steps: list[str] = []
     fsync, rename = os.fsync, os.rename
 

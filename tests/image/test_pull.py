@@ -1,4 +1,4 @@
-"""Copies into the store: complete or not at all, in parallel, once; what is wrong refused (SECURITY.md 2.5, 2.6)."""
+"""Copies into the store: complete or not at all, in parallel, once; wrong bytes refused (docs/security.md I9, I11)."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ print("done", flush=True)
 
 
 def test_killed_pulls_leave_a_valid_store_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    """SECURITY.md L-4, quick: 24 pulls killed at points spread over a pull's length."""
+    """docs/security.md I9, quick: 24 pulls killed at points spread over a pull's length."""
     image = Image(*(layer_of(str(number), 1 << 20) for number in range(5)), kind="")
     text = broken(tmp_path, image)
     path = str(tmp_path / "store")

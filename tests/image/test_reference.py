@@ -1,4 +1,4 @@
-"""References: what people type, read as Docker and Podman do, and every refusal with its rule (SECURITY.md row 118)."""
+"""References: what people type, read as Docker and Podman do; each refusal with its rule (docs/security.md I19)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts and archives as sources: what a reference means, and what is refused (SECURITY.md 2.6)."""
+"""Layouts and archives as sources: what a reference means, and what is refused (docs/security.md I11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of an archive: offsets of members, PAX and GNU names, and everything odd refused (SECURITY.md 2.4)."""
+"""The index of an archive: offsets of members, PAX and GNU names, and everything odd refused (docs/security.md I10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WWW-Authenticate in the shapes registries send it, and in shapes they should not (SECURITY.md row 120)."""
+"""WWW-Authenticate in the shapes registries send it, and in shapes they should not (docs/security.md I12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logins out of Docker's and Podman's files: the right ones or none (SECURITY.md G-6)."""
+"""Logins out of Docker's and Podman's files: the right ones or none (docs/security.md I12)."""
 
 from __future__ import annotations
 

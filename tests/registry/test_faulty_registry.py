@@ -1,4 +1,4 @@
-"""Registries that lie, stall, flood and break off (SECURITY.md 1.3 G-8, rows 125 to 131)."""
+"""Registries that lie, stall, flood and break off (docs/security.md I10)."""
 
 from __future__ import annotations
 

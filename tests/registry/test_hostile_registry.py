@@ -1,4 +1,4 @@
-"""Registries that send us elsewhere and want what is not theirs (SECURITY.md 1.3 G-1 to G-9, rows 120 to 122)."""
+"""Registries that send us elsewhere and want what is not theirs (docs/security.md I12)."""
 
 from __future__ import annotations
 

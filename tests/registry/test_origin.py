@@ -1,4 +1,4 @@
-"""Where a registry may send us: redirects, token servers, next pages (SECURITY.md G-2, G-4, G-7, rows 120, 122, 131)."""
+"""Where a registry may send us: redirects, token servers, next pages (docs/security.md I12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS: verified everywhere, never given up for plain HTTP by itself (SECURITY.md G-5, row 129)."""
+"""TLS: verified everywhere, never given up for plain HTTP by itself (docs/security.md I12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles made to break out: the vulnerabilities of other runtimes, by their numbers in SECURITY.md.
+"""Bundles made to break out: the vulnerabilities of other runtimes, by their numbers in docs/security.md.
 
 Each test was seen to fail, either on the old runc and crun of Debian 12 (``THE_OLD_ONES_FAIL`` runs those here, where
 they are installed) or with the guard taken out.

@@ -1,4 +1,4 @@
-"""Hooks in the runtime's namespaces: what they get, how they end, what is left of them (SECURITY.md I7)."""
+"""Hooks in the runtime's namespaces: what they get, how they end, what is left of them (docs/security.md I7)."""
 
 from __future__ import annotations
 

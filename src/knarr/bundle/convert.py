@@ -1,7 +1,7 @@
 """Image configuration + options -> config.json, by image-spec conversion.md: a pure function.
 
 It reads nothing and knows no host but the ``Facts`` it is given. What an image says is data, never control
-(SECURITY.md I16): annotations that runtimes act on are left out, and the notes say so.
+(docs/security.md I16): annotations that runtimes act on are left out, and the notes say so.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ _HOST_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 
 def _hostname(text: str) -> str:
-    """A host name that may stand in /etc/hosts: one word, no line of its own making (SECURITY.md I20)."""
+    """A host name that may stand in /etc/hosts: one word, no line of its own making (docs/security.md I20)."""
     if len(text) > 64 or not _HOST_NAME.issuperset(text) or text[0] in ".-":
         raise UsageError(f"host name {text[:80]!r} is not letters, digits, dots and dashes, 64 at most")
     return text

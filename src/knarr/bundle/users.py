@@ -1,7 +1,7 @@
 """Who a container runs as: an image's or a user's ``USER`` text and the image's own passwd and group files.
 
 Everything works on bytes that the caller has read inside the image, bounded, from regular files. A number is an
-id and never looked up as a name; the accepted spellings are SECURITY.md I13 and R-17: Python's ``int`` would take
+id and never looked up as a name; the accepted spellings are docs/security.md I13: Python's ``int`` would take
 "+0", " 0", "0_0" and other scripts' digits. Follows passwd(5), group(5) and image-spec config.md, "User".
 """
 

@@ -2,7 +2,7 @@
 
 A well-formed digest of an unknown algorithm may be carried in a document (descriptor.md: implementations
 SHOULD NOT fail on it), but bytes are only ever read under sha256 and sha512. Nothing else may become a
-file name or a part of a URL (SECURITY.md I11), so a Digest exists only checked.
+file name or a part of a URL (docs/security.md I11), so a Digest exists only checked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Garbage collection: what index.json does not reach, directly or through manifests, goes.
 
-References are computed, never counted or stored (SECURITY.md 4.5). Collecting holds the store's lock alone, so
+References are computed, never counted or stored (docs/security.md I9). Collecting holds the store's lock alone, so
 no blob is removed that a pull under way has just found present; a manifest that cannot be read stops it,
 because what it refers to is then unknown.
 """

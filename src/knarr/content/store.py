@@ -6,7 +6,7 @@
     .lock                      shared by whoever adds or reads, exclusive for garbage collection
     .index.lock                held while index.json is read, changed and replaced
 
-The order of a write is the whole of its safety (SECURITY.md I9): data into ``.tmp``, fsync, rename, and before
+The order of a write is the whole of its safety (docs/security.md I9): data into ``.tmp``, fsync, rename, and before
 index.json names anything the blob directories are fsynced too. A process killed anywhere leaves a valid store:
 at worst an unfinished file in ``.tmp``, which the next writer of that blob or the next collection takes away.
 Names are annotations (org.opencontainers.image.ref.name) with the full reference, so umoci and skopeo find them.

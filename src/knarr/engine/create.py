@@ -1,6 +1,6 @@
 """From what was asked for to a container that only lacks its process: image, root, user, config.json.
 
-The record is written before anything else is made, and everything is undone when a step fails (SECURITY.md 4.5).
+The record is written before anything else is made, and everything is undone when a step fails (docs/security.md I9).
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def user_of_directory(rootfs: str, text: str) -> users.ContainerUser:
 
 
 def _in_image(view: Any, path: str) -> bytes:
-    """A table of the image; missing is empty, anything else than a file of bounded size is refused (U-11)."""
+    """A table of the image; missing is empty, else it must be a file of bounded size (docs/security.md I10)."""
     try:
         data: bytes = view.read_file(path, users.LIMIT)
     except NotFound:

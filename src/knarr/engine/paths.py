@@ -2,7 +2,7 @@
 
 root: /var/lib/knarr and /run/knarr; a user: $XDG_DATA_HOME/knarr and $XDG_RUNTIME_DIR/knarr. KNARR_STORE and KNARR_RUN,
 or an argument, name other places. The directories are 0700: layers hold set-uid programs and secrets of images
-(SECURITY.md I18).
+(docs/security.md I18).
 """
 
 from __future__ import annotations

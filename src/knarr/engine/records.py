@@ -6,7 +6,7 @@
     <id>/root             the empty directory the init mounts the overlay on, in its own mount namespace
     <id>/etc, volumes     files and directories bound into the container
 
-``<store>/names/<name>`` is a symbolic link to an id: exactly one container gets a name (SECURITY.md I29).
+``<store>/names/<name>`` is a symbolic link to an id: exactly one container gets a name (docs/security.md I29).
 
 Status is never stored: the runtime computes it from the kernel. What only the parent of a process learns, its exit
 code, is stored when it is seen.

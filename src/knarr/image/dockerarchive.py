@@ -5,7 +5,7 @@
 Both forms are read: the old one (ID/layer.tar, HEX.json) and the one since Docker 25, which is also an OCI
 layout. An archive has no manifests of its own kind, so an OCI manifest is made, the same for the same archive on
 every machine: config and layers keep their bytes, a layer's media type is what its first bytes show. Only names
-of members are followed; nothing is extracted (SECURITY.md row 117).
+of members are followed; nothing is extracted (docs/security.md I1).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 
 The grammar of names is that of the distribution project (reference.go), with its limits: 255 characters for
 registry and repository, 128 for the tag. No value that passes can be more than its kind anywhere it is used:
-no path walks up, no name carries credentials, a line break or a wildcard (SECURITY.md row 118).
+no path walks up, no name carries credentials, a line break or a wildcard (docs/security.md I19).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From what a reference means to one manifest: platforms, nested indexes, embedded data, one document at a time.
 
-Every document is verified before it is parsed and must be what its descriptor says it is (SECURITY.md I11).
+Every document is verified before it is parsed and must be what its descriptor says it is (docs/security.md I11).
 """
 
 from __future__ import annotations

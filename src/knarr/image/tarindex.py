@@ -1,7 +1,7 @@
 """Where the members of an archive lie in its file: names, offsets and sizes, nothing else.
 
 For image archives (oci-archive, docker-archive), whose members are read in place. Nothing is ever extracted, so
-a name is only a key to look up: it cannot lead anywhere. ustar, PAX and GNU headers; bounded (SECURITY.md I10).
+a name is only a key to look up: it cannot lead anywhere. ustar, PAX and GNU headers; bounded (docs/security.md I10).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A path that comes from an image, a config or a container is never joined to a string and handed to the
 kernel: it is resolved here, against the descriptor of its root, and only the descriptor that comes back
-is used (SECURITY.md I1, I22). There is no fallback for kernels without openat2 (before 5.6): what an
+is used (docs/security.md I1, I22). There is no fallback for kernels without openat2 (before 5.6): what an
 O_PATH walk in user space cannot promise is refused instead.
 """
 

@@ -1,7 +1,7 @@
 """Processes: what /proc tells of one, pidfds, signals, limits (hot).
 
 proc(5), pidfd_open(2), pidfd_send_signal(2), waitid(2), prlimit(2). A pid alone is never trusted: it is compared
-with the start time the kernel gave the process (SECURITY.md I23).
+with the start time the kernel gave the process (docs/security.md I23).
 """
 
 from __future__ import annotations

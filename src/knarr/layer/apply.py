@@ -1,6 +1,6 @@
 """Apply one layer, a tar stream, to a directory: by descriptor only, refusing what would leave it.
 
-image-spec layer.md, "Applying Changesets"; SECURITY.md I8 and 2.1 to 2.4. New names are made with O_EXCL in an
+image-spec layer.md, "Applying Changesets"; docs/security.md I8. New names are made with O_EXCL in an
 open directory; metadata goes on the open file, in the order owner, mode, attributes, times; a directory's last
 of all. Where an archive repeats a path the last entry counts, with a warning.
 """

@@ -3,7 +3,7 @@
 Files of an image belong to many ids; only the root of a user namespace may make such files. So a fresh Python
 (never a fork of this one, which may have threads) makes the namespace, gets its id maps written from here, and
 applies the plain tar bytes that this process decompresses and verifies: two processes, two cores.
-user_namespaces(7); SECURITY.md I8. The other half, and the frames between them, are in worker.py.
+user_namespaces(7); docs/security.md I8. The other half, and the frames between them, are in worker.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     map.json                     the id map and attribute names that the files were stored with
     lock                         shared while layers are made or looked up, exclusive while they are removed
 
-Everything lies in one directory of mode 0700 (SECURITY.md I18), for layers hold setuid programs. A layer is
+Everything lies in one directory of mode 0700 (docs/security.md I18), for layers hold setuid programs. A layer is
 unpacked in tmp, put on disk by syncfs, once for an image, and appears by rename (I9); what a crash leaves in tmp
 the next run removes. Identity is the whole chainID; the short names are given out under a lock and name nothing.
 

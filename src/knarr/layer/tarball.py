@@ -2,7 +2,7 @@
 
 pax(1) of POSIX.1-2017, the GNU tar manual ("Basic Tar Format", "Storing Sparse Files"), image-spec layer.md.
 One verdict for every stream: where implementations differ and an attacker could hide an entry in the
-difference, the archive is refused (SECURITY.md 2.4). The only error raised for bad bytes is FormatError.
+difference, the archive is refused (docs/security.md I8). The only error raised for bad bytes is FormatError.
 About 5 microseconds an entry; tarfile needs 28.
 """
 

@@ -2,7 +2,7 @@
 
 Every directory has one canonical path: relative to the root, free of links and dots. An entry's parent is
 opened by openat2 without following any link; only when that fails are its components walked one by one, links
-resolved against the root (SECURITY.md I1, I8). Two ways to keep layers (snapshot.py, unpack.py):
+resolved against the root (docs/security.md I1, I8). Two ways to keep layers (snapshot.py, unpack.py):
 
 - merge: all layers in one directory; what is below lies in the same tree and is removed by whiteouts;
 - overlay: a directory a layer; what is below is asked of a MergedView; whiteouts are stored as overlayfs
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     """mode, uid, gid (as stored), mtime (ns), extended attributes."""
 
 _CACHE = 128  # directories kept open
-# What one layer may cost in time and memory, whatever its links and directories are (SECURITY.md I10).
+# What one layer may cost in time and memory, whatever its links and directories are (docs/security.md I10).
 _STEPS = 2_000_000
 _NAMES = 128 << 20
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

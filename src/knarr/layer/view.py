@@ -2,7 +2,7 @@
 
 Whiteouts and opaque directories count as overlayfs counts them; symbolic links resolve inside the tree, across
 layers. Used to find what a layer builds upon, and to read /etc/passwd of an image before anything runs: only
-regular files are ever opened, never a FIFO or device (SECURITY.md U-11).
+regular files are ever opened, never a FIFO or device (docs/security.md I10).
 """
 
 from __future__ import annotations

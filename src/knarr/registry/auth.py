@@ -2,7 +2,7 @@
 
 Nothing is sent before it is asked for. Basic goes to the registry alone; Bearer tokens are fetched from the token
 server the registry names, if that may be asked at all (``origin.check_realm``), and kept in memory until they end.
-No message holds a password or token (SECURITY.md I12, rows 120 and 121).
+No message holds a password or token (docs/security.md I12).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Origins and where a registry may send us: what binds credentials to a place (SECURITY.md I12, G-2, G-4, G-7).
+"""Origins and where a registry may send us: what binds credentials to a place (docs/security.md I12).
 
 A registry's answers name other addresses: redirects, token servers, next pages. These rules decide, on the text
 of the URL and before any name is looked up, which of them are asked at all.

@@ -2,7 +2,7 @@
 
 One Transport belongs to one registry. Redirects, logins and repetition are decided here and in ``auth``; urllib3
 keeps connections and speaks TLS. Each read of a socket has a time-out, headers have a size and a deadline, bodies a
-least speed; bytes are handed out as they came (SECURITY.md G-4, G-8, rows 120 to 129).
+least speed; bytes are handed out as they came (docs/security.md I10, I12).
 """
 
 from __future__ import annotations

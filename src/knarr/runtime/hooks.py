@@ -2,7 +2,7 @@
 
 runtime-spec config.md "POSIX-platform Hooks". A hook is started by knarr-init, so that no descriptor of the calling
 program crosses: a session of its own, the bundle as working directory, the environment exactly as configured (empty
-if none is; SECURITY.md I7), the state document on standard input. Its output is drained and its end kept for the
+if none is; docs/security.md I7), the state document on standard input. Its output is drained and its end kept for the
 error message. It ends with its first process: a daemon it leaves behind does not hold us up, but a timeout kills all
 of its session.
 """

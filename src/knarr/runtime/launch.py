@@ -61,7 +61,7 @@ def _memfd(name: str, data: bytes, flag: int, mode: int) -> int:
 
 
 def init_memfd() -> int:
-    """A descriptor of knarr-init in sealed memory, made once per process (CVE-2019-5736; SECURITY.md I5)."""
+    """A descriptor of knarr-init in sealed memory, made once per process (CVE-2019-5736; docs/security.md I5)."""
     fd = _kept.get("init", -1)
     if fd < 0:
         from knarr.base.files import read_file

@@ -120,7 +120,7 @@ def _change(process: Any, options: dict[str, Any]) -> None:
 
 
 def _id(kind: str, text: str) -> int:
-    """A numeric id and nothing else (SECURITY.md I13). Raises UsageError."""
+    """A numeric id and nothing else (docs/security.md I13). Raises UsageError."""
     if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _LARGEST_ID:
         return int(text)
     raise UsageError(f"{kind} {text!r} is not a number from 0 to {_LARGEST_ID}")
