@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tempfile
 import threading
 from typing import TYPE_CHECKING
 
@@ -119,11 +120,37 @@ def test_ids_that_are_no_file_names(id: str, tmp_path: Path) -> None:
 
 
 def test_a_root_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    with pytest.raises(UsageError, match="writable by others"):
-        record.open_root(str(tmp_path))
-    tmp_path.chmod(0o1777)
+    for mode in (0o777, 0o1777, 0o720):
+        tmp_path.chmod(mode)
+        with pytest.raises(UsageError, match="writable by others"):
+            record.open_root(str(tmp_path))
+    tmp_path.chmod(0o755)
     os.close(record.open_root(str(tmp_path)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two other users")
+@pytest.mark.parametrize(("owner", "mode", "fine"), [(1234, 0o777, False), (1234, 0o755, False), (4321, 0o711, True)])
+def test_a_root_in_a_directory_of_somebody_else_is_refused(owner: int, mode: int, fine: bool) -> None:
+    """/tmp/knarr-4321, made by 1234 before 4321 came: what is in it can be exchanged at any time."""
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o1777)
+        os.mkdir(f"{top}/knarr-4321")
+        os.mkdir(f"{top}/knarr-4321/knarr", 0o700)
+        os.chown(f"{top}/knarr-4321/knarr", 4321, 4321)
+        os.chown(f"{top}/knarr-4321", owner, owner)
+        os.chmod(f"{top}/knarr-4321", mode)
+        child = os.fork()
+        if not child:
+            code = 3
+            try:
+                os.setresuid(4321, 4321, 4321)
+                record.open_root(f"{top}/knarr-4321/knarr", make=True)
+                code = 0
+            except UsageError as error:
+                code = 1 if "writable by others" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if fine else 1)
 
 
 def test_a_planted_link_is_no_container(tmp_path: Path) -> None:

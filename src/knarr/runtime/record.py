@@ -79,12 +79,24 @@ def open_root(root: str, *, make: bool = False) -> int:
             fd = os.open(root, flags)
     except (OSError, ValueError) as error:
         raise FileError("open state root", root, getattr(error, "errno", None) or ENOENT) from None
+    # Where others may write, they could plant a container of their making, hooks included (docs/security.md I18); an
+    # ordinary user's default may lie below /tmp, where others can be first to make the directory around it.
     facts = os.fstat(fd)
-    # In a directory that others may write, they could plant a container of their making (I18).
-    if facts.st_uid not in (os.geteuid(), 0) or (facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX):
+    if not _ours(facts) or facts.st_mode & 0o022 or (os.geteuid() and not _safe_around(root)):
         os.close(fd)
         raise UsageError(f"state root {root} belongs to or is writable by others", hint="choose another --root")
     return fd
+
+
+def _ours(facts: os.stat_result) -> bool:
+    return facts.st_uid in (os.geteuid(), 0)
+
+
+def _safe_around(root: str) -> bool:
+    """Whether only we and root can exchange the state root for another directory, or, if sticky, another's."""
+    facts = os.lstat(os.path.dirname(os.path.abspath(root)))
+    closed = not facts.st_mode & 0o002 or facts.st_mode & stat.S_ISVTX or stat.S_ISLNK(facts.st_mode)
+    return bool(_ours(facts) and closed)
 
 
 def lock(root_fd: int, id: str, *, wait: bool) -> Lock:
