@@ -93,7 +93,7 @@ def _ours(facts: os.stat_result) -> bool:
 
 
 def _safe_around(root: str) -> bool:
-    """Whether only we and root can exchange the state root for another directory, or, if sticky, another's."""
+    """Whether nobody but us and root can put another directory in the state root's place."""
     facts = os.lstat(os.path.dirname(os.path.abspath(root)))
     closed = not facts.st_mode & 0o002 or facts.st_mode & stat.S_ISVTX or stat.S_ISLNK(facts.st_mode)
     return bool(_ours(facts) and closed)
