@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ("runc", "ctr", "podman", "docker")
@@ -72,16 +73,16 @@ def run(*command: str, timeout: float = 120, **extra: object) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **extra)  # type: ignore[call-overload, no-any-return]
 
 
-def config_of(source: str, scratch: Path, *, rootless: bool = False) -> dict:
+def config_of(source: str, scratch: Path, *, rootless: bool = False) -> dict[str, Any]:
     """The config.json that this tool makes for a container with no options."""
     if source == "runc":
         bundle = Path(tempfile.mkdtemp(dir=scratch))
         done = run(need("runc"), "spec", *(["--rootless"] if rootless else []), cwd=bundle)
         if done.returncode:
             raise CannotCompare(f"runc spec: {done.stderr.strip()}")
-        return json.loads((bundle / "config.json").read_text())
+        return _document((bundle / "config.json").read_text())
     if source == "ctr":
-        return json.loads(run(need("ctr"), "oci", "spec").stdout)
+        return _document(run(need("ctr"), "oci", "spec").stdout)
     if os.geteuid() != 0:
         raise CannotCompare(f"{source} is asked as root only")
     copied = scratch / f"{source}.json"
@@ -97,10 +98,20 @@ def config_of(source: str, scratch: Path, *, rootless: bool = False) -> dict:
         root = scratch / "rootfs-for-import"
         make_rootfs(root)
         run("tar", "-C", str(root), "-cf", str(tarball), ".")
+    before = set(Path("/sys/fs/cgroup").glob("*/*"))
     (_docker if source == "docker" else _podman)(scratch, wrapper, tarball)
+    for group in set(Path("/sys/fs/cgroup").glob("*/*")) - before:
+        if group.name in {"docker", "libpod_parent"}:  # left by those two, empty
+            for folder, _, _ in os.walk(group, topdown=False):
+                os.rmdir(folder)
     if not copied.exists():
         raise CannotCompare(f"{source} did not reach its runtime here")
-    return json.loads(copied.read_text())
+    return _document(copied.read_text())
+
+
+def _document(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _podman(scratch: Path, wrapper: Path, tarball: Path) -> None:
@@ -163,7 +174,7 @@ def _docker(scratch: Path, wrapper: Path, tarball: Path) -> None:
         log.close()
 
 
-def prepare(config: dict, bundle: Path, *, cgroups_path: str | None) -> None:
+def prepare(config: dict[str, Any], bundle: Path, *, cgroups_path: str | None) -> None:
     """Point a captured config at our root and our probe; everything a runtime decides from it stays."""
     config["process"]["args"] = ["/bin/sh", "/probe.sh"]
     config["process"]["terminal"] = False
@@ -246,7 +257,7 @@ def _mount_line(line: str) -> str:
 
 
 def compare(
-    config: dict, scratch: Path, runtimes: dict[str, list[str]], *, cgroups: bool = True
+    config: dict[str, Any], scratch: Path, runtimes: dict[str, list[str]], *, cgroups: bool = True
 ) -> dict[str, dict[str, list[str]]]:
     """What each runtime shows for the same bundle."""
     seen = {}
@@ -256,7 +267,12 @@ def compare(
         make_rootfs(bundle / "rootfs")
         path = f"/knarr-compare-{uuid.uuid4().hex[:8]}/c" if cgroups else None
         prepare(json.loads(json.dumps(config)), bundle, cgroups_path=path)
-        sections = look(command, bundle)
+        try:
+            sections = look(command, bundle)
+        finally:
+            # runc leaves the parents it made.
+            for parent in Path("/sys/fs/cgroup").glob(f"*{path.rpartition('/')[0]}" if path else "nothing"):
+                parent.rmdir()
         if path:
             sections = {part: [line.replace(path, "CGROUP") for line in lines] for part, lines in sections.items()}
         seen[name] = normalise(sections)

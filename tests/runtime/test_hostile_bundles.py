@@ -340,7 +340,7 @@ def test_r12_null_is_a_link_to_a_file_of_the_host(
 ) -> None:
     """CVE-2026-88265: crun 1.8.1 gives the host's file, and the host's /dev/null too, to uid 1000."""
     # A node of our own as stdin, so that no runtime gets hold of the machine's.
-    own_null = tmp_path / "null"
+    own_null = tmp_path / "own-null"
     os.mknod(own_null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     without(bundle, "/dev", "/dev/pts", "/dev/shm")
     (bundle.rootfs / "hostd").mkdir()

@@ -52,7 +52,7 @@ class SpecFinding:
         return hash((self.pointer, self.why))
 
     def __str__(self) -> str:
-        return f"{self.pointer or '/'}: {self.why}"
+        return f"{self.pointer}: {self.why}" if self.pointer else self.why
 
 
 class SpecError(KnarrError):

@@ -330,7 +330,7 @@ def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, o
     Joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that shows the new
     cgroup namespace has to wait for it; it is moved to the end unless another mount lies above or below it.
     """
-    entries = list(enumerate(config.get("mounts") or ()))
+    entries: list[tuple[int, dict[str, Any]]] = list(enumerate(config.get("mounts") or ()))
     joined = [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")]
     if "cgroup" in spaces.new:
         joined.append(Op("unshare", (CLONE_FLAG["cgroup"],), (), "/linux/namespaces"))
@@ -373,6 +373,7 @@ def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, roo
     if (config.get("root") or {}).get("readonly"):
         plan.append(Op("remount", (root, 0, 0x1, 0), ("/",), "/root/readonly"))
     plan.append(Op("pivot", (root, ops.PIVOT_MOVE if options.no_pivot else 0), (), "/root/path"))
+    plan.append(Op("close", (root,), (), ""))
     asked = linux.get("rootfsPropagation")
     if asked:
         plan.append(Op("propagation", (ROOTFS_PROPAGATION[asked],), ("/",), "/linux/rootfsPropagation"))

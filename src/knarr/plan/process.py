@@ -28,10 +28,11 @@ _CAPABILITY_SETS = ("effective", "permitted", "inheritable", "ambient", "boundin
 
 
 def capability_mask(names: list[str] | None) -> int:
-    """Names ("CAP_CHOWN") to a bit mask; validation has refused unknown ones."""
+    """Names ("CAP_CHOWN") to a bit mask. Of unknown ones validation has warned (config.md: they SHOULD NOT fail)."""
     mask = 0
     for name in names or ():
-        mask |= 1 << CAPABILITIES[name]
+        if name in CAPABILITIES:
+            mask |= 1 << CAPABILITIES[name]
     return mask
 
 
