@@ -209,12 +209,15 @@ class Store:
         path = f"{self.path}/{_TEMPORARY}/{name}"
         lock = Lock(path, wait=False)
         seen, deadline = -1, monotonic() + LOCK_TIMEOUT
+        tries = 0
         while True:
             try:
                 lock.acquire()
                 break
             except FileError as error:
-                if error.number == ENOENT and not os.path.isdir(os.path.dirname(path)):
+                # The directory may come and go: another process makes the store, or a collection empties it.
+                if error.number == ENOENT and tries < 100:
+                    tries += 1
                     _directory(os.path.dirname(path))
                     continue
                 number = _cannot_create(path) or error.number

@@ -19,8 +19,11 @@ _MARKS = ("trusted.knarr", "user.knarr")
 
 
 def open_group(mountpoint: str, path: str) -> int:
-    """A descriptor of the group ``path`` below the hierarchy's mount point. Raises KernelError, OSError."""
-    top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """A descriptor of the group ``path`` below the hierarchy's mount point. Raises KernelError."""
+    try:
+        top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError("open", mountpoint, error.errno or 0) from None
     try:
         return openat2(top, path.strip("/") or ".", _DIRECTORY, _RULES)
     finally:

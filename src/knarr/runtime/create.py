@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PATIENCE = 10.0
 """Seconds a killed process may take to end."""
+_DESCRIPTORS = 16
+"""Most descriptors that making a container has open at one time, slots aside."""
 
 
 class Stdio(Record):
@@ -318,6 +320,19 @@ def _rootfs(config: dict[str, Any], bundle: str) -> str:
     return path if path.startswith("/") else f"{bundle}/{path}"
 
 
+def _demand_descriptors(fd: int, count: int) -> None:
+    """Raise KernelError unless ``count`` more descriptors can be had: undoing what was begun takes some, too."""
+    spare: list[int] = []
+    try:
+        for _ in range(count):
+            spare.append(os.dup(fd))  # noqa: PERF401  # those made before a failure must be closed
+    except OSError as error:
+        raise KernelError("open", "files", error.errno or 0, hint="raise RLIMIT_NOFILE: ulimit -n") from None
+    finally:
+        for each in spare:
+            os.close(each)
+
+
 def begin(
     state_root: str,
     id: str,
@@ -363,6 +378,7 @@ def begin(
     )
     root_fd = record.open_root(state_root, make=True)
     try:
+        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
     except BaseException:
         os.close(root_fd)

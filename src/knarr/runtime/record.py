@@ -128,10 +128,14 @@ def make(root_fd: int, id: str) -> tuple[int, Lock]:
         taken = lock(root_fd, id, wait=False)
     except InUse:
         raise Exists("container", id) from None
+    made = False
     try:
         os.mkdir(id, 0o700, dir_fd=root_fd)
+        made = True
         return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), taken
     except OSError as error:
+        if made:  # no descriptor to be had
+            os.rmdir(id, dir_fd=root_fd)
         taken.release()
         if error.errno == EEXIST:
             raise Exists("container", id) from None
