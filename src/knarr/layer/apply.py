@@ -16,8 +16,9 @@ from knarr.base.errors import FileError, Interrupted, KernelError, Unsupported
 from knarr.base.record import Record
 from knarr.kernel.path import BENEATH, openat2, printable
 from knarr.kernel.userns import CLONE_FS, unshare
+from knarr.layer.metadata import allowed_xattrs, is_allowed
 from knarr.layer.tarball import CHAR, DIR, FIFO, FILE, HARDLINK, KINDS, SYMLINK, Entry, Reader
-from knarr.layer.tree import Dir, InMeta, Tree, allowed_xattrs, is_allowed
+from knarr.layer.tree import Dir, InMeta, Tree
 from knarr.layer.whiteout import OPAQUE, PREFIX, BadName, hidden_name, split
 
 TYPE_CHECKING = False

@@ -16,9 +16,10 @@ from __future__ import annotations
 import os
 import stat
 from _weakrefset import WeakSet
-from errno import EACCES, ELOOP, ENODATA, ENOENT, ENOTDIR, ENOTSUP, EPERM
+from errno import ELOOP, ENOENT, ENOTDIR
 
 from knarr.kernel.path import BENEATH, openat2, remove_tree
+from knarr.layer.metadata import allowed_xattrs, copy_up, has_default_acl
 from knarr.layer.view import LINKS_LIMIT, is_whiteout
 from knarr.layer.whiteout import PREFIX, BadName, components, inside_meta
 
@@ -37,7 +38,6 @@ _STEPS = 2_000_000
 _NAMES = 128 << 20
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOT_THERE = (ENOENT, ELOOP, ENOTDIR)
-_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
 _DIR, _LINK, _ABSENT, _OTHER = range(4)
 
@@ -71,22 +71,6 @@ class Dir:
     def child(self, name: bytes) -> bytes:
         """The canonical path of ``name`` in it."""
         return self.path + b"/" + name if self.path else name
-
-
-def allowed_xattrs(fd: int) -> dict[str, bytes]:
-    """The extended attributes of an open file that a layer may carry."""
-    found = {}
-    for name in os.listxattr(fd):
-        if is_allowed(name):
-            found[name] = os.getxattr(fd, name)
-    return found
-
-
-def is_allowed(name: str) -> bool:
-    """Whether a layer may set this attribute: never overlayfs's own, nor a security module's labels."""
-    if name.startswith("user."):
-        return not name.startswith("user.overlay.")
-    return name == "security.capability" or name in _ACLS
 
 
 class Tree:
@@ -250,7 +234,7 @@ class Tree:
             facts = os.fstat(fd)
             plain = not self._exact and not facts.st_mode & stat.S_ISGID and facts.st_gid == self._gid
             if plain:
-                plain = not _has_default_acl(fd)
+                plain = not has_default_acl(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -584,44 +568,3 @@ class Tree:
         copy_up(found, where.fd, name)
         self._copied.add(target)
         return where
-
-
-def copy_up(found: Found, dir_fd: int, name: bytes) -> None:
-    """Copy a file that is not a directory, with its metadata, under ``name`` into another directory."""
-    facts = found.facts
-    times = (facts.st_atime_ns, facts.st_mtime_ns)
-    mode = stat.S_IMODE(facts.st_mode)
-    if stat.S_ISREG(facts.st_mode):
-        source = openat2(found.dir_fd, found.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, BENEATH)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
-            try:
-                left = facts.st_size
-                while left and (sent := os.sendfile(fd, source, facts.st_size - left, min(left, 1 << 30))):
-                    left -= sent
-                os.fchown(fd, facts.st_uid, facts.st_gid)
-                os.fchmod(fd, mode)
-                for key, value in allowed_xattrs(source).items():
-                    os.setxattr(fd, key, value)
-                os.utime(fd, ns=times)
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source)
-        return
-    if stat.S_ISLNK(facts.st_mode):
-        os.symlink(os.readlink(found.name, dir_fd=found.dir_fd), name, dir_fd=dir_fd)
-    else:
-        os.mknod(name, facts.st_mode, facts.st_rdev, dir_fd=dir_fd)
-    os.chown(name, facts.st_uid, facts.st_gid, dir_fd=dir_fd, follow_symlinks=False)
-    os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
-
-
-def _has_default_acl(fd: int) -> bool:
-    try:
-        return bool(os.getxattr(fd, "system.posix_acl_default"))
-    except OSError as error:
-        if error.errno in (ENODATA, ENOTSUP, EPERM, EACCES):
-            return False
-        raise
