@@ -253,6 +253,8 @@ def test_deep_and_repeated_is_bounded(root: str) -> None:
     put(root, *flips, fresh=True)
     links = [s(f"l{number}", "/".join(["."] * 40 + [f"l{number + 1}"])) for number in range(30)] + [d("l30")]
     put(root, *links, *(f(f"l0/{number}/x") for number in range(100)))
+    deep = "d/" * 800
+    put(root, *(x(("path", f"{deep}{number}/f")) + f("x") for number in range(1000)))
     assert time.process_time() - start < 10
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _CACHE = 128  # directories kept open
 # What one layer may cost in time and memory, whatever its links and directories are (docs/security.md I10).
-_STEPS = 2_000_000
+_STEPS = 500_000
 _NAMES = 128 << 20
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOT_THERE = (ENOENT, ELOOP, ENOTDIR)
@@ -250,8 +250,12 @@ class Tree:
 
         Missing directories are made; with ``make`` False it is None where one is missing. Raises OSError, BadName.
         """
-        todo = parts[::-1]
-        at: list[bytes] = []
+        # From the deepest directory that is here: else a small archive of deep paths would cost hours.
+        there = len(parts) - 1
+        while there > 0 and self._here(b"/".join(parts[:there])) is None:
+            there -= 1
+        at = parts[: max(there, 0)]
+        todo = parts[len(at) :][::-1]
         links = 0
         while todo:
             part = todo.pop()
@@ -261,9 +265,10 @@ class Tree:
                 if at:
                     at.pop()
                 continue
-            self._steps -= 1
-            if self._steps < 0:
-                raise BadName(f"links in the layer's paths need more than {_STEPS} steps")
+            if links:
+                self._steps -= 1
+                if self._steps < 0:
+                    raise BadName(f"links in the layer's paths need more than {_STEPS} steps")
             path = b"/".join(at)
             kind, target = self._look(path, part)
             if kind == _LINK:
