@@ -385,6 +385,9 @@ def test_capabilities(launcher: Launcher) -> None:
     assert int(seen["CapBnd"], 16) == kill | bind
     assert int(seen["CapInh"], 16) == bind
     assert [int(seen[field], 16) for field in ("CapPrm", "CapEff", "CapAmb")] == [bind] * 3
+    # ambient sets do not add up
+    seen = status(launcher, Op("capabilities", [held, held, bind, bind]), Op("capabilities", [held, held, bind, 0]))
+    assert (int(seen["CapInh"], 16), int(seen["CapAmb"], 16)) == (bind, 0)
     seen = status(launcher, Op("capabilities", [held, held, 0, 0]))
     assert int(seen["CapEff"], 16) == held
     assert int(seen["CapInh"], 16) == int(seen["CapAmb"], 16) == 0
