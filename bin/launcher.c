@@ -23,7 +23,8 @@ enum { ENOENT = 2, ENOTDIR = 20, O_CLOEXEC = 02000000, AT_FDCWD = -100, AT_EXECF
 
 #if defined(__x86_64__)
 
-enum { SYS_READ = 0, SYS_WRITE = 1, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_OPENAT = 257, SYS_READLINKAT = 267 };
+enum { SYS_READ = 0, SYS_WRITE = 1, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_OPENAT = 257, SYS_READLINKAT = 267,
+       SYS_RT_SIGPROCMASK = 14 };
 
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall launch\n\thlt\n");
 
@@ -37,7 +38,8 @@ static long syscall4(long number, long a, long b, long c, long d)
 
 #elif defined(__aarch64__)
 
-enum { SYS_READ = 63, SYS_WRITE = 64, SYS_EXECVE = 221, SYS_EXIT = 93, SYS_OPENAT = 56, SYS_READLINKAT = 78 };
+enum { SYS_READ = 63, SYS_WRITE = 64, SYS_EXECVE = 221, SYS_EXIT = 93, SYS_OPENAT = 56, SYS_READLINKAT = 78,
+       SYS_RT_SIGPROCMASK = 135 };
 
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
 
@@ -210,6 +212,10 @@ void launch(word *stack)
         if (!unwanted(envp[i]))
             envp[n++] = envp[i];
     envp[n] = 0;
+
+    /* Ctrl-C while Python starts would end in its traceback: held back until runtime_main has decided what it means. */
+    const word interrupt = 1UL << (2 - 1);
+    syscall4(SYS_RT_SIGPROCMASK, 0, (long)&interrupt, 0, sizeof interrupt);
 
     if (python) {
         arguments[0] = python;

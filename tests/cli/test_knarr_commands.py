@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from knarr.base import errors
 from knarr.cli import command
 
 if TYPE_CHECKING:
@@ -219,19 +218,6 @@ def test_completion_scripts_are_accepted(shell: str, me: Person) -> None:
 
 def test_completion_of_an_unknown_shell(me: Person) -> None:
     sentence(me.knarr("completion", "tcsh"), 125, "bash, zsh, fish")
-
-
-def test_every_error_has_an_exit_code() -> None:
-    seen = [errors.KnarrError]
-    for kind in seen:
-        seen += kind.__subclasses__()
-    assert len(seen) > 20
-    codes = {}
-    for kind in seen:
-        made = kind.__new__(kind)
-        codes[kind] = command.exit_code(made)
-    special = {errors.CommandNotFound: 127, errors.CommandNotExecutable: 126, errors.Interrupted: 130}
-    assert all(code == special.get(kind, 125) for kind, code in codes.items())
 
 
 def test_a_closed_pipe_is_no_traceback(me: Person) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,14 @@ def test_runtime_launch_runs_from_a_source_tree(installation: Installation) -> N
     done = subprocess.run([PYTHON, "-I", "-S", str(script), "state"], capture_output=True, check=False, text=True)
     assert done.returncode == 7
     assert json.loads(done.stdout)["argv"] == ["state"]
+
+
+def test_ctrl_c_while_python_starts(knarr_runtime: str) -> None:
+    """SIGINT at any of the first milliseconds: no traceback, whatever Python was doing."""
+    for step in range(40):
+        process = subprocess.Popen([knarr_runtime, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(step * 0.0005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode in {0, -signal.SIGINT, 130}, said
+        assert said == b"", said

@@ -10,14 +10,14 @@ import argparse
 import os
 import sys
 
-from knarr.base.errors import CommandNotExecutable, CommandNotFound, Interrupted, KnarrError, UsageError
+from knarr.base.errors import CommandNotExecutable, CommandNotFound, KnarrError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
-FAILED, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED, BROKEN_PIPE = 125, 126, 127, 130, 141
+FAILED, INTERRUPTED, BROKEN_PIPE = 125, 130, 141
 
 # command -> (module below knarr.cli, one line for the overview); the order is the overview's
 COMMANDS = {
@@ -127,7 +127,9 @@ def run_command(argv: Sequence[str]) -> int:
         _complain(name, str(error))
         for note in getattr(error, "__notes__", ()):
             _complain(name, note)
-        return exit_code(error)
+        from knarr.cli.exit_codes import engine_code
+
+        return engine_code(error)
     except OSError as error:
         on = f" {error.filename}" if error.filename else ""
         _complain(name, f"cannot go on{on}: {os.strerror(error.errno or 0).lower()}")
@@ -138,15 +140,6 @@ def run_command(argv: Sequence[str]) -> int:
     except SystemExit as error:  # argparse leaves so after --help
         return error.code if isinstance(error.code, int) else 0
     return code
-
-
-def exit_code(error: KnarrError) -> int:
-    """The exit code for an error that ended a command."""
-    if isinstance(error, CommandNotFound):
-        return NOT_FOUND
-    if isinstance(error, CommandNotExecutable):
-        return NOT_EXECUTABLE
-    return INTERRUPTED if isinstance(error, Interrupted) else FAILED
 
 
 def _complain(name: str, message: str) -> None:

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Ctrl-C ends a command that holds nothing yet, or nothing that cannot be done again; create, run and exec
         # catch it once they have begun. No traceback either way.
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))  # the launcher blocked it
     gc.disable()  # a command lives for milliseconds and makes few cycles
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((word for word in words if word in VERBS), "")
