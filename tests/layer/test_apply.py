@@ -22,6 +22,7 @@ from knarr.kernel.ffi import syscall
 from knarr.kernel.mount import MNT_DETACH, mount, umount2
 from knarr.kernel.userns import IdMap
 from knarr.layer import apply as apply_module
+from knarr.layer import tree as tree_module
 from knarr.layer.apply import Applied, apply_layer
 from knarr.layer.view import MergedView
 
@@ -256,6 +257,16 @@ def test_deep_and_repeated_is_bounded(root: str) -> None:
     deep = "d/" * 800
     put(root, *(x(("path", f"{deep}{number}/f")) + f("x") for number in range(1000)))
     assert time.process_time() - start < 10
+
+
+def test_steps_along_links_are_counted(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty links of long texts make one entry cost hundreds of look-ups; the limit is for a whole layer."""
+    monkeypatch.setattr(tree_module, "_STEPS", 20_000)
+    links = [s(f"l{number}", "a/../" * 18 + f"l{number + 1}") for number in range(30)]
+    layer = [d("a"), d("l30"), *links]
+    put(root, *layer, f("l0/once"), fresh=True)
+    with pytest.raises(FormatError, match="more than 20000 steps"):
+        put(root, *layer, *(f(f"l0/{number}/x") for number in range(100)))
 
 
 def test_descriptors_stay_few(root: str) -> None:
