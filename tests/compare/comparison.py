@@ -219,7 +219,7 @@ def look(runtime: list[str], bundle: Path, *, timeout: float = 60) -> dict[str, 
             name = line[3:]
             sections[name] = []
         else:
-            sections[name].append(line.replace(id, "ID").replace(str(bundle), "BUNDLE"))
+            sections[name].append(re.sub(rf"\S*/{bundle.name}\b", "BUNDLE", line.replace(id, "ID")))
     return sections
 
 
@@ -274,7 +274,9 @@ def compare(
             for parent in Path("/sys/fs/cgroup").glob(f"*{path.rpartition('/')[0]}" if path else "nothing"):
                 parent.rmdir()
         if path:
-            sections = {part: [line.replace(path, "CGROUP") for line in lines] for part, lines in sections.items()}
+            parent = path.rpartition("/")[0]
+            for part, lines in sections.items():
+                sections[part] = [line.replace(path, "CGROUP").replace(parent, "PARENT") for line in lines]
         seen[name] = normalise(sections)
         shutil.rmtree(bundle)
     return seen
@@ -285,7 +287,9 @@ ON_PURPOSE = {
     r"cgroup-files: only theirs: \S+/devices.list [bc] \*:\* m": "runc lets a container make any device node",
     r"cgroup-files: only theirs: \S+/devices.list c 10:200 rwm": "old runc lets every container open /dev/net/tun",
     r"cgroup-files: only ours: \S+/devices.list c 5:1 rwm": "/dev/console may be opened, as config-linux.md lists it",
+    r"limits: only (ours|theirs): Max open files .*": "old Go programs raise their own limit, and hand it on",
     r"mounts: only (ours|theirs): /sys/fs/cgroup tmpfs .*": "runc leaves the cgroup tmpfs writable, although ro is asked",
+    r"mounts: only (ours|theirs): /sys/fs/cgroup (cgroup2|tmpfs) / .*\bro\b.*": "runc 1.1.5 hides what is read-only here",
     r"writable: only (ours: /sys/fs/cgroup/x no|theirs: /sys/fs/cgroup/x yes)": "the same: ro is ro",
 }
 
@@ -305,21 +309,60 @@ def differences(ours: dict[str, list[str]], theirs: dict[str, list[str]]) -> lis
     return found
 
 
+def as_nobody(words: list[str], knarr_runtime: str, package: Path) -> int:
+    """Run this program again as uid 65534, on a copy of the package if that user cannot reach the installed one."""
+    home = Path(tempfile.mkdtemp(prefix="knarr-nobody-", dir="/tmp"))
+    try:
+        (home / "run").mkdir(mode=0o700)
+        for path in (home, home / "run"):
+            os.chown(path, 65534, 65534)
+        shutil.copytree(HERE, home / "compare")
+        demoted = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
+        python = sys.executable
+        if run(*demoted, knarr_runtime, "--version", env=environment).returncode:
+            # Their Python lies in root's home: the same package under the system's Python.
+            python = "/usr/bin/python3"
+            shutil.copytree(package, home / "site/knarr")
+            launcher = home / "knarr-runtime"
+            launcher.write_text(f'#!/bin/sh\nexec {python} -I -S {home}/site/knarr/cli/runtime_launch.py "$@"\n')
+            launcher.chmod(0o755)
+            knarr_runtime = str(launcher)
+            if run(*demoted, knarr_runtime, "--version", env=environment).returncode:
+                print("skipped: no Python of 3.11 or later that an ordinary user can reach")
+                return 0
+        again = [python, str(home / "compare/comparison.py"), "--knarr", knarr_runtime, *words]
+        return subprocess.run([*demoted, *again], env=environment, cwd=home, check=False).returncode
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--knarr", default=shutil.which("knarr-runtime") or "knarr-runtime")
     parser.add_argument("--peer", default="runc")
     parser.add_argument("--source", action="append", choices=SOURCES)
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="a config.json to compare, too")
     parser.add_argument("--rootless", action="store_true")
-    parser.add_argument("--no-cgroups", action="store_true")
+    parser.add_argument(
+        "--as-nobody", metavar="PACKAGE", help="as root: do it as uid 65534; PACKAGE: knarr's directory"
+    )
     options = parser.parse_args()
+    if options.as_nobody:
+        words = ["--rootless", *(f"--source={source}" for source in options.source or ())]
+        return as_nobody(words, options.knarr, Path(options.as_nobody))
     scratch = Path(tempfile.mkdtemp(prefix="knarr-compare-"))
     scratch.chmod(0o755)
     bad = 0
+    wanted: list[tuple[str, Path | None]] = [(Path(file).stem, Path(file)) for file in options.config]
+    wanted = [(source, None) for source in options.source or (() if wanted else SOURCES)] + wanted
     try:
-        for source in options.source or SOURCES:
+        for source, file in wanted:
             try:
-                config = config_of(source, scratch, rootless=options.rootless)
+                if file is not None:
+                    config = _document(file.read_text())
+                else:
+                    config = config_of(source, scratch, rootless=options.rootless)
             except CannotCompare as error:
                 print(f"| {source} | skipped: {error} |")
                 continue
@@ -327,7 +370,7 @@ def main() -> int:
                 "knarr": [options.knarr, "--root", f"{scratch}/k"],
                 "peer": [need(options.peer), "--root", f"{scratch}/r"],
             }
-            seen = compare(config, scratch, roots, cgroups=not (options.no_cgroups or options.rootless))
+            seen = compare(config, scratch, roots, cgroups=not options.rootless)
             found = differences(seen["knarr"], seen["peer"])
             total = sum(len(lines) for lines in seen["knarr"].values())
             without_reason = unexpected(found)
