@@ -625,9 +625,16 @@ def test_signals_reach_all_members(sleeper: Callable[[], int]) -> None:
     cgroup.remove(intent, 5)
 
 
+# The first process stays outside and takes the orphans: dead ones that nobody reaps would end the forking by themselves.
 BOMB = """
-import os, sys
-sys.stdin.read(1)
+import ctypes, os, signal
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+bomb = os.fork()
+if bomb:
+    os.write(1, b"%d" % bomb)
+    signal.pause()
+os.read(0, 1)
 os.setsid()
 while True:
     try:
@@ -652,20 +659,38 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
             write(fd, file, value)
 
         monkeypatch.setattr(cgroup, "write", without_kill)
+        listed = cgroup.pids
+
+        def slowly(recorded: cgroup.Intent) -> list[int]:
+            found = listed(recorded)
+            time.sleep(0.02)  # a generation or more: who is not held is gone when the signal comes
+            return found
+
+        monkeypatch.setattr(cgroup, "pids", slowly)
     intent = made(planned(pids={"limit": 40 if have("pids") else 0}))
-    processes = [subprocess.Popen([sys.executable, "-I", "-S", "-c", BOMB], stdin=subprocess.PIPE) for _ in range(3)]
-    for process in processes:
-        enter(planned(), process.pid)
-    for process in processes:
-        process.communicate(b"x", timeout=30)
-    time.sleep(0.05)
-    assert cgroup.pids(intent)
-    cgroup.signal_all(intent, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while cgroup.pids(intent) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert cgroup.pids(intent) == []
-    cgroup.remove(intent, 5)
+    command = [sys.executable, "-I", "-S", "-c", BOMB]
+    keepers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(3)]
+    try:
+        for keeper in keepers:
+            assert keeper.stdin
+            assert keeper.stdout
+            enter(planned(), int(keeper.stdout.read(20)))
+            keeper.stdin.write(b"x")
+        time.sleep(0.05)
+        before = set(cgroup.pids(intent))
+        time.sleep(0.05)
+        assert not before & set(cgroup.pids(intent)), "they do fork"
+        cgroup.signal_all(intent, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while cgroup.pids(intent) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert cgroup.pids(intent) == []
+    finally:
+        monkeypatch.undo()
+        cgroup.remove(intent, 5)
+        for keeper in keepers:
+            with keeper:
+                keeper.kill()
 
 
 def test_a_process_that_was_joined_in_part_is_killed(sleeper: Callable[[], int]) -> None:

@@ -514,12 +514,13 @@ def signal_all(recorded: Intent, number: int) -> None:
 
 
 def _signal_members(recorded: Intent, number: int) -> int:
-    """Signal each member by pidfd; how many there were."""
+    """Signal each member by pidfd; how many were listed, also those that are gone by now: what forks has successors."""
     from _signal import pidfd_send_signal  # only here: kill --all and clean-up
 
+    listed = pids(recorded)
     opened: list[tuple[int, int]] = []
     try:
-        for pid in pids(recorded):
+        for pid in listed:
             try:
                 opened.append((pid, os.pidfd_open(pid)))
             except OSError:
@@ -537,7 +538,7 @@ def _signal_members(recorded: Intent, number: int) -> int:
     finally:
         for _, pidfd in opened:
             os.close(pidfd)
-    return len(opened)
+    return len(listed)
 
 
 def remove(recorded: Intent, patience: float) -> None:
