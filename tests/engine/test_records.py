@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -74,6 +75,38 @@ def test_a_name_of_a_half_removed_container_is_free(where: Places) -> None:
     os.rmdir(f"{where.containers}/{1:064x}")
     records.reserve(where, container(2, "name"))
     assert records.find(where, "name") == f"{2:064x}"
+
+
+def test_one_winner_for_a_name_that_was_left(where: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I29: two find the name of a half-removed container; the slower may not free it again from the quicker."""
+    records.reserve(where, container(1, "name"))
+    os.unlink(f"{where.containers}/{1:064x}/container.json")
+    os.rmdir(f"{where.containers}/{1:064x}")
+    unlink = os.unlink
+    pauses = [0.05, 0.2]
+
+    def slowly(path: str, **options: Any) -> None:
+        if path == f"{where.names}/name":
+            time.sleep(pauses.pop(0))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", slowly)
+    won: list[int] = []
+
+    def want(number: int) -> None:
+        try:
+            records.reserve(where, container(number, "name"))
+        except Exists:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=want, args=(number,)) for number in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert records.find(where, "name") == f"{won[0]:064x}"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "-x", "a b", "a\n", "é", "x" * 129])

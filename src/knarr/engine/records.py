@@ -19,7 +19,7 @@ from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
 
 from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, KernelError, KnarrError, NotFound, SpecError, SpecFinding, UsageError
-from knarr.base.files import read_file, write_atomic
+from knarr.base.files import Lock, read_file, write_atomic
 from knarr.base.ids import check_id
 from knarr.base.record import Record
 from knarr.engine.paths import make_private
@@ -131,10 +131,10 @@ def _read_name(where: Places, name: str) -> str:
 def _drop_name(where: Places, name: str, id: str) -> None:
     """Free a name if it is still ``id``'s."""
     if name and _read_name(where, name) == id:
-        try:
-            os.unlink(f"{where.names}/{name}")
-        except FileNotFoundError:
-            pass
+        # Or, of two who find a stale name, the slower one would free what the quicker one has just taken.
+        with Lock(where.names):
+            if _read_name(where, name) == id:
+                os.unlink(f"{where.names}/{name}")
 
 
 def save(where: Places, record: Container) -> None:
