@@ -35,12 +35,10 @@ def script(python: str, lines: str) -> str:
 
 
 def test_on_cgroup_v2() -> None:
-    if sys.prefix.startswith(("/tmp/", "/run/")):
-        pytest.skip(f"the guest does not see the environment in {sys.prefix}")
     version = "import sys; print(sys.version_info[:2])"
     system = subprocess.run(["/usr/bin/python3", "-c", version], capture_output=True, text=True, check=False)
     user_python = "/usr/bin/python3" if system.stdout.strip() == str(sys.version_info[:2]) else ""
-    paths = [path for path in sys.path if path.startswith("/") and not path.startswith(("/tmp/", "/run/"))]
+    paths = [path for path in sys.path if path.startswith("/")]
     text = "export KNARR_STORE=/tmp/store KNARR_RUN=/run/knarr\n" + script(sys.executable, AS_ROOT)
     text += "\nfind /sys/fs/cgroup -mindepth 1 -type d\n"
     if user_python:

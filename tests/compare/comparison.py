@@ -274,9 +274,9 @@ def compare(
             for parent in Path("/sys/fs/cgroup").glob(f"*{path.rpartition('/')[0]}" if path else "nothing"):
                 parent.rmdir()
         if path:
-            parent = path.rpartition("/")[0]
+            above = path.rpartition("/")[0]
             for part, lines in sections.items():
-                sections[part] = [line.replace(path, "CGROUP").replace(parent, "PARENT") for line in lines]
+                sections[part] = [line.replace(path, "CGROUP").replace(above, "PARENT") for line in lines]
         seen[name] = normalise(sections)
         shutil.rmtree(bundle)
     return seen

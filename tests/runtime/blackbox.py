@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+import knarr
+
 ROOT = Path(__file__).parents[2]
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "")
 APPLETS = (
@@ -48,6 +50,29 @@ def knarr_command() -> list[str]:
             return [str(installed)]
         pytest.skip("knarr-init is not built (make build)")
     return [sys.executable, "-I", "-S", str(ROOT / "src/knarr/cli/runtime_launch.py")]
+
+
+def command_for_others(folder: Path) -> list[str]:
+    """knarr-runtime for an ordinary user, who may not reach the Python of the tests: it may lie in root's home.
+
+    Then the package is copied into ``folder`` and run by the system's Python.
+    """
+    command = knarr_command()
+    try:
+        nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+        if (
+            os.geteuid()
+            or not subprocess.run([*command, "--version"], capture_output=True, check=False, **nobody).returncode
+        ):
+            return command
+    except PermissionError:
+        pass
+    python = "/usr/bin/python3"
+    old = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if not os.access(python, os.X_OK) or subprocess.run(old, check=False).returncode:
+        pytest.skip(f"no Python of 3.11 or later that an ordinary user can reach (not {sys.executable})")
+    shutil.copytree(Path(knarr.__file__).parent, folder / "site/knarr")
+    return [python, "-I", "-S", str(folder / "site/knarr/cli/runtime_launch.py")]
 
 
 def command_of(name: str, scratch: Path) -> list[str]:

@@ -17,8 +17,6 @@ HOST = cgroup.probe()
 
 @pytest.mark.skipif(HOST is not None and HOST.mode == "v2", reason="test_cgroup_groups.py has run on this v2 host")
 def test_groups_on_cgroup_v2() -> None:
-    if sys.prefix.startswith(("/tmp/", "/run/")):
-        pytest.skip(f"the guest does not see the environment in {sys.prefix}")
     here = Path(__file__)
     command = [
         sys.executable,
@@ -29,7 +27,7 @@ def test_groups_on_cgroup_v2() -> None:
         "no:cacheprovider",
         str(here.parent / "test_cgroup_groups.py"),
     ]
-    paths = [path for path in sys.path if path.startswith("/") and not path.startswith(("/tmp/", "/run/"))]
+    paths = [path for path in sys.path if path.startswith("/")]
     try:
         done = uml.run(command, cwd=str(here.parents[2]), timeout=280, env={"PYTHONPATH": ":".join(paths)})
     except uml.NoUml as error:

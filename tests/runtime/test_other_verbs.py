@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blackbox import ROOT, Bundle, Runtime, knarr_command, needs_busybox, needs_root
+from blackbox import ROOT, Bundle, Runtime, command_for_others, knarr_command, needs_busybox, needs_root
 
 from knarr.spec.validate import config_findings, features_findings
 
@@ -113,9 +113,9 @@ def test_plan_needs_no_privilege() -> None:
     try:
         folder.chmod(0o755)
         path = Bundle(folder / "bundle").write("true")
-        done = call("plan", path, user=65534, group=65534, extra_groups=[], env={"PATH": os.environ["PATH"]})
-    except PermissionError:
-        pytest.skip("the Python under test is closed to others")
+        words = [*command_for_others(folder), "plan", path]
+        nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, **nobody)
     finally:
         shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr

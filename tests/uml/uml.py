@@ -1,7 +1,8 @@
 """Run a command under user-mode Linux: another kernel, with cgroup v2, as an ordinary process.
 
 Debian's user-mode-linux (Linux 6.1) needs neither root nor KVM. The guest sees the host's files read-only through
-hostfs; /tmp, /run and /var/lib/knarr are its own tmpfs; results leave through the one writable folder.
+hostfs; /tmp and /run are its own tmpfs (but for this checkout and its Python, should they lie there); results leave
+through the one writable folder.
 
 ``python tests/uml/uml.py -- COMMAND ARG...`` does it by hand.
 """
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 KERNEL = "linux.uml"
+ROOT = Path(__file__).resolve().parents[2]
 
 INIT = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
@@ -30,6 +32,9 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t hostfs host /mnt -o {results}
 mount -t tmpfs -o mode=1777,size=700m tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
+for folder in {visible}; do
+    case $folder in /tmp/*|/run/*) mkdir -p $folder; mount -t hostfs host $folder -o $folder; mount -o remount,ro $folder;; esac
+done
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo "+cpu +io +memory +pids" > /sys/fs/cgroup/cgroup.subtree_control
 for module in overlay veth bridge tun; do
@@ -68,7 +73,13 @@ def run(
         exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items())
         # The results folder is under the host's /tmp, which the guest hides behind its own: mounted before that.
         script.write_text(
-            INIT.format(results=folder, cwd=shlex.quote(cwd), exports=exports, command=shlex.join(command))
+            INIT.format(
+                results=folder,
+                visible=shlex.join([sys.prefix, str(ROOT)]),
+                cwd=shlex.quote(cwd),
+                exports=exports,
+                command=shlex.join(command),
+            )
         )
         script.chmod(0o755)
         arguments = [kernel, f"mem={memory}", "rootfstype=hostfs", "rootflags=/", "ro", f"init={script}", "con=null"]
