@@ -104,7 +104,6 @@ def test_r1_the_container_cannot_become_or_see_the_runtime(ours: Runtime, bundle
 
 def test_r1_the_memory_the_init_runs_from_is_sealed() -> None:
     """Seen to fail without the seals: the write then succeeds."""
-    sys.path.insert(0, str(ROOT / "src"))
     from knarr.runtime.launch import init_memfd, init_path
 
     if not os.path.exists(init_path()):

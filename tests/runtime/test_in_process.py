@@ -248,7 +248,7 @@ made.delete()
         [sys.executable, "-c", code, str(place.root), id, path],
         check=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": str(Path(record.__file__).parents[2])},
     )
     assert left_behind(place, id) == []  # type: ignore[arg-type]
 
@@ -282,3 +282,29 @@ def test_the_memory_of_the_program_is_not_in_the_container(place: Place) -> None
         assert private <= 300  # KiB
     finally:
         made.delete()
+
+
+def test_delete_of_what_is_being_made_waits_and_removes_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delete that finds a directory without a state yet waits for the creation, whose process must not stay."""
+    id = f"t{new_id()[:12]}"
+    save, slow = record.save, threading.Event()
+
+    def saved_late(fd: int, state: record.State) -> None:
+        if not slow.is_set():
+            slow.set()
+            time.sleep(0.5)
+        save(fd, state)
+
+    monkeypatch.setattr(record, "save", saved_late)
+    path = place.bundle.write("sleep", "100")
+    config = json.loads(Path(path, "config.json").read_text())
+    made: list[Created] = []
+    thread = threading.Thread(target=lambda: made.append(create(str(place.root), id, path, config)))
+    thread.start()
+    assert slow.wait(10)
+    assert delete(str(place.root), id, force=True) == []
+    thread.join()
+    pid = made[0].pid
+    made[0].close()
+    assert not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    assert left_behind(place, id) == []  # type: ignore[arg-type]

@@ -68,10 +68,7 @@ def destroy(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) 
             state = record.load(fd, state.id)  # the creation that held the lock may have come further
         return clear(root_fd, fd, state, config)
     finally:
-        if _same(root_fd, fd, state.id):
-            taken.release()
-        else:
-            record.forget_lock(root_fd, state.id, taken)
+        _let_go(root_fd, fd, state.id, taken)
 
 
 def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
@@ -165,13 +162,25 @@ def _remnant(root_fd: int, fd: int, id: str, error: KnarrError, *, force: bool) 
         error.hint = error.hint or "delete --force removes it"
         raise error
     taken = _lock(root_fd, id)
-    if not _same(root_fd, fd, id):
-        taken.release()
-        return []
     try:
-        record.remove(root_fd, fd, id)
+        if not _same(root_fd, fd, id):
+            return []
+        try:
+            state = record.load(fd, id)
+        except (FileError, SpecError):
+            record.remove(root_fd, fd, id)
+        else:
+            return clear(root_fd, fd, state, None)  # the creation that held the lock went on to its end
     finally:
-        record.forget_lock(root_fd, id, taken)
+        _let_go(root_fd, fd, id, taken)
     return (
         [] if interrupted else [f"state of container {id} was damaged: its processes and cgroups were not looked for"]
     )
+
+
+def _let_go(root_fd: int, fd: int, id: str, taken: Lock) -> None:
+    """Release the lock; with the container gone its file goes, too."""
+    if _same(root_fd, fd, id):
+        taken.release()
+    else:
+        record.forget_lock(root_fd, id, taken)
