@@ -38,7 +38,7 @@ HOT = ("knarr.base.", "knarr.spec.", "knarr.plan.", "knarr.kernel.", "knarr.runt
 
 # What a hot module may import at module level; the cost of each was measured (docs/decisions.md).
 HOT_IMPORTS = {
-    "__future__", "_ctypes", "_hashlib", "_json", "_posixsubprocess", "_sha2", "_sha256", "_signal", "_socket",
+    "__future__", "_ctypes", "_hashlib", "_json", "_posixsubprocess", "_sha2", "_sha256", "_signal", "_socket", "_thread",
     "_struct", "binascii", "errno", "fcntl", "gc", "marshal", "os", "posix", "resource", "select", "stat", "struct",
     "sys", "time",
 }  # fmt: skip
