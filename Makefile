@@ -38,9 +38,10 @@ test: build ## run all tests against the installed package; prints every skip wi
 lint: build ## ruff, mypy, pyright
 	@scripts/lint
 
-bench: build ## measure knarr beside runc and crun
+bench: build ## measure knarr beside runc, crun and bubblewrap
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/runtime.py $(ARGS)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/library.py $(ARGS)
 
 arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci
