@@ -29,6 +29,7 @@ def leftovers(folder: Path) -> list[str]:
     for part in ("store", "state"):
         for path, _, files in os.walk(folder / part):
             names = [os.path.relpath(os.path.join(path, name), folder) for name in files]
+            names = [name for name in names if not name.startswith("store/host/")]  # kept on purpose: what host: hides
             found += [name for name in names if name not in kept and "lock" not in name and not whole(folder / name)]
     return found
 

@@ -196,6 +196,8 @@ def _annotations(image: Mapping[str, Any], options: RunOptions, notes: list[str]
 
 def _limit(config: dict[str, Any], options: RunOptions, facts: Facts) -> None:
     """Resources and rlimits. A limit that cannot be kept is an error, never silently none."""
+    if options.pids_limit == 0 or options.pids_limit < -1:
+        raise UsageError(f"pids limit {options.pids_limit} should be a number above 0, or -1 for none")
     resources = config["linux"]["resources"]
     asked = [name for name, value in (("--memory", options.memory), ("--cpus", options.cpus)) if value]
     if options.pids_limit not in (2048, -1):
@@ -205,8 +207,6 @@ def _limit(config: dict[str, Any], options: RunOptions, facts: Facts) -> None:
             f"{' and '.join(asked)} cannot be kept: this user may not write to the host's cgroups",
             hint="run as root, or in a cgroup that is delegated to this user (cgroup v2)",
         )
-    if options.pids_limit == 0 or options.pids_limit < -1:
-        raise UsageError(f"pids limit {options.pids_limit} should be a number above 0, or -1 for none")
     if options.pids_limit == -1:
         resources.pop("pids", None)
     elif facts.cgroup_limits:

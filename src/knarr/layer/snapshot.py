@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import os
 from errno import ENOSPC, EPERM, EROFS
+from time import sleep
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, Interrupted, InUse, KnarrError, NotFound, Unsupported
+from knarr.base.errors import FileError, Interrupted, InUse, KnarrError, NotFound, SafetyViolation, Unsupported
 from knarr.base.files import Lock, read_file, sync_directory, write_atomic
 from knarr.base.record import Record
 from knarr.content.digest import Digest, usable
@@ -241,9 +242,19 @@ class Snapshots:
             worker = unpacker(self.ids)
             try:
                 for name in names:
-                    worker.remove(f"{self.path}/tmp/{name}")
+                    self._remove_left(worker, f"{self.path}/tmp/{name}")
             finally:
                 worker.close()
+
+    @staticmethod
+    def _remove_left(worker: Unpacker, path: str) -> None:
+        """Remove what a killed run left. Its helper ends soon after it, when its pipe does."""
+        for _ in range(50):
+            try:
+                return worker.remove(path)
+            except SafetyViolation:
+                sleep(0.05)
+        return worker.remove(path)
 
     def new_link(self, identity: Digest) -> str:
         """Give out the next short name for a layer that is about to appear."""
