@@ -48,7 +48,7 @@ def test_input_and_environment(image: str, place: dict[str, Any]) -> None:
 
 def test_options_reach_the_container(image: str, place: dict[str, Any]) -> None:
     # An ordinary user without subordinate ids has one id to give.
-    who = {"user": "app"} if os.geteuid() == 0 else {}
+    who: dict[str, Any] = {"user": "app"} if os.geteuid() == 0 else {}
     result = run(image, ["sh", "-c", "id -u; id -g; pwd"], workdir="/data", **who, **place)
     assert result.stdout == (b"1000\n1000\n/data\n" if who else b"0\n0\n/data\n")
     shown = run(image, ["cat", "/mine/passwd"], volumes=["/etc:/mine:ro"], **place).stdout
