@@ -130,7 +130,7 @@ def _host_in_pieces(where: Places, folder: str, hiding: tuple[str, str], shown: 
             else:
                 os.mkdir(target, 0o755)
                 os.chmod(target, hide.empty.get(part.path, 0o755))
-                if part.kind == "overlay":
+                if part.kind == "overlay" and os.path.isdir(part.path):  # some come and go, as those of /tmp
                     over = [layer + part.path for layer in hiding if os.path.isdir(layer + part.path)]
                     lowers = [*over, part.path]
                     mounts.append(_overlay(folder, str(number), part.path, lowers, userxattr=True))
