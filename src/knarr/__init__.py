@@ -4,8 +4,7 @@ The public names are loaded when they are first used, so that ``import knarr`` s
 ``knarr-runtime``, which imports only ``knarr.cli``, pays nothing for them.
 """
 
-from __future__ import annotations
-
+# No "from __future__" here and in cli/main.py: it reads a file, and Ctrl-C meanwhile would be a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from knarr.base import errors as errors

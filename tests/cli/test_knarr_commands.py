@@ -244,7 +244,6 @@ def test_ctrl_c_at_any_time(me: Person, image: str) -> None:
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGINT)
             _, said = run.communicate(timeout=20)
-        # A traceback without a function of ours: the interpreter was still starting, or reading our first lines.
-        if b", in main\n" in said or b"/knarr/cli/command.py" in said or b"Traceback" not in said:
+        if b"/knarr/" in said or b"Traceback" not in said:  # else the interpreter itself was still starting
             assert b"Traceback" not in said, said.decode()
             assert run.returncode in (130, -2), (run.returncode, said)

@@ -80,7 +80,8 @@ def test_hot_modules_import_only_cheap_ones(module: Module) -> None:
 def test_modules_say_what_they_are_for(module: Module) -> None:
     if module.text:
         assert ast.get_docstring(module.tree), f"{module.where} has no docstring"
-        assert "from __future__ import annotations" in module.text
+        # These two are read before Ctrl-C has its one line: they import no file, __future__'s neither.
+        assert ("from __future__ import annotations" in module.text) == (module.name not in {"knarr", "knarr.cli.main"})
 
 
 def test_no_file_is_longer_than_800_lines() -> None:

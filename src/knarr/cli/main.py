@@ -1,7 +1,5 @@
 """``knarr``, the command for people. Kept small: nothing is loaded before Ctrl-C can be told in one line."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -10,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Run one command line. With ``argv`` returns the exit code; without, uses the process' own and ends it."""
     try:
         from knarr.cli.command import run_command

@@ -158,8 +158,3 @@ def rdma_line(device: str, limits: dict[str, Any]) -> str:
         if limits.get(field) is not None:
             words.append(f"{name}={limits[field]}")
     return " ".join(words)
-
-
-def escape(name: str) -> str:
-    """A key as a part of a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")

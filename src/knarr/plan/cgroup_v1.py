@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from knarr.base.errors import Unsupported
+from knarr.base.fastjson import pointer_token
 from knarr.plan import devices
-from knarr.plan.cgroup import Write, escape, missing, positive, rdma_line
+from knarr.plan.cgroup import Write, missing, positive, rdma_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: l
         value = f"{entry['name']} {entry['priority']}"
         writes.add("net_prio", "net_prio.ifpriomap", value, f"{_AT}/network/priorities/{position}")
     for device, limits in (resources.get("rdma") or {}).items():
-        writes.add("rdma", "rdma.max", rdma_line(device, limits), f"{_AT}/rdma/{escape(device)}")
+        writes.add("rdma", "rdma.max", rdma_line(device, limits), f"{_AT}/rdma{pointer_token(device)}")
     return writes.made
 
 

@@ -6,7 +6,8 @@ config.json speaks v1; the conversions are those runc and crun agree on.
 from __future__ import annotations
 
 from knarr.base.errors import SpecError, SpecFinding, Unsupported
-from knarr.plan.cgroup import Write, escape, missing, positive, rdma_line
+from knarr.base.fastjson import pointer_token
+from knarr.plan.cgroup import Write, missing, positive, rdma_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ def v2_writes(resources: dict[str, Any], where: CgroupDirectory) -> list[Write]:
         # Pages reserved but not touched count since Linux 5.7.
         add("hugetlb", at, (f"hugetlb.{entry['pageSize']}.rsvd.max", entry["limit"]), optional=True)
     for device, limits in (resources.get("rdma") or {}).items():
-        add("rdma", f"{_AT}/rdma/{escape(device)}", ("rdma.max", rdma_line(device, limits)))
+        add("rdma", f"{_AT}/rdma{pointer_token(device)}", ("rdma.max", rdma_line(device, limits)))
     network = resources.get("network") or {}
     if positive(network.get("classID")) or network.get("priorities"):
         raise _nothing_like("network", f"{_AT}/network")
     for file, value in (resources.get("unified") or {}).items():
         controller, _, parameter = file.partition(".")
-        pointer = f"{_AT}/unified/{escape(file)}"
+        pointer = f"{_AT}/unified{pointer_token(file)}"
         if "/" in file or (controller == "cgroup" and parameter in _NOT_LIMITS):
             raise SpecError("config.json", [SpecFinding(pointer, "must be the name of a file that holds a limit")])
         if controller != "cgroup" and controller not in where.controllers:

@@ -6,13 +6,15 @@ Reads no file, no clock and no environment, and makes no system call.
 from __future__ import annotations
 
 from knarr.base.errors import SpecError, SpecFinding, Unsupported
+from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
-from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE
+from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
 from knarr.plan.namespaces import CLONE_FLAG, id_map, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
+from knarr.spec.grammar import sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,16 +26,6 @@ if TYPE_CHECKING:
 
     IdMap = tuple[tuple[int, int, int], ...]
 
-ROOTFS_PROPAGATION = {
-    "private": MS_PRIVATE,
-    "rprivate": MS_PRIVATE | MS_REC,
-    "slave": MS_SLAVE,
-    "rslave": MS_SLAVE | MS_REC,
-    "shared": MS_SHARED,
-    "rshared": MS_SHARED | MS_REC,
-    "unbindable": MS_UNBINDABLE,
-    "runbindable": MS_UNBINDABLE | MS_REC,
-}
 _LATER = ("intelRdt", "personality", "memoryPolicy", "netDevices")
 
 
@@ -145,7 +137,7 @@ def plan_container(
     uid_map = id_map(linux.get("uidMappings") or []) if new_user else ()
     gid_map = id_map(linux.get("gidMappings") or []) if new_user else ()
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
-    setgroups_deny = new_user and not host.privileged and _own_id_alone(gid_map, host.egid)
+    setgroups_deny = new_user and not host.privileged and own_id_alone(gid_map, host.egid)
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
     hooks = config.get("hooks") or {}
@@ -203,7 +195,8 @@ def plan_container(
     )
 
 
-def _own_id_alone(gid_map: IdMap, egid: int) -> bool:
+def own_id_alone(gid_map: IdMap, egid: int) -> bool:
+    """Whether only the caller's own group is mapped, which any user may do, but with setgroups denied."""
     return len(gid_map) == 1 and gid_map[0][1:] == (egid, 1)
 
 
@@ -376,7 +369,7 @@ def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, roo
     plan.append(Op("close", (root,), (), ""))
     asked = linux.get("rootfsPropagation")
     if asked:
-        plan.append(Op("propagation", (ROOTFS_PROPAGATION[asked],), ("/",), "/linux/rootfsPropagation"))
+        plan.append(Op("propagation", (PROPAGATION[asked],), ("/",), "/linux/rootfsPropagation"))
     return plan
 
 
@@ -393,31 +386,15 @@ def _inside(
     if config.get("domainname"):
         plan.append(Op("domainname", (), (config["domainname"],), "/domainname"))
     for key, value in (linux.get("sysctl") or {}).items():
-        plan.append(Op("proc_write", (proc, 0), (sysctl_path(key), value), f"/linux/sysctl/{pointer_token(key)}"))
+        pointer = f"/linux/sysctl{pointer_token(key)}"
+        path = sysctl_path(key)
+        if path is None:  # it would leave /proc/sys (CVE-2022-0811)
+            raise SpecError("config.json", [SpecFinding(pointer, "is not the name of a kernel setting")])
+        plan.append(Op("proc_write", (proc, 0), (f"sys/{path}", value), pointer))
     plan.append(Op("close", (proc,), (), ""))
     if not process.get("terminal"):
         plan.append(Op("reopen_null", (), (), ""))
     return plan
-
-
-def sysctl_path(key: str) -> str:
-    """Turn "net.ipv4.ip_forward" into "sys/net/ipv4/ip_forward".
-
-    Whichever of "." and "/" comes first separates; after a ".", a "/" stands for a "." within a name (sysctl(8)).
-    Raises SpecError for a key that would leave its directory (CVE-2022-0811).
-    """
-    dot, slash = key.find("."), key.find("/")
-    dotted = slash < 0 or 0 <= dot < slash
-    parts = [part.replace("/", ".") for part in key.split(".")] if dotted else key.split("/")
-    if any(part in ("", ".", "..") or "/" in part for part in parts):
-        finding = SpecFinding(f"/linux/sysctl/{pointer_token(key)}", "is not the name of a kernel setting")
-        raise SpecError("config.json", [finding])
-    return "sys/" + "/".join(parts)
-
-
-def pointer_token(key: str) -> str:
-    """A key as a token of a JSON pointer (RFC 6901)."""
-    return key.replace("~", "~0").replace("/", "~1")
 
 
 def hook_op(hook: dict[str, Any], pointer: str) -> Op:

@@ -7,8 +7,8 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, inherited, seccomp_argument
-from knarr.plan.namespaces import CLONE_FLAG
+from knarr.plan.container import ContainerPlan, inherited, own_id_alone, seccomp_argument
+from knarr.plan.namespaces import CLONE_FLAG, id_map
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
 
@@ -69,6 +69,7 @@ def plan_exec(
         plan.append(Op("reopen_null", (), (), ""))
     plan.append(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
+    denied = user and not host.privileged and own_id_alone(id_map(linux.get("gidMappings") or []), host.egid)
     plan += [Op("sync", (ops.SYNC_READY,), (), ""), Op("pdeathsig", (0,), (), "")]
     by_parent = host.privileged and user
     plan += process_tail(
@@ -76,13 +77,8 @@ def plan_exec(
         hooks=[],
         seccomp=seccomp_argument(linux, seccomp),
         set_rlimits=not by_parent,
-        setgroups_denied=user and not host.privileged and _setgroups_denied(linux, host),
+        setgroups_denied=denied,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
     )
     limits = tuple(limit[:3] for limit in rlimits(process)) if by_parent else ()
     return ContainerPlan(tuple(plan), slots.names, (), (), False, limits, cgroup, ())
-
-
-def _setgroups_denied(linux: dict[str, Any], host: Host) -> bool:
-    mappings = linux.get("gidMappings") or []
-    return len(mappings) == 1 and mappings[0].get("hostID") == host.egid and mappings[0].get("size") == 1

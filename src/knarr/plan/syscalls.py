@@ -7,6 +7,7 @@ themselves are in ``syscall_tables``, imported when the first one is asked for: 
 from __future__ import annotations
 
 from knarr.base.record import Record
+from knarr.spec.runtime import SECCOMP_ARCHES
 
 X32_BIT = 0x40000000
 ARM_PRIVATE = 0x0F0000
@@ -37,26 +38,7 @@ MACHINES = {
 """uname's machine -> the ABIs its kernels run, the native one first."""
 
 # Of other machines: a call of theirs can never happen on ours.
-FOREIGN_ARCHES = (
-    "SCMP_ARCH_MIPS",
-    "SCMP_ARCH_MIPS64",
-    "SCMP_ARCH_MIPS64N32",
-    "SCMP_ARCH_MIPSEL",
-    "SCMP_ARCH_MIPSEL64",
-    "SCMP_ARCH_MIPSEL64N32",
-    "SCMP_ARCH_PPC",
-    "SCMP_ARCH_PPC64",
-    "SCMP_ARCH_PPC64LE",
-    "SCMP_ARCH_S390",
-    "SCMP_ARCH_S390X",
-    "SCMP_ARCH_PARISC",
-    "SCMP_ARCH_PARISC64",
-    "SCMP_ARCH_RISCV64",
-    "SCMP_ARCH_LOONGARCH64",
-    "SCMP_ARCH_M68K",
-    "SCMP_ARCH_SH",
-    "SCMP_ARCH_SHEB",
-)
+FOREIGN_ARCHES = tuple(name for name in SECCOMP_ARCHES if name not in ABIS)
 
 # i386 reaches sockets and System V IPC also through one multiplexing call each, whose first argument is the number
 # here (linux/net.h SYS_*, linux/ipc.h).
