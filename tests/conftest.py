@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 # A loaded two-core machine must not fail a property for its speed; CI tries the same examples every time.
 settings.register_profile("knarr", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("knarr")
+
+# A shell that starts the tests in its background ignores SIGINT for them, and so for all that they start; knarr keeps
+# what its caller ignored (nohup). The tests want what a person at a terminal has.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 

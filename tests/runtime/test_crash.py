@@ -170,11 +170,12 @@ def test_a_full_state_directory(ours: Runtime, bundle: Bundle, tmp_path: Path) -
     """L-14: no space for the record: one line, nothing left, and delete works at 0 bytes free."""
     small = tmp_path / "small"
     small.mkdir()
+    id = ours.new_id()
     script = f"""
 mount --make-rprivate / && mount -t tmpfs -o size=64k tmpfs {small} || exit 99
 mkdir -m 700 {small}/state
 dd if=/dev/zero of={small}/fill bs=4k >/dev/null 2>&1
-{" ".join([*ours.command[:-1], f"{small}/state"])} create --bundle {bundle.write("true")} full </dev/null
+{" ".join([*ours.command[:-1], f"{small}/state"])} create --bundle {bundle.write("true")} {id} </dev/null
 code=$?
 find {small}/state -mindepth 1 -not -name .locks
 exit $code
@@ -185,4 +186,4 @@ exit $code
     assert done.returncode == 1, done
     assert "no space left" in done.stderr.lower()
     assert done.stdout == ""
-    assert left_behind(ours, "full") == []
+    assert left_behind(ours, id) == []
