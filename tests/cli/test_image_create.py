@@ -59,8 +59,8 @@ def test_another_tool_reads_it(me: Person) -> None:
         (["create", "UPPER", "--from-host", "sh"], "UPPER"),
         (["create", "oci:x:1", "--from-host", "sh"], "name of a new image"),
         (["create", "host:", "--from-host", "sh"], "name of a new image"),
-        (["destroy", "x:1"], "knarr image create"),
-        ([], "NAME"),
+        (["destroy", "x:1"], "knarr image --help"),
+        (["create"], "NAME"),
     ],
 )
 def test_mistakes(words: list[str], said: str, me: Person) -> None:

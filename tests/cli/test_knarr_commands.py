@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from knarr.cli import command
+from knarr.cli.image import command as image_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +175,23 @@ def test_every_command_has_help_with_an_example(name: str, me: Person) -> None:
     sentence(me.knarr(name, "--nosuch-option"), 125, "--help")
 
 
+@pytest.mark.parametrize("name", image_command.COMMANDS)
+def test_every_command_below_image_has_help_with_an_example(name: str, me: Person) -> None:
+    text = out(me.knarr("image", name, "--help"))
+    assert text.startswith(f"usage: knarr image {name}")
+    assert f"knarr image {name}" in text.partition("examples:")[2]
+    assert out(me.knarr("image", "help", name)) == text
+    sentence(me.knarr("image", name, "--nosuch-option"), 125, f"knarr image {name} --help")
+
+
+def test_the_overview_of_image(me: Person) -> None:
+    text = out(me.knarr("image", "--help"))
+    for name, (_, summary) in image_command.COMMANDS.items():
+        assert f"\n  {name:<14} {summary}" in text
+    assert out(me.knarr("image")) == text
+    sentence(me.knarr("image", "craete"), 125, "did you mean create?")
+
+
 def test_store_of_somebody_else(me: Person, image: str) -> None:
     (me.folder / "store").mkdir()
     (me.folder / "store").chmod(0o777)
@@ -194,6 +212,8 @@ def test_completion(me: Person, image: str) -> None:
     out(me.knarr("pull", image))
     out(me.knarr("run", "--name", "web", image, "true"))
     assert complete(me, "knarr im") == ["image", "images"]
+    assert complete(me, "knarr image cre") == ["create"]
+    assert complete(me, "knarr image create --from") == ["--from-host"]
     assert complete(me, "knarr run --net") == ["--network"]
     assert complete(me, "knarr run --network ") == ["host", "none"]
     assert complete(me, "knarr run local") == ["localhost/image:one"]

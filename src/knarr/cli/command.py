@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
+    from knarr.cli.group import Group
+
 FAILED, INTERRUPTED, BROKEN_PIPE = 125, 130, 141
 
 # command -> (module below knarr.cli, one line for the overview); the order is the overview's
@@ -29,7 +31,7 @@ COMMANDS = {
     "pull": ("images", "fetch an image into the store"),
     "images": ("images", "list the images of the store"),
     "rmi": ("images", "remove images from the store"),
-    "image": ("image_create", "make an image from programs of this machine"),
+    "image": ("image.command", "copy, look into, change and make images"),
     "inspect": ("inspect", "show all about an image or a container"),
     "unpack": ("unpack", "write an image's files into a directory"),
     "bundle": ("unpack", "write a runtime bundle (rootfs and config.json)"),
@@ -110,7 +112,7 @@ def run_command(argv: Sequence[str]) -> int:
                 answer()
             command, arguments, options = _split(list(argv))
             if command in COMMANDS:
-                name = f"knarr {command}"
+                name = f"knarr {_full_name(command, arguments)}"
             code = _command(command, arguments, options) if command else _overview(arguments, options)
         finally:
             sys.stdout.flush()
@@ -140,6 +142,12 @@ def run_command(argv: Sequence[str]) -> int:
     except SystemExit as error:  # argparse leaves so after --help
         return error.code if isinstance(error.code, int) else 0
     return code
+
+
+def _full_name(command: str, arguments: list[str]) -> str:
+    """``image copy`` for what begins so, else the command alone: how messages start."""
+    group = groups().get(command)
+    return f"{command} {arguments[0]}" if group and arguments and arguments[0] in group.commands else command
 
 
 def _complain(name: str, message: str) -> None:
@@ -224,6 +232,13 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     __import__(module)
     made: argparse.ArgumentParser = getattr(sys.modules[module], f"parse_{name}")()
     return made
+
+
+def groups() -> dict[str, Group]:
+    """The commands that have commands below them."""
+    from knarr.cli.image.command import GROUP as IMAGE
+
+    return {IMAGE.name: IMAGE}
 
 
 def _meant(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import shlex
 
 from knarr.base.errors import KnarrError, UsageError
-from knarr.cli.command import COMMANDS, Parser, parser_of
+from knarr.cli.command import COMMANDS, Parser, groups, parser_of
 from knarr.cli.output import put
 
 TYPE_CHECKING = False
@@ -52,35 +52,41 @@ def answer() -> NoReturn:
         root.add_argument(name, metavar="DIR")
     root.add_argument("--version", action="store_true")
     commands = root.add_subparsers(dest="command")
-    typed = _typed(os.environ.get("COMP_LINE", ""))
+    typed, second = _typed(os.environ.get("COMP_LINE", ""))
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
-        if name == typed:
-            commands.choices[name] = _completing(name)
+        if name == typed and name in groups():
+            below = commands.choices[name].add_subparsers(dest="second")
+            for one, (_, told) in groups()[name].commands.items():
+                below.add_parser(one, help=told, add_help=False)
+                if one == second:
+                    below.choices[one] = _completing(groups()[name].parser_of(one), f"{name} {one}")
+        elif name == typed:
+            commands.choices[name] = _completing(parser_of(name), name)
     argcomplete.autocomplete(root, always_complete_options=False)
     os._exit(0)
 
 
-def _typed(line: str) -> str:
-    """The command on the line so far."""
+def _typed(line: str) -> tuple[str, str]:
+    """The command on the line so far, and the word after it."""
     try:
         words = shlex.split(line)[1:]
     except ValueError:
         words = line.split()[1:]
     skip = False
+    found: list[str] = []
     for word in words:
         if skip:
             skip = False
         elif word in ("--store", "--run-dir"):
             skip = True
-        elif not word.startswith("-"):
-            return word
-    return ""
+        elif found or not word.startswith("-"):
+            found.append(word)
+    return found[0] if found else "", found[1] if len(found) > 1 else ""
 
 
-def _completing(name: str) -> argparse.ArgumentParser:
+def _completing(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
     """A command's parser with what can stand for each argument."""
-    parser = parser_of(name)
     for action in parser._actions:  # noqa: SLF001  # argparse has no other list of them
         completer = _COMPLETERS.get((name, action.dest)) or _COMPLETERS.get(("", action.dest))
         if completer is not None:
