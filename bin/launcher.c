@@ -8,7 +8,8 @@
  *   1. where am I        /proc/self/exe, so a symbolic link to it works
  *   2. which python      the first line of `knarr`, the script pip wrote beside it, else `python3` beside it
  *   3. a clean start     what makes a C library or Python load the caller's code leaves the environment
- *   4. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX arguments...
+ *   4. a head start      on cgroup v1 a child of ours wakes the kernel for the joins to come, while Python starts
+ *   5. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX CHILD arguments...
  *
  * Which lib/pythonX.Y is the right one only the interpreter knows, so that search is the few lines of Python
  * below; what they import is cached as bytecode, which a script run as __main__ never is.
@@ -19,12 +20,12 @@
 typedef unsigned long word;
 
 enum { LINE = 4096 };
-enum { ENOENT = 2, ENOTDIR = 20, O_CLOEXEC = 02000000, AT_FDCWD = -100, AT_EXECFN = 31 };
+enum { O_WRONLY = 1, O_CLOEXEC = 02000000, AT_FDCWD = -100, SIGCHLD_ = 17 };
 
 #if defined(__x86_64__)
 
 enum { SYS_READ = 0, SYS_WRITE = 1, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_OPENAT = 257, SYS_READLINKAT = 267,
-       SYS_RT_SIGPROCMASK = 14 };
+       SYS_RT_SIGPROCMASK = 14, SYS_CLONE = 56, SYS_CLOSE_RANGE = 436 };
 
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall launch\n\thlt\n");
 
@@ -39,7 +40,7 @@ static long syscall4(long number, long a, long b, long c, long d)
 #elif defined(__aarch64__)
 
 enum { SYS_READ = 63, SYS_WRITE = 64, SYS_EXECVE = 221, SYS_EXIT = 93, SYS_OPENAT = 56, SYS_READLINKAT = 78,
-       SYS_RT_SIGPROCMASK = 135 };
+       SYS_RT_SIGPROCMASK = 135, SYS_CLONE = 220, SYS_CLOSE_RANGE = 436 };
 
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
 
@@ -58,11 +59,12 @@ static long syscall4(long number, long a, long b, long c, long d)
 #error "knarr runs on x86_64 and aarch64"
 #endif
 
-/* argv[1] is the prefix (the directory above bin/); the first candidate that has the package is appended, not
+/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0; the first candidate that has the package is appended, not
  * prepended, to sys.path: what sits beside knarr must not stand in for the standard library. */
 static const char FIND_AND_LAUNCH[] =
     "import sys,posix\n"
     "b=sys.argv.pop(1)\n"
+    "c=int(sys.argv.pop(1))\n"
     "v='/python%d.%d/'%sys.version_info[:2]\n"
     "for p in(b+'/lib'+v+'site-packages',b+'/lib64'+v+'site-packages',b+'/lib'+v+'dist-packages',"
     "b+'/lib/python3/dist-packages',b):\n"
@@ -72,12 +74,15 @@ static const char FIND_AND_LAUNCH[] =
     "+'; install it again with: '+sys.executable+' -m pip install --force-reinstall knarr')\n"
     "sys.path.append(p)\n"
     "from knarr.cli.runtime_launch import launch\n"
-    "launch()\n";
+    "launch(c)\n";
 
 static char here[LINE + 16];
 static char prefix[LINE + 16];
 static char line[LINE + 1];
 static char beside[LINE + 16];
+static char groups[2 * LINE];
+static char group[3 * LINE];
+static char child[24];
 
 static word length(const char *text)
 {
@@ -169,6 +174,81 @@ static int unwanted(const char *variable)
            starts(variable, "GCONV_PATH=") || starts(variable, "LOCPATH=");
 }
 
+static int same(const char *text, const char *other)
+{
+    return starts(text, other) && length(text) == length(other);
+}
+
+/*
+ * The v1 cgroup we are in, as the path of its cgroup.procs; 0 without one. Lines of /proc/self/cgroup read
+ * `number:controllers:path`; no controllers: cgroup v2; a `=` in them: a hierarchy with a name and no controllers.
+ */
+static int find_v1_group(void)
+{
+    long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)"/proc/self/cgroup", O_CLOEXEC, 0);
+    long got = fd < 0 ? -1 : syscall4(SYS_READ, fd, (long)groups, sizeof groups - 1, 0);
+    if (got <= 0)
+        return 0;
+    groups[got] = 0;
+    for (char *at = groups; *at;) {
+        char *end = at;
+        while (*end && *end != '\n')
+            end++;
+        if (!*end)
+            return 0; /* cut off */
+        *end = 0;
+        char *names = at;
+        while (*names && *names != ':')
+            names++;
+        char *path = *names ? ++names : names;
+        int named = 0;
+        for (; *path && *path != ':'; path++)
+            named |= *path == '=';
+        if (*path && path != names && !named) {
+            *path++ = 0;
+            char *to = append(group, group + sizeof group, "/sys/fs/cgroup/");
+            to = append(append(to, group + sizeof group, names), group + sizeof group, path);
+            append(to, group + sizeof group, "/cgroup.procs");
+            return 1;
+        }
+        at = end + 1;
+    }
+    return 0;
+}
+
+/*
+ * The first join of a v1 cgroup in a while waits 7 to 13 ms for RCU, and whoever makes a group meanwhile waits with it.
+ * A child of ours that joins the group it is in already changes nothing and takes that wait while Python starts.
+ * Returns its pid, for Python to reap, or 0. Where it may not be done nothing is lost.
+ */
+static long wake_kernel(char **argv)
+{
+    for (; *argv; argv++)
+        if (same(*argv, "create") || same(*argv, "run") || same(*argv, "exec"))
+            break;
+    if (!*argv || !find_v1_group())
+        return 0;
+    long pid = syscall4(SYS_CLONE, SIGCHLD_, 0, 0, 0);
+    if (pid == 0) {
+        syscall4(SYS_CLOSE_RANGE, 0, ~0U, 0, 0); /* nobody shall wait for us to let a pipe go */
+        long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)group, O_WRONLY | O_CLOEXEC, 0);
+        syscall4(SYS_WRITE, fd, (long)"0", 1, 0);
+        for (;;)
+            syscall4(SYS_EXIT, 0, 0, 0, 0);
+    }
+    return pid > 0 ? pid : 0;
+}
+
+/* A positive number in decimal. */
+static char *decimal(long number)
+{
+    char *at = child + sizeof child - 1;
+    do
+        *--at = (char)('0' + number % 10);
+    while (number /= 10);
+    return at;
+}
+
 __attribute__((used)) void launch(word *stack);
 
 void launch(word *stack)
@@ -193,7 +273,7 @@ void launch(word *stack)
     char *python = interpreter_of(beside);
 
     /* There is room: the kernel holds all arguments to a quarter of the stack's limit. */
-    char **arguments = __builtin_alloca((argc + 9) * sizeof *arguments);
+    char **arguments = __builtin_alloca((argc + 10) * sizeof *arguments);
     word n = 0;
     arguments[n++] = 0; /* argv[0], set below */
     arguments[n++] = "-I";
@@ -203,6 +283,7 @@ void launch(word *stack)
     arguments[n++] = "-c";
     arguments[n++] = (char *)FIND_AND_LAUNCH;
     arguments[n++] = prefix;
+    arguments[n++] = decimal(wake_kernel(argv + 1));
     for (word i = 1; i < argc; i++)
         arguments[n++] = argv[i];
     arguments[n] = 0;

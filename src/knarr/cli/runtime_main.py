@@ -13,7 +13,6 @@ import gc
 import marshal
 import posix
 import sys
-from _thread import start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,27 +26,6 @@ _LARGEST = 4 << 20
 _HOME = __file__.removesuffix("/cli/runtime_main.py")
 
 
-def _ready_cgroups() -> None:
-    """Have the kernel ready for joining v1 cgroups by the time we do: the first join in a while waits for RCU.
-
-    That is 7 to 13 ms, whoever joins what; writing ourselves into the group we are in changes nothing and starts the
-    wait now, in a thread, while modules load and mounts are made. Where it may not be done nothing is lost.
-    """
-    try:
-        fd = posix.open("/proc/self/cgroup", posix.O_RDONLY | posix.O_CLOEXEC)
-        text = posix.read(fd, 8192)
-        posix.close(fd)
-        for line in text.splitlines():
-            _, names, path = line.split(b":", 2)
-            if names and b"=" not in names:
-                fd = posix.open(b"/sys/fs/cgroup/" + names + path + b"/cgroup.procs", posix.O_WRONLY | posix.O_CLOEXEC)
-                posix.write(fd, b"0")
-                posix.close(fd)
-                return
-    except (OSError, ValueError):
-        pass
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
@@ -58,8 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     gc.disable()  # a command lives for milliseconds and makes few cycles
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((word for word in words if word in VERBS), "")
-    if verb in ("create", "run", "exec"):
-        start_new_thread(_ready_cgroups, ())
     # Whoever looks at imports shall see them, whoever wants no bytecode written shall have none.
     kept = bool(verb) and not sys.dont_write_bytecode and "importtime" not in sys._xoptions  # noqa: SLF001  # documented
     if not kept or _load(verb):

@@ -320,20 +320,23 @@ def _escape(path: str) -> str:
 def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int]) -> list[Op]:
     """All mounts in order, and the point at which the cgroups must have been joined.
 
-    Joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that shows the new
-    cgroup namespace has to wait for it; it is moved to the end unless another mount lies above or below it.
+    Making and joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that shows
+    the new cgroup namespace, or v1 groups of the container's own, has to wait for it; it is moved to the end unless
+    another mount lies above or below it.
     """
+    groups = context.cgroup
+    awaited = context.cgroup_namespace or (groups is not None and not groups.clone_into)
     entries: list[tuple[int, dict[str, Any]]] = list(enumerate(config.get("mounts") or ()))
     joined = [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")]
     if "cgroup" in spaces.new:
         joined.append(Op("unshare", (CLONE_FLAG["cgroup"],), (), "/linux/namespaces"))
-    waiting = [pair for pair in entries if pair[1].get("type") == "cgroup" and context.cgroup_namespace]
+    waiting = [pair for pair in entries if pair[1].get("type") == "cgroup" and awaited]
     if waiting and all(_alone(pair, entries) for pair in waiting):
         entries = [pair for pair in entries if pair not in waiting] + waiting
     plan: list[Op] = []
     synced = False
     for position, entry in entries:
-        if not synced and entry.get("type") == "cgroup" and context.cgroup_namespace:
+        if not synced and entry.get("type") == "cgroup" and awaited:
             plan += joined
             synced = True
         plan += mount_ops(entry, f"/mounts/{position}", context, opened.get(position, NO_SLOT))

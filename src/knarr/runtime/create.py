@@ -200,17 +200,18 @@ class Created(Process):
         slots["console"] = stdio.console
         listening = None
         try:
-            if self.plan.cgroup is not None:
-                # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
-                cgroup.create(self.plan.cgroup, devices=False)
-                if "cgroup" in self.plan.slots:
-                    slots["cgroup"] = cgroup.open_directory(self.plan.cgroup)
+            born_inside = self.plan.cgroup is not None and "cgroup" in self.plan.slots
+            if born_inside:
+                self._make_cgroups()
+                slots["cgroup"] = cgroup.open_directory(self.plan.cgroup)
             if wait_start:
                 listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
                 listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
                 listening.listen(1)
                 slots["start"] = listening.fileno()
             self.spawn(stdio, slots, waits=wait_start)
+            if not born_inside:
+                self._make_cgroups()  # the child is at work meanwhile; it is brought in before anything foreign runs
         except OSError as error:
             if isinstance(error, KernelError):
                 raise
@@ -222,6 +223,11 @@ class Created(Process):
                 os.close(slots["cgroup"])
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
+
+    def _make_cgroups(self) -> None:
+        if self.plan.cgroup is not None:
+            # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
+            cgroup.create(self.plan.cgroup, devices=False)
 
     def on_pid(self, pid: int) -> None:
         stat = process_stat(pid)
