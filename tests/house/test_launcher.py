@@ -24,7 +24,9 @@ PROBE = """
 import sys, os
 def main():
     import json
-    facts = {"argv": sys.argv[1:], "path": sys.path, "environment": dict(os.environ), "flags": list(sys.flags),
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        children = [int(pid) for pid in file.read().split()]
+    facts = {"children": children, "argv": sys.argv[1:], "path": sys.path, "environment": dict(os.environ), "flags": list(sys.flags),
              "file": __file__, "json": json.__file__, "python": sys.executable, "encoding": sys.getfilesystemencoding()}
     sys.stdout.write(json.dumps(facts))
     return 7
@@ -83,6 +85,18 @@ def test_passes_arguments_and_exit_code_on(installation: Installation) -> None:
     facts = installation.run(*arguments)
     assert facts["argv"] == arguments
     assert facts["encoding"] == "utf-8"
+
+
+@pytest.mark.parametrize("verb", ["create", "run", "exec", "state"])
+def test_a_head_start_on_v1_cgroups(installation: Installation, verb: str) -> None:
+    """One child joins the group it is in, while Python starts, and is reaped; the command line is what it was."""
+    facts = installation.run("--root", "/x", verb, "id")
+    assert facts["argv"] == ["--root", "/x", verb, "id"]
+    lines = [line.split(":", 2)[1] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    wanted = verb != "state" and any(names and "=" not in names for names in lines)
+    assert len(facts["children"]) == wanted  # type: ignore[arg-type]
+    for pid in facts["children"]:  # type: ignore[attr-defined]
+        assert not Path(f"/proc/{pid}").exists()
 
 
 def test_bytes_that_are_no_utf_8_pass(installation: Installation) -> None:

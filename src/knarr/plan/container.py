@@ -320,9 +320,9 @@ def _escape(path: str) -> str:
 def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int]) -> list[Op]:
     """All mounts in order, and the point at which the cgroups must have been joined.
 
-    Making and joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that shows
-    the new cgroup namespace, or v1 groups of the container's own, has to wait for it; it is moved to the end unless
-    another mount lies above or below it.
+    Making and joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that
+    shows the new cgroup namespace, or v1 groups of the container's own, has to wait for it; it is moved to the end
+    unless another mount lies above or below it.
     """
     groups = context.cgroup
     awaited = context.cgroup_namespace or (groups is not None and not groups.clone_into)

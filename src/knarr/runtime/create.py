@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.base.files import Lock
+    from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.container import ContainerPlan, Root
     from knarr.plan.host import Host
 
@@ -200,18 +201,18 @@ class Created(Process):
         slots["console"] = stdio.console
         listening = None
         try:
-            born_inside = self.plan.cgroup is not None and "cgroup" in self.plan.slots
-            if born_inside:
-                self._make_cgroups()
-                slots["cgroup"] = cgroup.open_directory(self.plan.cgroup)
+            groups = self.plan.cgroup
+            if groups is not None and groups.clone_into:
+                _make(groups)
+                slots["cgroup"] = cgroup.open_directory(groups)
             if wait_start:
                 listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
                 listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
                 listening.listen(1)
                 slots["start"] = listening.fileno()
             self.spawn(stdio, slots, waits=wait_start)
-            if not born_inside:
-                self._make_cgroups()  # the child is at work meanwhile; it is brought in before anything foreign runs
+            if groups is not None and not groups.clone_into:
+                _make(groups)  # the child is at work meanwhile; it is brought in before anything foreign runs
         except OSError as error:
             if isinstance(error, KernelError):
                 raise
@@ -223,11 +224,6 @@ class Created(Process):
                 os.close(slots["cgroup"])
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
-
-    def _make_cgroups(self) -> None:
-        if self.plan.cgroup is not None:
-            # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
-            cgroup.create(self.plan.cgroup, devices=False)
 
     def on_pid(self, pid: int) -> None:
         stat = process_stat(pid)
@@ -319,6 +315,11 @@ class Created(Process):
             if fd >= 0:
                 os.close(fd)
         self.fd = self._root_fd = -1
+
+
+def _make(groups: CgroupPlan) -> None:
+    # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
+    cgroup.create(groups, devices=False)
 
 
 def _rootfs(config: dict[str, Any], bundle: str) -> str:
