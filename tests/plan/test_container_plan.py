@@ -172,13 +172,70 @@ def test_in_a_user_namespace_device_nodes_are_bound_and_root_opens_sources_befor
     bind = next(op for op in plan.ops if op.kind == "bind" and op.strs[1] == "/data")
     assert bind.ints[1] != NO_SLOT
     assert bind.ints[2] & ops.SOURCE_IS_TREE
-    assert compiled(config, USER_HOST).parent_rlimits == ()
+    assert compiled(config, USER_HOST).by_parent == ()
 
 
 def test_root_with_a_user_namespace_leaves_raising_limits_to_the_parent() -> None:
     plan = compiled(rootless(), ROOT_HOST)
-    assert plan.parent_rlimits == ((7, 1024, 1024),)
+    assert plan.by_parent == (Op("rlimit", (7, 1024, 1024), (), "/process/rlimits/0"),)
     assert "rlimit" not in kinds(plan)
+
+
+def scheduled() -> dict[str, Any]:
+    config = default_config()
+    config["process"] |= {
+        "scheduler": {"policy": "SCHED_RR", "priority": 7, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+        "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 3},
+        "execCPUAffinity": {"initial": "0-1,64", "final": "2"},
+    }
+    config["linux"] |= {
+        "personality": {"domain": "LINUX32"},
+        "memoryPolicy": {"mode": "MPOL_INTERLEAVE", "nodes": "0,65-66", "flags": ["MPOL_F_STATIC_NODES"]},
+    }
+    return config
+
+
+SCHEDULER = Op("scheduler", (2, 1, 0, 7, 0, 0, 0), (), "/process/scheduler")
+IO_PRIORITY = Op("io_priority", (0x4003,), (), "/process/ioPriority")
+PERSONALITY = Op("personality", (8,), (), "/linux/personality")
+MEMORY_POLICY = Op("memory_policy", (0x8003, 1, 6), (), "/linux/memoryPolicy")
+
+
+def test_scheduling_comes_after_hooks_and_cgroups_and_before_the_program_is_looked_for() -> None:
+    plan = compiled(scheduled(), options=Options(wait_start=True))
+    place = plan.ops.index(SCHEDULER)
+    assert plan.ops[place : place + 4] == (SCHEDULER, IO_PRIORITY, PERSONALITY, MEMORY_POLICY)
+    seen = kinds(plan)
+    ready = plan.ops.index(Op("sync", (ops.SYNC_READY,)))
+    assert seen.index("pivot") < place < seen.index("find_program") < ready
+    assert plan.ops.index(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")) < place
+    assert "cpu_affinity" not in seen, "it is for exec alone"
+
+
+def test_scheduling_in_a_user_namespace_of_roots_is_done_from_outside() -> None:
+    config = scheduled()
+    config["linux"] |= {side: rootless()["linux"][side] for side in ("uidMappings", "gidMappings")}
+    config["linux"]["namespaces"].append({"type": "user"})
+    plan = compiled(config)
+    assert plan.by_parent[:2] == (SCHEDULER, IO_PRIORITY)
+    assert "scheduler" not in kinds(plan)
+    assert PERSONALITY in plan.ops
+
+
+def test_exec_takes_scheduling_from_its_document_or_else_from_the_container() -> None:
+    config = scheduled()
+    process = {"args": ["true"], "cwd": "/", "scheduler": {"policy": "SCHED_BATCH", "nice": 3}}
+    plan = plan_exec(process, config, ROOT_HOST, id="c1", options=Options())
+    seen = kinds(plan)
+    before, after = (position for position, kind in enumerate(seen) if kind == "cpu_affinity")
+    sync = plan.ops.index(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
+    assert plan.ops[before] == Op("cpu_affinity", (3, 1), (), "/process/execCPUAffinity/initial")
+    assert plan.ops[after] == Op("cpu_affinity", (4,), (), "/process/execCPUAffinity/final")
+    assert before < seen.index("clone") < sync < after
+    assert Op("scheduler", (3, 0, 3, 0, 0, 0, 0), (), "/process/scheduler") in plan.ops
+    assert IO_PRIORITY in plan.ops
+    assert PERSONALITY in plan.ops
+    assert MEMORY_POLICY in plan.ops
 
 
 def test_masks_and_read_only_paths_come_after_hooks() -> None:
@@ -235,7 +292,7 @@ def test_a_sysctl_value_is_written_verbatim_to_its_one_key() -> None:
     assert write.strs == ("sys/net/ipv4/ip_forward", "0+kernel.core_pattern=|/x")
 
 
-@pytest.mark.parametrize(("field", "value"), [("intelRdt", {"closID": "x"}), ("personality", {"domain": "LINUX32"})])
+@pytest.mark.parametrize(("field", "value"), [("intelRdt", {"closID": "x"})])
 def test_fields_that_are_not_done_are_refused(field: str, value: Any) -> None:
     with pytest.raises(Unsupported) as caught:
         compiled(with_linux(**{field: value}))

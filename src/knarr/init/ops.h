@@ -58,7 +58,12 @@
     X(find_program, 72, 0, 2)                                                                                          \
     X(exec, 73, 1, 0 | MORE)                                                                                           \
     X(home, 74, 1, 0)                                                                                                  \
-    X(host_program, 75, 0, 1)
+    X(host_program, 75, 0, 1)                                                                                          \
+    X(scheduler, 80, 7, 0)                                                                                             \
+    X(io_priority, 81, 1, 0)                                                                                           \
+    X(cpu_affinity, 82, 0 | MORE, 0)                                                                                   \
+    X(personality, 83, 1, 0)                                                                                           \
+    X(memory_policy, 84, 1 | MORE, 0)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

@@ -28,6 +28,8 @@ _NUMBERS = {
     "name_to_handle_at": (303, 264),
     "renameat2": (316, 276),
     "syncfs": (306, 267),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
     "pidfd_send_signal": (424, 424),
     "open_tree": (428, 428),
     "move_mount": (429, 429),

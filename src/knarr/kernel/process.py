@@ -1,7 +1,7 @@
 """Processes: what /proc tells of one, pidfds, signals, limits (hot).
 
-proc(5), pidfd_open(2), pidfd_send_signal(2), waitid(2), prlimit(2). A pid alone is never trusted: it is compared
-with the start time the kernel gave the process (docs/security.md I23).
+proc(5), pidfd_open(2), pidfd_send_signal(2), waitid(2), sched_setattr(2), ioprio_set(2). A pid alone is never
+trusted: it is compared with the start time the kernel gave the process (docs/security.md I23).
 """
 
 from __future__ import annotations
@@ -95,3 +95,23 @@ def reap(pidfd: int, *, wait: bool = True) -> int | None:
     if result is None:
         return None
     return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+def set_scheduler(
+    pid: int, policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int
+) -> None:
+    """Set another process's scheduling policy; times in nanoseconds. Raises KernelError."""
+    from struct import pack
+
+    from knarr.kernel.ffi import syscall
+
+    # struct sched_attr as of Linux 5.3; an older kernel takes it as long as what it does not know is zero
+    attr = pack("<IIQiIQQQII", 56, policy, flags, nice, priority, runtime, deadline, period, 0, 0)
+    syscall("sched_setattr", pid, attr, 0, operand=str(pid))
+
+
+def set_io_priority(pid: int, value: int) -> None:
+    """Set another process's I/O class and priority: class << 13 | priority. Raises KernelError."""
+    from knarr.kernel.ffi import syscall
+
+    syscall("ioprio_set", 1, pid, value, operand=str(pid))  # IOPRIO_WHO_PROCESS

@@ -13,7 +13,8 @@ from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
 from knarr.plan.namespaces import CLONE_FLAG, id_map, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
+from knarr.plan.process import label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     IdMap = tuple[tuple[int, int, int], ...]
 
-_LATER = ("intelRdt", "personality", "memoryPolicy", "netDevices")
+_LATER = ("intelRdt", "netDevices")
 
 
 class Root(Record):
@@ -58,14 +59,17 @@ class Options(Record):
 
 
 class ContainerPlan(Record):
-    """All that must be done; ``slots`` names the descriptors the parent hands over, in slot order."""
+    """All that must be done; ``slots`` names the descriptors the parent hands over, in slot order.
+
+    ``by_parent``: what the runtime does to the process from outside, since root of its user namespace may not.
+    """
 
     ops: tuple[Op, ...]
     slots: tuple[str, ...]
     uid_map: IdMap
     gid_map: IdMap
     setgroups_deny: bool
-    parent_rlimits: tuple[tuple[int, int, int], ...]
+    by_parent: tuple[Op, ...]
     cgroup: CgroupPlan | None
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
 
@@ -131,7 +135,6 @@ def plan_container(
     for field in _LATER:
         if linux.get(field):
             raise Unsupported(f"linux.{field}", "this version does not do it", pointer=f"/linux/{field}")
-    refuse_later(process, "/process")
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     new_user = "user" in spaces.new
     uid_map = id_map(linux.get("uidMappings") or []) if new_user else ()
@@ -141,7 +144,7 @@ def plan_container(
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
     hooks = config.get("hooks") or {}
-    limits_by_parent = host.privileged and new_user
+    by_parent = host.privileged and new_user
     opened: dict[int, int] = {}
 
     plan = _before_clone(config, host, spaces, slots, proc, opened=opened, bundle=bundle)
@@ -167,6 +170,8 @@ def plan_container(
     plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
     plan += _seal_root(config, linux, slots, root_slot, options)
     plan += _inside(config, linux, process, proc)
+    own, outside = divided(process, linux, by_parent=by_parent)
+    plan += own
     plan.append(Op("dumpable", (0,), (), ""))
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
     plan.append(Op("sync", (ops.SYNC_READY,), (), ""))
@@ -177,7 +182,7 @@ def plan_container(
         process,
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
         seccomp=seccomp_argument(linux, seccomp),
-        set_rlimits=not limits_by_parent,
+        set_rlimits=not by_parent,
         setgroups_denied=setgroups_deny,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
     )
@@ -187,12 +192,25 @@ def plan_container(
         uid_map,
         gid_map,
         setgroups_deny,
-        tuple(limit[:3] for limit in rlimits(process)) if limits_by_parent else (),
+        outside,
         cgroup,
         tuple(
             (kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())
         ),
     )
+
+
+def divided(process: dict[str, Any], linux: dict[str, Any], *, by_parent: bool) -> tuple[list[Op], tuple[Op, ...]]:
+    """How the process is scheduled: what it does itself, and with ``by_parent`` what is done to it, limits included.
+
+    Scheduling and limits take capabilities in the initial user namespace: a privileged runtime has them, the root of
+    a new user namespace has not.
+    """
+    scheduled = schedule_ops(process, linux)
+    if not by_parent:
+        return scheduled, ()
+    outside = [op for op in scheduled if op.kind in BY_PARENT]
+    return [op for op in scheduled if op.kind not in BY_PARENT], (*outside, *rlimit_ops(process))
 
 
 def own_id_alone(gid_map: IdMap, egid: int) -> bool:

@@ -7,10 +7,11 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, inherited, own_id_alone, seccomp_argument
+from knarr.plan.container import ContainerPlan, divided, inherited, own_id_alone, seccomp_argument
 from knarr.plan.namespaces import CLONE_FLAG, id_map
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import label_ops, process_tail, refuse_later, rlimits, search_path
+from knarr.plan.process import label_ops, process_tail, search_path
+from knarr.plan.schedule import OF_EXEC, affinity_op
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def plan_exec(
     Raises Unsupported with the field's JSON pointer.
     """
     linux = config.get("linux") or {}
-    refuse_later(process, "/process")
+    own = config.get("process") or {}
+    process = {**{field: own[field] for field in OF_EXEC if own.get(field)}, **process}
     slots = inherited(options, cgroup)
     slots = type(slots)([*slots.names, "pidfd"])
     proc = slots.new()
@@ -46,7 +48,7 @@ def plan_exec(
     flags = 0
     for kind in kinds:
         flags |= CLONE_FLAG[kind]
-    plan = [Op("open_proc", (proc,), (), "")]
+    plan = [Op("open_proc", (proc,), (), ""), *affinity_op(process, "initial")]
     score = process.get("oomScoreAdj")
     if score is not None:
         plan.append(Op("proc_write", (proc, 0), ("self/oom_score_adj", str(score)), "/process/oomScoreAdj"))
@@ -68,10 +70,12 @@ def plan_exec(
     else:
         plan.append(Op("reopen_null", (), (), ""))
     plan.append(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
+    by_parent = host.privileged and user
+    scheduled, outside = divided(process, linux, by_parent=by_parent)
+    plan += [*affinity_op(process, "final"), *scheduled]
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
     denied = user and not host.privileged and own_id_alone(id_map(linux.get("gidMappings") or []), host.egid)
     plan += [Op("sync", (ops.SYNC_READY,), (), ""), Op("pdeathsig", (0,), (), "")]
-    by_parent = host.privileged and user
     plan += process_tail(
         process,
         hooks=[],
@@ -80,5 +84,4 @@ def plan_exec(
         setgroups_denied=denied,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
     )
-    limits = tuple(limit[:3] for limit in rlimits(process)) if by_parent else ()
-    return ContainerPlan(tuple(plan), slots.names, (), (), False, limits, cgroup, ())
+    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, ())

@@ -84,6 +84,12 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "exec": (73, ("argc",), ("argv_env*",)),
     "home": (74, ("uid",), ()),
     "host_program": (75, (), ("path",)),
+    # how it is scheduled and where its memory comes from
+    "scheduler": (80, ("policy", "flags", "nice", "priority", "runtime", "deadline", "period"), ()),
+    "io_priority": (81, ("value",), ()),
+    "cpu_affinity": (82, ("cpus*",), ()),
+    "personality": (83, ("persona",), ()),
+    "memory_policy": (84, ("mode", "nodes*"), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

@@ -23,7 +23,6 @@ _RLIMIT_ORDER = (
 )
 RLIMITS = {name: number for number, name in enumerate(_RLIMIT_ORDER)}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LATER = ("scheduler", "ioPriority", "execCPUAffinity")
 _CAPABILITY_SETS = ("effective", "permitted", "inheritable", "ambient", "bounding")
 
 
@@ -36,17 +35,15 @@ def capability_mask(names: list[str] | None) -> int:
     return mask
 
 
-def refuse_later(process: dict[str, Any], pointer: str) -> None:
-    """Refuse what this version does not do, rather than ignoring it."""
-    for field in _LATER:
-        if process.get(field):
-            raise Unsupported(f"process.{field}", "this version does not do it", pointer=f"{pointer}/{field}")
-
-
-def rlimits(process: dict[str, Any]) -> list[tuple[int, int, int, str]]:
-    """(resource, soft, hard, JSON pointer) for each of process.rlimits."""
+def rlimit_ops(process: dict[str, Any]) -> list[Op]:
+    """The resource limits of process.rlimits."""
     return [
-        (RLIMITS[entry["type"].removeprefix("RLIMIT_")], entry["soft"], entry["hard"], f"/process/rlimits/{position}")
+        Op(
+            "rlimit",
+            (RLIMITS[entry["type"].removeprefix("RLIMIT_")], entry["soft"], entry["hard"]),
+            (),
+            f"/process/rlimits/{position}",
+        )
         for position, entry in enumerate(process.get("rlimits") or ())
     ]
 
@@ -109,7 +106,7 @@ def process_tail(
     # As root first, for a directory only root may enter; again below as the user, whom alone it may be open to.
     tail.append(Op("cwd", (ops.CWD_LATER,), (process.get("cwd", "/"),), "/process/cwd"))
     if set_rlimits:
-        tail += [Op("rlimit", limit[:3], (), limit[3]) for limit in rlimits(process)]
+        tail += rlimit_ops(process)
     # The bounding set needs CAP_SETPCAP, which goes with the user; what a hook runs as root gets no more than it.
     tail.append(Op("bounding", (masks["bounding"],), (), "/process/capabilities/bounding"))
     flags = ops.KEEP_CAPS | (ops.NO_SETGROUPS if setgroups_denied else 0)

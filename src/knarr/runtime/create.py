@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
-from errno import EINVAL, EPERM, ESRCH
-from resource import prlimit
+from errno import ESRCH
 
 from knarr.base import fastjson
 from knarr.base.clock import now_rfc3339
@@ -130,22 +129,14 @@ class Process:
             )
         elif code == SYNC_CGROUP:
             self.join_cgroup()
-            for resource, soft, hard in self.plan.parent_rlimits:
-                self._limit(resource, soft, hard)
+        elif code == SYNC_READY and self.plan.by_parent:
+            from knarr.runtime.outside import carry_out  # cold: only with a user namespace of root's
+
+            carry_out(self.pid, self.plan.by_parent)
         return b""
 
     def join_cgroup(self) -> None:
         """Put the process into its cgroups, if that has not been done yet."""
-
-    def _limit(self, resource: int, soft: int, hard: int) -> None:
-        # RLIM_INFINITY is -1 for Python, 2**64 - 1 in config.json.
-        values = tuple(-1 if value >= (1 << 64) - 1 else value for value in (soft, hard))
-        try:
-            prlimit(self.pid, resource, (values[0], values[1]))
-        except (OSError, ValueError) as error:
-            number = getattr(error, "errno", None) or (EPERM if "allowed" in str(error) else EINVAL)
-            hint = "raising a hard limit needs CAP_SYS_RESOURCE" if number == EPERM else ""
-            raise InitError("/process/rlimits", "set resource limit", number, hint=hint) from None
 
     def kill(self) -> None:
         """End it, whatever it is doing, and reap it."""
@@ -255,6 +246,7 @@ class Created(Process):
             run_hooks(self.plan.runtime_hooks, document, self.bundle, alive=self.pidfd, stop=self.stop)
             return document
         if code == SYNC_READY:
+            super().on_sync(code)
             self.state = self.state.replace(complete=True)
             record.save(self.fd, self.state)
             return fastjson.dumps(record.document(self.state, "created"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EACCES, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOTDIR, EPERM, ETXTBSY
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOSYS, ENOTDIR, EPERM, ETXTBSY
 from struct import error as struct_error
 from struct import unpack_from
 
@@ -74,6 +74,10 @@ _DOING = {
     "open_proc": "open /proc",
     "propagation": "set mount propagation of {path}",
     "wait_start": "wait for the start",
+    "scheduler": "set the scheduling policy",
+    "io_priority": "set the I/O priority",
+    "cpu_affinity": "set the CPU affinity",
+    "memory_policy": "set the memory policy",
 }
 
 
@@ -127,6 +131,23 @@ def _general_hint(kind: str, number: int) -> str:
         return "raising a hard limit needs CAP_SYS_RESOURCE"
     if kind in ("clone", "unshare") and number == EPERM:
         return "an ordinary user needs a user namespace: add one to linux.namespaces"
+    if kind in ("scheduler", "io_priority") and number == EPERM:
+        if kind == "io_priority":
+            return "IOPRIO_CLASS_RT takes CAP_SYS_NICE or CAP_SYS_ADMIN"
+        # cgroup v1 gives a new group no real-time at all; a deadline is promised for all CPUs or none (sched(7))
+        return (
+            "a real-time policy or a lower nice takes CAP_SYS_NICE; SCHED_FIFO and SCHED_RR on cgroup v1 also "
+            "resources.cpu.realtimeRuntime, SCHED_DEADLINE every CPU of the machine"
+        )
+    if kind == "scheduler" and number == EBUSY:
+        return "the CPUs have no time left to promise"
+    if kind == "cpu_affinity" and number == EINVAL:
+        return "none of these CPUs is there, or the container's cpuset has none of them"
+    if kind == "memory_policy":
+        if number == ENOSYS:
+            return "this kernel knows no memory nodes (CONFIG_NUMA)"
+        if number == EINVAL:
+            return "this kernel does not know the mode, or none of the nodes is there and in the container's cpuset"
     if kind == "open_ns" and number == EINVAL:
         return "it is not a namespace of that type"
     return ""

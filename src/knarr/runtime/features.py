@@ -9,7 +9,7 @@ from knarr.plan.mountopts import PROPAGATION, parse_options
 from knarr.plan.seccomp import ACTIONS, FLAGS, OPERATORS
 from knarr.plan.syscalls import MACHINES
 from knarr.spec.capabilities import CAPABILITIES
-from knarr.spec.runtime import HOOKS, NAMESPACES, OCI_VERSION, OCI_VERSION_MIN
+from knarr.spec.runtime import HOOKS, MEMORY_FLAGS, MEMORY_MODES, NAMESPACES, OCI_VERSION, OCI_VERSION_MIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def features() -> dict[str, Any]:
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
             "netDevices": {"enabled": False},
+            "memoryPolicy": {"modes": [*MEMORY_MODES], "flags": [*MEMORY_FLAGS]},
         },
     }
 
