@@ -159,12 +159,7 @@ def test_host_names_are_one_word(name: str) -> None:
 
 
 def test_no_nul_anywhere() -> None:
-    for options in (
-        {"labels": (("a", "\0"),)},
-        {"annotations": (("a\0", ""),)},
-        {"command": ("\0",)},
-        {"env": ("A=\0",)},
-    ):
+    for options in ({"labels": (("a", "\0"),)}, {"annotations": (("a\0", ""),)}, {"command": ("\0",)}, {"env": ("A=\0",)}):
         with pytest.raises(UsageError):
             convert(**options)
 

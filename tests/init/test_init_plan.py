@@ -137,11 +137,7 @@ def whole(body: bytes, count: int, *, magic: bytes = b"KNARRPL1", slots: int = 0
 
 
 def string(text: bytes, length: int | None = None, pad: bytes | None = None) -> bytes:
-    return (
-        struct.pack("<Q", len(text) if length is None else length)
-        + text
-        + (bytes(8 - len(text) % 8) if pad is None else pad)
-    )
+    return struct.pack("<Q", len(text) if length is None else length) + text + (bytes(8 - len(text) % 8) if pad is None else pad)
 
 
 KEYRING, UMASK, SECCOMP, EXEC = (KINDS[name][0] for name in ("keyring", "umask", "seccomp", "exec"))
@@ -374,9 +370,7 @@ def test_no_libc_and_no_undefined_names(init_binary: Path) -> None:
         pytest.skip("readelf is not installed")
     dynamic = subprocess.run([readelf, "-dW", str(init_binary)], check=True, capture_output=True, text=True).stdout
     assert "NEEDED" not in dynamic
-    symbols = subprocess.run(
-        [readelf, "--dyn-syms", "-W", str(init_binary)], check=True, capture_output=True, text=True
-    )
+    symbols = subprocess.run([readelf, "--dyn-syms", "-W", str(init_binary)], check=True, capture_output=True, text=True)
     assert "knarr" not in symbols.stdout
 
 
