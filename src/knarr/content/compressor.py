@@ -1,7 +1,7 @@
 """Compressing layers (cold): the same bytes every time, with digest, diffID and sizes counted on the way.
 
-gzip without a level is ISA-L's level 2: ten times as fast as zlib's 6, a tenth larger. Its output is the same on every
-x86-64 processor since 2008 (SSE 4.2; compared under emulation), that of its level 3 is not. gzip with a level is zlib's.
+gzip without a level is ISA-L's level 2: ten times as fast as zlib's 6, a tenth larger. Its output is the same on
+all x86-64 processors since 2008 (SSE 4.2; compared under emulation), its level 3's is not. gzip with a level is zlib's.
 gzip headers carry neither time nor name (RFC 1952).
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     class Writable(Protocol):
         """Where bytes go."""
 
-        def write(self, data: bytes, /) -> object: ...
+        def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 _ISAL_LEVEL = 2

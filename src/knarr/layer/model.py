@@ -193,19 +193,19 @@ def expanded(entry: Entry, reader: Reader) -> Iterator[bytes | memoryview]:
     at = left = 0
     extents = iter(entry.extents)
     for chunk in reader.chunks():
-        part = chunk
-        while part:
+        taken = 0
+        while taken < len(chunk):
             if not left:
                 start, left = next(extents)
                 while at < start:
                     step = min(start - at, len(zeros))
                     yield zeros[:step]
                     at += step
-            step = min(left, len(part))
-            yield part[:step]
+            step = min(left, len(chunk) - taken)
+            yield chunk[taken : taken + step]
             at += step
             left -= step
-            part = part[step:]
+            taken += step
     while at < entry.size:
         step = min(entry.size - at, len(zeros))
         yield zeros[:step]
@@ -398,7 +398,7 @@ class _Work:
         return node
 
     def note(self, path: bytes) -> None:
-        """This layer made something in ``path``: it and all above it count as made by it."""
+        """Note that this layer made something in ``path``: it and all above it count as made by it."""
         while path and path not in self.created:
             self.created.add(path)
             path = path.rpartition(b"/")[0]

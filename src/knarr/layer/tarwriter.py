@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     class Writable(Protocol):
         """Where the archive goes."""
 
-        def write(self, data: bytes, /) -> object: ...
+        def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 _OCTAL_7 = 0o7777777
@@ -67,7 +67,12 @@ def header(entry: Entry) -> bytes:
     extended = Entry()
     extended.mode = 0o644
     first = _block(b"PaxHeaders/" + entry.name.rpartition(b"/")[2][:80], b"", extended, len(body), 0, 0, 0, b"", b"x")
-    return first + body + bytes(-len(body) % BLOCK_SIZE) + block
+    return first + body + padding(len(body)) + block
+
+
+def padding(size: int) -> bytes:
+    """What fills up ``size`` bytes of content to whole blocks."""
+    return bytes(-size % BLOCK_SIZE)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
@@ -140,7 +145,7 @@ class Writer:
     def add(self, entry: Entry, data: bytes = b"") -> None:
         """Write an entry, with a file's content in one piece."""
         entry.size = len(data)
-        self._out.write(header(entry) + data + bytes(-len(data) % BLOCK_SIZE))
+        self._out.write(header(entry) + data + padding(len(data)))
 
     def add_file(self, entry: Entry, fd: int, path: str) -> None:
         """Write a file of ``entry.size`` bytes from a descriptor; FileError when it has not so many."""
@@ -152,7 +157,7 @@ class Writer:
                 raise FileError("read", path, EIO, hint="it became shorter while it was read")
             self._out.write(data)
             left -= len(data)
-        self._out.write(bytes(-entry.size % BLOCK_SIZE))
+        self._out.write(padding(entry.size))
 
     def close(self) -> None:
         """Write the two blocks of zeros that end an archive."""
