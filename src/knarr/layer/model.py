@@ -179,8 +179,8 @@ def content_digest(entry: Entry, reader: Reader) -> str:
         for part in reader.chunks():
             made.update(part)
         return f"sparse {made.hexdigest()}"
-    for part in expanded(entry, reader):
-        made.update(part)
+    for piece in expanded(entry, reader):
+        made.update(piece)
     return made.hexdigest()
 
 
