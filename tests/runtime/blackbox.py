@@ -257,6 +257,31 @@ def processes_with(*marks: str) -> list[str]:
     return found
 
 
+def process_state(pid: int) -> str:
+    """The letter of /proc/PID/stat: S sleeping, D not to be disturbed, Z dead, …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+PURE_V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+def cgroup_of(pid: int, controller: str) -> Path:
+    """The group of a process in the v1 hierarchy with that controller, or the v2 group."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if PURE_V2 and not names:
+            return Path(f"/sys/fs/cgroup{path}")
+        if controller in names.split(","):
+            return Path(f"/sys/fs/cgroup/{names}{path}")
+    pytest.skip(f"this machine has no cgroup controller {controller}")
+
+
+def limit_of(pid: int, v1: str, v2: str) -> str:
+    """What a file of the process's cgroup says: ``v1`` or ``v2``, whichever this machine has."""
+    controller = v1.partition(".")[0]
+    return (cgroup_of(pid, controller) / (v2 if PURE_V2 else v1)).read_text().strip()
+
+
 def cgroups_named(*marks: str) -> list[str]:
     """Cgroup directories whose name holds one of ``marks``."""
     found = []

@@ -455,7 +455,7 @@ def test_a_limit_below_what_is_in_use_is_refused_when_asked() -> None:
     fd = cgroup.open_directory(planned())
     plan = planned(memory={"limit": 1 << 20, "checkBeforeUpdate": True})
     with pytest.raises(InitError, match="in use already"):
-        cgroup._write_limit(fd, plan.directories[0], plan.writes[-1])
+        cgroup.write_limit(fd, plan.directories[0], plan.writes[-1])
     os.close(fd)
     process.kill()
     process.communicate()

@@ -47,6 +47,11 @@ def state(**changes: object) -> State:
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("S", 7), "startable": True}, "created"),
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("S", 7)}, "running"),
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("S", 7), "frozen": True}, "paused"),
+        (
+            {"pid": 5, "starttime": 7, "complete": True},
+            {"process": ("S", 7), "startable": True, "frozen": True},
+            "paused",
+        ),
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("Z", 7)}, "stopped"),
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("X", 7)}, "stopped"),
         ({"pid": 5, "starttime": 7, "complete": True}, {"process": ("S", 8)}, "stopped"),  # the pid is another's

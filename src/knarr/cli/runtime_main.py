@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # name, file, its st_mtime_ns and st_size, whether it is a package, code
     Entry = tuple[str, str, int, int, bool, CodeType]
 
-VERBS = ("create", "start", "state", "kill", "delete", "run", "exec", "list")
+VERBS = ("create", "start", "state", "kill", "delete", "run", "exec", "list", "ps", "pause", "resume", "update")
 _LARGEST = 4 << 20
 _HOME = __file__.removesuffix("/cli/runtime_main.py")
 

@@ -52,8 +52,13 @@ class _Writes:
         self.made.append(Write(place, tuple((name, str(value)) for name in names), pointer, optional))
 
 
-def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: list[CgroupDirectory]) -> list[Write]:
-    """All values in the order they must be written. Raises Unsupported with the field's pointer."""
+def v1_writes(
+    resources: dict[str, Any], rules: tuple[Rule, ...], directories: list[CgroupDirectory], *, zeros: bool = False
+) -> list[Write]:
+    """All values in the order they must be written. Raises Unsupported with the field's pointer.
+
+    ``zeros``: a burst or idle of 0, which a group begins with, is written too, to take an earlier one back.
+    """
     writes = _Writes(directories)
     if resources.get("unified"):
         raise Unsupported("linux.resources.unified", "this host has cgroup v1", pointer=f"{_AT}/unified")
@@ -63,8 +68,9 @@ def v1_writes(resources: dict[str, Any], rules: tuple[Rule, ...], directories: l
     _memory(resources.get("memory") or {}, writes)
     cpu = resources.get("cpu") or {}
     for field, file in _CPU:
-        if positive(cpu.get(field)):
-            writes.add("cpu", file, cpu[field], f"{_AT}/cpu/{field}")
+        value = cpu.get(field)
+        if positive(value) or (zeros and value == 0 and field in ("burst", "idle")):
+            writes.add("cpu", file, value, f"{_AT}/cpu/{field}", optional=value == 0)
     for field in ("cpus", "mems"):
         if cpu.get(field):
             writes.add("cpuset", f"cpuset.{field}", cpu[field], f"{_AT}/cpu/{field}")

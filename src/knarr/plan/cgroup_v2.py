@@ -29,8 +29,11 @@ _THROTTLE = (
 _NOT_LIMITS = ("procs", "threads", "kill", "freeze", "type", "subtree_control")
 
 
-def v2_writes(resources: dict[str, Any], where: CgroupDirectory) -> list[Write]:
-    """All values in the order they must be written. Raises Unsupported or SpecError with the field's pointer."""
+def v2_writes(resources: dict[str, Any], where: CgroupDirectory, *, zeros: bool = False) -> list[Write]:
+    """All values in the order they must be written. Raises Unsupported or SpecError with the field's pointer.
+
+    ``zeros``: a burst or idle of 0, which a group begins with, is written too, to take an earlier one back.
+    """
     made: list[Write] = []
 
     def add(
@@ -45,7 +48,7 @@ def v2_writes(resources: dict[str, Any], where: CgroupDirectory) -> list[Write]:
     if pids:
         add("pids", f"{_AT}/pids/limit", ("pids.max", _or_max(pids)))
     _memory(resources.get("memory") or {}, add)
-    _cpu(resources.get("cpu") or {}, add)
+    _cpu(resources.get("cpu") or {}, add, zeros=zeros)
     _block(resources.get("blockIO") or {}, add)
     for position, entry in enumerate(resources.get("hugepageLimits") or ()):
         at = f"{_AT}/hugepageLimits/{position}"
@@ -101,17 +104,20 @@ def _memory(memory: dict[str, Any], add: Add) -> None:
         raise _nothing_like("memory.disableOOMKiller", f"{_AT}/memory/disableOOMKiller")
 
 
-def _cpu(cpu: dict[str, Any], add: Add) -> None:
+def _cpu(cpu: dict[str, Any], add: Add, *, zeros: bool) -> None:
+    def wanted(field: str) -> bool:
+        return positive(cpu.get(field)) or (zeros and cpu.get(field) == 0)
+
     if positive(cpu.get("shares")):
         add("cpu", f"{_AT}/cpu/shares", ("cpu.weight", cpu_weight(cpu["shares"])))
-    if positive(cpu.get("idle")):  # after the weight: an idle group refuses one
-        add("cpu", f"{_AT}/cpu/idle", ("cpu.idle", cpu["idle"]))
+    if wanted("idle"):  # after the weight: an idle group refuses one
+        add("cpu", f"{_AT}/cpu/idle", ("cpu.idle", cpu["idle"]), optional=cpu["idle"] == 0)
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 0
     if quota or period:
         value = f"{_or_max(quota) if quota else 'max'} {period or 100000}"
         add("cpu", f"{_AT}/cpu/{'quota' if quota else 'period'}", ("cpu.max", value))
-    if positive(cpu.get("burst")):  # after the quota, which it may not exceed
-        add("cpu", f"{_AT}/cpu/burst", ("cpu.max.burst", cpu["burst"]))
+    if wanted("burst"):  # after the quota, which it may not exceed
+        add("cpu", f"{_AT}/cpu/burst", ("cpu.max.burst", cpu["burst"]), optional=cpu["burst"] == 0)
     for field in ("cpus", "mems"):
         if cpu.get(field):
             add("cpuset", f"{_AT}/cpu/{field}", (f"cpuset.{field}", cpu[field]))

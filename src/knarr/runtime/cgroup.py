@@ -203,8 +203,8 @@ def create(planned: CgroupPlan, *, devices: bool = True) -> None:
         fd = _make(directory, v2=planned.clone_into)
         try:
             for limit in planned.writes:
-                if limit.mountpoint == directory.mountpoint and not _is_device_rule(limit):
-                    _write_limit(fd, directory, limit)
+                if limit.mountpoint == directory.mountpoint and not is_device_rule(limit):
+                    write_limit(fd, directory, limit)
         finally:
             os.close(fd)
     if devices:
@@ -218,20 +218,21 @@ def restrict_devices(planned: CgroupPlan) -> None:
     the time for this is after them, and before anything of the image runs.
     """
     for directory in planned.directories:
-        rules = [rule for rule in planned.writes if rule.mountpoint == directory.mountpoint and _is_device_rule(rule)]
+        rules = [rule for rule in planned.writes if rule.mountpoint == directory.mountpoint and is_device_rule(rule)]
         by_program = planned.device_mount == directory.mountpoint
         if rules or by_program:
             fd = open_group(directory.mountpoint, directory.path)
             try:
                 for rule in rules:
-                    _write_limit(fd, directory, rule)
+                    write_limit(fd, directory, rule)
                 if by_program:
                     _attach_devices(fd, planned)
             finally:
                 os.close(fd)
 
 
-def _is_device_rule(limit: Write) -> bool:
+def is_device_rule(limit: Write) -> bool:
+    """Whether it is one of those that restrict_devices writes."""
     return limit.choices[0][0].startswith("devices.")
 
 
@@ -321,7 +322,8 @@ def _inherit_cpuset(above: int, fd: int) -> None:
             write(fd, file, read(above, file).strip())
 
 
-def _write_limit(fd: int, directory: CgroupDirectory, limit: Write) -> None:
+def write_limit(fd: int, directory: CgroupDirectory, limit: Write) -> None:
+    """Put one value into the group behind ``fd``. Raises InitError with the field, the file and the value."""
     for number, (file, value) in enumerate(limit.choices):
         try:
             if limit.not_below:
@@ -391,6 +393,22 @@ def _join(groups: list[tuple[str, str]], pid: int) -> None:
                 hint = "a real-time process needs cpu.realtimeRuntime"
             doing = f"join cgroup {mountpoint}{path}"
             raise InitError("/linux/cgroupsPath", doing, error.errno or EINVAL, hint=hint) from None
+
+
+def expel(recorded: Intent, pid: int) -> None:
+    """Take a process of ours out of a frozen v1 group, where not even SIGKILL would end it. On v2 it does."""
+    if recorded["v2"]:
+        return
+    host = probe()
+    for mount in host.mounts if host is not None else ():
+        if "freezer" in mount.controllers:
+            fd = open_group(mount.mountpoint, mount.own)
+            try:
+                write(fd, "cgroup.procs", str(pid))
+            except OSError as error:
+                raise KernelError("take out of the frozen cgroup", f"process {pid}", error.errno or EINVAL) from None
+            finally:
+                os.close(fd)
 
 
 def for_exec(recorded: Intent | None) -> CgroupPlan | None:

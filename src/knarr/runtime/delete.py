@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from errno import EBUSY, ENOENT
-from time import monotonic, sleep
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, InUse, KernelError, KnarrError, NotFound, SpecError, WrongStatus
+from knarr.base.errors import FileError, KernelError, KnarrError, NotFound, SpecError, WrongStatus
 from knarr.base.ids import check_id
 from knarr.kernel.process import boot_id, ended, open_pid, reap, signal_pid
 from knarr.runtime import record
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from knarr.runtime.record import State
 
 PATIENCE = 10.0
-"""Seconds to wait for killed processes to end, and for another's hold on the container."""
+"""Seconds to wait for killed processes to end."""
 
 
 def delete(state_root: str, id: str, *, force: bool = False) -> list[str]:
@@ -60,10 +59,11 @@ def delete(state_root: str, id: str, *, force: bool = False) -> list[str]:
 def destroy(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
     """Kill what runs and remove everything of the container; returns warnings. Raises InUse, KernelError, FileError."""
     _kill(state)
-    taken = _lock(root_fd, state.id)
     try:
-        if not _same(root_fd, fd, state.id):
-            return []  # another delete was quicker
+        taken = record.hold(root_fd, fd, state.id)
+    except NotFound:
+        return []  # another delete was quicker
+    try:
         if state.pid == 0:
             state = record.load(fd, state.id)  # the creation that held the lock may have come further
         return clear(root_fd, fd, state, config)
@@ -116,27 +116,6 @@ def _waits(pid: int) -> str:
     return f"the kernel holds it in {where or 'an uninterruptible wait'}; try again later"
 
 
-def _lock(root_fd: int, id: str) -> Lock:
-    deadline = monotonic() + PATIENCE
-    while True:
-        try:
-            return record.lock(root_fd, id, wait=False)
-        except InUse:
-            if monotonic() >= deadline:
-                raise InUse("container", id, "another command that creates or deletes it") from None
-        sleep(0.01)
-
-
-def _same(root_fd: int, fd: int, id: str) -> bool:
-    """Whether the directory behind ``fd`` is still the container's."""
-    try:
-        there = os.stat(id, dir_fd=root_fd, follow_symlinks=False)
-    except OSError:
-        return False
-    here = os.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-
 def _poststop(fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
     """Run every poststop hook, also after one that failed (lifecycle, step 13)."""
     from knarr.runtime.hooks import run_hook
@@ -161,10 +140,11 @@ def _remnant(root_fd: int, fd: int, id: str, error: KnarrError, *, force: bool) 
     if not interrupted and not force:
         error.hint = error.hint or "delete --force removes it"
         raise error
-    taken = _lock(root_fd, id)
     try:
-        if not _same(root_fd, fd, id):
-            return []
+        taken = record.hold(root_fd, fd, id)
+    except NotFound:
+        return []
+    try:
         try:
             state = record.load(fd, id)
         except (FileError, SpecError):
@@ -180,7 +160,7 @@ def _remnant(root_fd: int, fd: int, id: str, error: KnarrError, *, force: bool) 
 
 def _let_go(root_fd: int, fd: int, id: str, taken: Lock) -> None:
     """Release the lock; with the container gone its file goes, too."""
-    if _same(root_fd, fd, id):
+    if record.same(root_fd, fd, id):
         taken.release()
     else:
         record.forget_lock(root_fd, id, taken)

@@ -43,6 +43,8 @@ class Execed(Process):
 
     def undo(self) -> None:
         """End the process and forget it."""
+        if self._groups is not None and self.pid and cgroup.frozen(self._groups):
+            cgroup.expel(self._groups, self.pid)
         self.kill()
         self.close()
 
@@ -55,11 +57,13 @@ def begin_exec(
     io: Stdio | None = None,
     options: Options | None = None,
     host: Host | None = None,
+    ignore_paused: bool = False,
 ) -> Execed:
     """Start a process; drive ``.launch`` until ``step()`` says that it runs; on an error call ``.undo()``.
 
-    ``process`` is a validated process section of config.json. Raises NotFound, WrongStatus, Unsupported, SpecError,
-    KernelError.
+    ``process`` is a validated process section of config.json. With ``ignore_paused`` a process may be started in a
+    paused container; it stands still, and ``step()`` does not come to its end, until that is resumed. Raises NotFound,
+    WrongStatus, Unsupported, SpecError, KernelError.
     """
     stdio = io or Stdio()
     if host is None:
@@ -71,8 +75,8 @@ def begin_exec(
     try:
         state = record.load(fd, id)
         status = record.status(fd, state)
-        if status not in ("created", "running"):
-            raise WrongStatus(id, "exec in", status)
+        if status not in ("created", "running") and not (status == "paused" and ignore_paused):
+            raise WrongStatus(id, "exec in", status, hint="--ignore-paused waits" if status == "paused" else "")
         config = record.config(fd)
         opened = open_pid(state.pid, state.starttime)
         if opened is None:
@@ -113,6 +117,7 @@ def exec_process(
     io: Stdio | None = None,
     options: Options | None = None,
     host: Host | None = None,
+    ignore_paused: bool = False,
     deadline: float | None = None,
     stop: int = -1,
 ) -> Execed:
@@ -121,7 +126,7 @@ def exec_process(
     The caller waits for it (``.wait()``, or ``.pidfd``) and calls ``.close()``. Raises also what went wrong inside:
     CommandNotFound, CommandNotExecutable, InitError, SafetyViolation, Interrupted.
     """
-    made = begin_exec(state_root, id, process, io=io, options=options, host=host)
+    made = begin_exec(state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused)
     try:
         if made.launch is not None:
             made.launch.run(deadline, stop)

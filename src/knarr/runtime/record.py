@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
+from time import monotonic, sleep
 
 from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, InUse, NotFound, SpecError, UsageError
@@ -32,6 +33,8 @@ STATE = "state.json"
 CONFIG = "config.json"
 START = "start"
 LOCKS = ".locks"
+PATIENCE = 10.0
+"""Seconds to wait for another command's hold on a container."""
 _LIMIT = 32 << 20
 
 
@@ -110,6 +113,33 @@ def lock(root_fd: int, id: str, *, wait: bool) -> Lock:
     taken = Lock(f"{LOCKS}/{id}", dir_fd=root_fd, wait=wait)
     taken.acquire()
     return taken
+
+
+def hold(root_fd: int, fd: int, id: str, patience: float = PATIENCE) -> Lock:
+    """Take the lock of the container behind ``fd``, waiting ``patience`` seconds. Raises InUse; NotFound: removed."""
+    deadline = monotonic() + patience
+    while True:
+        try:
+            taken = lock(root_fd, id, wait=False)
+            break
+        except InUse:
+            if monotonic() >= deadline:
+                raise InUse("container", id, "another command that creates, changes or deletes it") from None
+        sleep(0.01)
+    if not same(root_fd, fd, id):
+        forget_lock(root_fd, id, taken)
+        raise NotFound("container", id)
+    return taken
+
+
+def same(root_fd: int, fd: int, id: str) -> bool:
+    """Whether the directory behind ``fd`` is still the container's."""
+    try:
+        there = os.stat(id, dir_fd=root_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def forget_lock(root_fd: int, id: str, taken: Lock) -> None:
@@ -207,22 +237,22 @@ def computed(state: State, *, boot: str, process: tuple[str, int] | None, starta
         return "stopped"
     if not state.complete:
         return "creating"
-    if startable:
-        return "created"
-    return "paused" if frozen else "running"
+    if frozen:
+        return "paused"
+    return "created" if startable else "running"
 
 
 def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True) -> str:
     """The container's status now. With ``root_fd``, a creation still without a process is told from a dead one.
 
-    Without ``freezer`` a paused container counts as running, which saves looking.
+    Without ``freezer`` a paused container counts as what it was before, which saves looking.
     """
     boot = boot_id()
     process = process_stat(state.pid) if state.pid else None
     if state.pid == 0 and state.boot == boot and root_fd >= 0 and being_made(root_fd, state.id):
         return "creating"
     now = computed(state, boot=boot, process=process, startable=startable(fd), frozen=False)
-    if now == "running" and freezer and state.cgroup is not None:
+    if now in ("created", "running") and freezer and state.cgroup is not None:
         from knarr.runtime import cgroup
 
         if cgroup.frozen(state.cgroup):

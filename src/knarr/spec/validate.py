@@ -125,10 +125,13 @@ def process_findings(process: Any) -> Found:
     return found
 
 
-def resource_findings(resources: Any) -> Found:
-    """Return what is wrong with resources of their own, as ``update`` brings them; pointers start there."""
+def resource_findings(resources: Any, *, partial: bool = False) -> Found:
+    """Return what is wrong with resources of their own, as ``update`` brings them; pointers start there.
+
+    ``partial``: look at the shape only, since what they mean depends on others that hold already.
+    """
     found = findings(RESOURCES, resources)
-    if not found:
+    if not found and not partial:
         linux_rules.resource_faults(resources, "", lambda pointer, why: found.append(SpecFinding(pointer, why)))
     return found
 

@@ -36,7 +36,14 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     slot = console.fileno() if console else own.slot if own else -1
     try:
         with Signals() as signals:
-            made = exec_process(context.root, id, process, io=Stdio(console=slot, preserve=preserve), stop=signals.fd)
+            made = exec_process(
+                context.root,
+                id,
+                process,
+                io=Stdio(console=slot, preserve=preserve),
+                ignore_paused=bool(options.get("ignore-paused")),
+                stop=signals.fd,
+            )
             try:
                 making.write_pid(options, made.pid)
                 if detach:

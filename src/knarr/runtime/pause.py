@@ -1,0 +1,43 @@
+"""Stop all processes of a container where they are, and let them go on (hot). cgroups: v1 freezer, v2 cgroup.freeze."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import Unsupported, WrongStatus
+from knarr.runtime import cgroup, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.runtime.record import State
+
+
+def pause(state_root: str, id: str) -> None:
+    """Freeze a created or running container.
+
+    Raises NotFound, WrongStatus, Unsupported when it has no cgroup, KernelError when a process does not stop.
+    """
+    state, status = _look(state_root, id)
+    if status not in ("created", "running"):
+        # The words in brackets are runc's.
+        raise WrongStatus(id, "pause", status, hint="container not running")
+    if state.cgroup is None:
+        raise Unsupported("pausing a container without a cgroup", "the freezer is a part of cgroups")
+    cgroup.freeze(state.cgroup)
+
+
+def resume(state_root: str, id: str) -> None:
+    """Let a paused container go on. Raises NotFound, WrongStatus, KernelError."""
+    state, status = _look(state_root, id)
+    if status != "paused":
+        raise WrongStatus(id, "resume", status, hint="container not paused")
+    cgroup.thaw(state.cgroup)
+
+
+def _look(state_root: str, id: str) -> tuple[State, str]:
+    fd = record.open_container(state_root, id)
+    try:
+        state = record.load(fd, id)
+        return state, record.status(fd, state)
+    finally:
+        os.close(fd)

@@ -1,0 +1,51 @@
+"""Which processes a container has (hot)."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import Unsupported
+from knarr.kernel.process import open_pid
+from knarr.runtime import cgroup, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.runtime.record import State
+
+
+def processes(state_root: str, id: str) -> list[int]:
+    """The pids, as this program sees them, sorted; none of a stopped container.
+
+    Raises NotFound; Unsupported for a container that has neither a cgroup nor a pid namespace of its own.
+    """
+    fd = record.open_container(state_root, id)
+    try:
+        state = record.load(fd, id)
+        if state.cgroup is not None:
+            return cgroup.pids(state.cgroup)
+        if record.status(fd, state, freezer=False) == "stopped":
+            return []
+        return _in_namespace(state)
+    finally:
+        os.close(fd)
+
+
+def _in_namespace(state: State) -> list[int]:
+    """The processes in the pid namespace of the container's first process; those below it are not looked at."""
+    pidfd = open_pid(state.pid, state.starttime)
+    if pidfd is None:
+        return []
+    os.close(pidfd)
+    space = _namespace(str(state.pid))
+    if space is None or space == _namespace("self"):
+        raise Unsupported(
+            "listing the processes of this container", "it has neither a cgroup nor a pid namespace of its own"
+        )
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and _namespace(name) == space)
+
+
+def _namespace(name: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/{name}/ns/pid")
+    except OSError:  # gone, or another user's
+        return None
