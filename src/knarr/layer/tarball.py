@@ -50,10 +50,11 @@ class Limits(Record):
 class Entry:
     """One member of the archive; ``name`` and ``link`` are raw bytes, ``mtime`` nanoseconds, ``device`` (major, minor).
 
-    ``size`` is the file's own size; ``extents`` lists (offset, length) of the stored parts of a sparse file.
+    ``size`` is the file's own size; ``extents`` lists (offset, length) of the stored parts of a sparse file; ``start``
+    is where its stored bytes begin in the stream.
     """
 
-    __slots__ = ("device", "extents", "gid", "kind", "link", "mode", "mtime", "name", "size", "uid", "xattrs")
+    __slots__ = ("device", "extents", "gid", "kind", "link", "mode", "mtime", "name", "size", "start", "uid", "xattrs")
 
     def __init__(self) -> None:
         self.name = b""
@@ -62,6 +63,7 @@ class Entry:
         self.uid = 0
         self.gid = 0
         self.size = 0
+        self.start = 0
         self.mtime = 0
         self.link = b""
         self.device: tuple[int, int] = (0, 0)
@@ -374,6 +376,7 @@ class Reader:
                 self._pax_sparse(entry, sparse)
             if entry.size > self._limits.file:
                 raise self.fail(f"the file has {entry.size} bytes, at most {self._limits.file} are allowed", name)
+            entry.start = self._before + self._at
         return entry
 
     def _odd(self, entry: Entry, size: int) -> FormatError:
