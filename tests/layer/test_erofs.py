@@ -21,6 +21,7 @@ from trees import differences, needs_root, tree
 from knarr.base.errors import FormatError, KernelError, Unsupported
 from knarr.kernel import mount as m
 from knarr.layer.erofs import write
+from knarr.layer.erofsview import ErofsView
 from knarr.layer.model import Model
 from knarr.layer.unpack import remove_path
 
@@ -105,7 +106,18 @@ def test_mounted_is_merged(stack: list[list[bytes]]) -> None:
                 index(layers)
             return
         with mounted(layers, top) as place:
-            assert differences(tree(place), tree(root)) == []
+            expected = tree(root)
+            assert differences(tree(place), expected) == []
+            with ErofsView(f"{top}/index", [f"{top}/{number}.tar" for number in range(len(layers))]) as view:
+                for path, item in expected.items():
+                    if item.kind == "link":
+                        continue
+                    canonical, found = view.resolve(path)
+                    assert (found.mode & 0o7777, found.uid, found.gid) == (item.mode, *item.owner)
+                    assert canonical == os.fsencode("" if path == "." else path)
+                    if item.kind == "file":
+                        with open(f"{root}/{path}", "rb") as stream:
+                            assert view.read_file(path, 1000) == stream.read()
 
 
 @needs_root
@@ -156,11 +168,11 @@ def test_sparse_files_have_their_holes(tmp_path: Path) -> None:
         ("end", [(4096, b"d" * 4096)], 5 << 20),
         ("nothing", [], 1 << 24),
     ):
-        with (files / name).open("wb") as file:
+        with (files / name).open("wb") as out:
             for offset, data in parts:
-                file.seek(offset)
-                file.write(data)
-            file.truncate(size)
+                out.seek(offset)
+                out.write(data)
+            out.truncate(size)
     for sparse in ("--format=gnu", "--format=pax --sparse-version=0.1", "--format=pax --sparse-version=1.0"):
         packed = subprocess.run(
             ["tar", "-C", str(files), "-cS", *sparse.split(), "."], capture_output=True, check=True

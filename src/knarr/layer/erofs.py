@@ -7,7 +7,7 @@ Format: Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h of Linux; al
     0     unused
     1024  superblock
     1152  device table, one slot for each tar
-    …     inodes, each in slots of 32 bytes with its attributes, then what its kind needs (chunk indexes, a short target)
+    …     inodes, in slots of 32 bytes, with attributes and what their kind needs (chunk indexes, a short target)
     …     blocks: directories, long targets
 """
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 BLOCK_BITS = 9
 """Blocks as tar has them; the kernel takes any size from 512 bytes to its page."""
 _BLOCK = 1 << BLOCK_BITS
-_SUPER = 1024
-_MAGIC = 0xE0F5E1E2
-_DEVICES = _SUPER + 128
+SUPER = 1024
+MAGIC = 0xE0F5E1E2
+_DEVICES = SUPER + 128
 _SLOT = 128  # of a device
 _MOST_DEVICES = 1 << 14  # the root's inode comes after them, and its number has 16 bits
-_INODE = 64  # extended: with nanoseconds and 32 bits of owner
+INODE = 64  # extended: with nanoseconds and 32 bits of owner
 _PLAIN, _INLINE, _CHUNKS = 0, 2, 4  # layouts of data
 _INDEXES = 0x20  # chunk format: 8 bytes each, naming a device
-_HOLE = 0xFFFFFFFF
+HOLE = 0xFFFFFFFF
 _CHUNKED, _DEVICE_TABLE = 0x4, 0x8  # features without which it cannot be read
 _MOST_INDEXES = 1 << 20  # of one sparse file
 _TYPES = {FILE: 1, DIR: 2, CHAR: 3, BLOCK: 4, FIFO: 5, SYMLINK: 7}
@@ -72,7 +72,7 @@ class _Inode:
         self.value = 0  # the inode's word: block, device number or chunk format
 
     def size(self) -> int:
-        return _INODE + len(self.attributes) + len(self.tail)
+        return INODE + len(self.attributes) + len(self.tail)
 
 
 def write(model: Model, sizes: Sequence[int], out: BinaryIO, *, identity: bytes = bytes(16)) -> None:
@@ -97,9 +97,8 @@ def write(model: Model, sizes: Sequence[int], out: BinaryIO, *, identity: bytes 
             inode.value = block
             blocks.append(data)
             block += len(data) >> BLOCK_BITS
-    out.write(bytes(_SUPER) + _superblock(inodes, len(sizes), block, identity))
-    for size in sizes:
-        out.write(_pack_device(b"", size + _BLOCK - 1 >> BLOCK_BITS, 0, 0, 0))
+    out.write(bytes(SUPER) + _superblock(inodes, len(sizes), block, identity))
+    out.writelines(_pack_device(b"", size + _BLOCK - 1 >> BLOCK_BITS, 0, 0, 0) for size in sizes)
     at = _DEVICES + len(sizes) * _SLOT
     for inode in inodes:
         data = _inode(inode, names)
@@ -112,7 +111,7 @@ def write(model: Model, sizes: Sequence[int], out: BinaryIO, *, identity: bytes 
 
 def _superblock(inodes: list[_Inode], devices: int, blocks: int, identity: bytes) -> bytes:
     return _pack_super(
-        _MAGIC,
+        MAGIC,
         0,  # checksum: that feature is not used, the file's digest is recorded beside it
         0,
         BLOCK_BITS,
@@ -189,7 +188,7 @@ def _place_in(inode: _Inode, at: int) -> None:
         major, minor = entry.device
         inode.value = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
     elif kind == SYMLINK:
-        whole = _INODE + len(inode.attributes) + len(entry.link)
+        whole = INODE + len(inode.attributes) + len(entry.link)
         if whole <= _BLOCK:  # a short target lies behind its inode, in the same block
             inode.layout = _INLINE
             inode.tail = entry.link
@@ -219,7 +218,7 @@ def _chunks(entry: Entry, device: int) -> tuple[int, bytes]:
     count = (entry.size + unit - 1) // unit
     if unit < _BLOCK or count > _MOST_INDEXES:
         raise Unsupported(f"an index of {printable(entry.name)!r}", "its holes are not made of whole blocks")
-    indexes = [_pack_index(0, 0, _HOLE)] * count
+    indexes = [_pack_index(0, 0, HOLE)] * count
     at = first >> BLOCK_BITS
     for offset, length in entry.extents:
         for number in range(offset // unit, (offset + length + unit - 1) // unit):

@@ -1,0 +1,319 @@
+"""Layers kept as their plain tars, and for each image an EROFS index over them: nothing is extracted.
+
+    tar/<hex of diffID>            a layer's tar, shared by all images that have it
+    index/<hex of chainID>/index   the whole tree of an image (erofs.py), whose devices are those tars
+    index/<hex>/image.json         chainID, diffIDs bottom first, bytes of the files
+    locks/<hex>, tmp/<hex>         while one is being made
+    lock                           shared while they are made or looked up, exclusive while they are removed
+
+All of it 0700 and 0400 (docs/security.md I18). What is made appears by rename, complete, verified and on disk (I9).
+Who mounts it sees what unpacking would give him: both come from one reader of tars, and tests hold the trees together.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENOSPC, EPERM, EROFS
+
+from knarr.base import fastjson
+from knarr.base.errors import FileError, InUse, KnarrError, NotFound, Unsupported
+from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
+from knarr.base.record import Record
+from knarr.content.digest import Digest, usable
+from knarr.layer.chain import chain_ids
+from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from contextlib import AbstractContextManager
+
+    from knarr.content.verify import Readable
+    from knarr.layer.erofsview import ErofsView
+    from knarr.layer.model import Model
+    from knarr.layer.source import Layer, Progress
+
+_RECORD_LIMIT = 1 << 20
+
+
+class Mountable(Record):
+    """An image that can be mounted: its index, and the tars that are its devices, bottom first, as absolute paths."""
+
+    chain_id: str
+    diff_ids: tuple[str, ...]
+    index: str
+    tars: tuple[str, ...]
+    size: int  # bytes of the index
+
+
+if TYPE_CHECKING:  # the method ``list`` hides the type of that name from its class
+    Found = list[Mountable]
+    Strings = list[str]
+
+
+class TarStore:
+    """Tars and indexes in directory ``path``, made if missing. May be shared by threads and processes.
+
+    Raises FileError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+            for name in ("", "/tar", "/index", "/tmp", "/locks"):
+                try:
+                    os.mkdir(self.path + name, 0o700)
+                except FileExistsError:
+                    pass
+        except OSError as error:
+            raise FileError("make", self.path, error.errno or EROFS) from None
+
+    # -- looking up ----------------------------------------------------------------------------------------
+
+    def _directory(self, chain_id: str) -> str:
+        return f"{self.path}/index/{usable(chain_id).encoded}"
+
+    def tar(self, diff_id: str) -> str:
+        """Where a layer's tar is, or will be. Raises InvalidDigest."""
+        return f"{self.path}/tar/{usable(diff_id).encoded}"
+
+    def has(self, chain_id: str) -> bool:
+        """Whether the image can be mounted. Raises InvalidDigest."""
+        return os.path.lexists(f"{self._directory(chain_id)}/image.json")
+
+    def get(self, chain_id: str) -> Mountable:
+        """What is known of an image. Raises NotFound, FileError, SpecError, InvalidDigest."""
+        folder = self._directory(chain_id)
+        path = f"{folder}/image.json"
+        try:
+            data = read_file(path, _RECORD_LIMIT)
+        except FileError:
+            if os.path.lexists(path):
+                raise
+            raise NotFound("index of image", chain_id) from None
+        record = fastjson.loads(data, path)
+        diffs = tuple(record["diffs"])
+        return Mountable(record["chain"], diffs, f"{folder}/index", tuple(map(self.tar, diffs)), record["size"])
+
+    def list(self) -> Found:
+        """All images that can be mounted. Raises FileError, SpecError."""
+        return [self.get(_digest(name)) for name in sorted(os.listdir(f"{self.path}/index"))]
+
+    def view(self, chain_id: str) -> ErofsView:
+        """A read-only look at the tree of an image, without a mount; close it. Raises NotFound, FileError."""
+        from knarr.layer.erofsview import ErofsView
+
+        image = self.get(chain_id)
+        return ErofsView(image.index, image.tars)
+
+    def hold(self) -> AbstractContextManager[object]:
+        """Keep everything from being removed: held from ``ensure`` until the record of its user is written."""
+        return Lock(f"{self.path}/lock", shared=True)
+
+    # -- making --------------------------------------------------------------------------------------------
+
+    def ensure(self, layers: Sequence[Layer], progress: Progress | None = None) -> Digest:
+        """Keep what is missing of an image's layers, make its index, and return the chainID of its top layer.
+
+        Each layer is read once: verified, inflated, verified again, written and put into the index as it comes. Nothing
+        becomes visible before all of it is on disk; after a failure nothing is left. Raises FormatError,
+        DigestMismatch, SizeMismatch, FileError, and Unsupported for an image that no index can hold (erofs.write).
+        """
+        if len(layers) > LAYERS_LIMIT:
+            raise Unsupported(f"an image of {len(layers)} layers", f"at most {LAYERS_LIMIT} can be mounted together")
+        chain = (chain_ids([layer.diff_id for layer in layers]) or [NO_LAYERS])[-1]
+        self._tidy()
+        with self.hold():
+            lock = Lock(f"{self.path}/locks/{chain.encoded}")
+            lock.acquire()
+            try:
+                if not self.has(chain):
+                    _Making(self, layers, chain, progress).run()
+            finally:
+                _forget(lock)
+        return chain
+
+    def _tidy(self) -> None:
+        """Remove what a crashed process left, if there is something and nobody is at work."""
+        if os.listdir(f"{self.path}/tmp"):
+            try:
+                with Lock(f"{self.path}/lock", wait=False):
+                    self._empty_tmp()
+            except InUse:
+                pass  # or it is not left, but being made
+
+    def _empty_tmp(self) -> None:
+        for name in os.listdir(f"{self.path}/tmp"):
+            _remove(f"{self.path}/tmp/{name}")
+
+    # -- removing ------------------------------------------------------------------------------------------
+
+    def gc(self, keep: Collection[str] | None = None) -> Strings:
+        """Remove leftovers, and, given chainIDs to ``keep``, every other index and the tars that no index needs.
+
+        Returns the chainIDs removed. Waits for whoever holds them (``hold``). Raises FileError.
+        """
+        with Lock(f"{self.path}/lock"):
+            self._empty_tmp()
+            known = self.list()
+            gone = [] if keep is None else [image.chain_id for image in known if image.chain_id not in keep]
+            needed = {os.path.basename(tar) for image in known if image.chain_id not in gone for tar in image.tars}
+            try:
+                for chain_id in gone:
+                    name = usable(chain_id).encoded
+                    os.rename(f"{self.path}/index/{name}", f"{self.path}/tmp/{name}.gone")
+                if keep is not None:
+                    for name in os.listdir(f"{self.path}/tar"):
+                        if name not in needed:
+                            os.unlink(f"{self.path}/tar/{name}")
+                for name in os.listdir(f"{self.path}/locks"):
+                    os.unlink(f"{self.path}/locks/{name}")
+            except OSError as error:
+                raise FileError("clean up", self.path, error.errno or EPERM) from None
+            self._empty_tmp()
+            return gone
+
+
+class _Making:
+    """One run of ``ensure`` that has something to do."""
+
+    def __init__(self, store: TarStore, layers: Sequence[Layer], chain: Digest, progress: Progress | None) -> None:
+        self.store = store
+        self.layers = layers
+        self.chain = chain
+        self.progress = progress
+        self.new: dict[str, str] = {}  # where a tar is -> where it will be
+        self.locks: list[Lock] = []
+
+    def run(self) -> None:
+        from knarr.layer.erofs import write
+        from knarr.layer.model import Model
+        from knarr.layer.unpack import sync_file_system
+
+        folder = f"{self.store.path}/tmp/{self.chain.encoded}"
+        try:
+            _remove(folder)  # a crash may have left it
+            model = Model()
+            self.lock_tars()
+            sizes = [self.take(model, layer) for layer in self.layers]
+            os.mkdir(folder, 0o700)
+            with open(f"{folder}/index", "wb", opener=_private) as file:
+                write(model, sizes, file, identity=bytes.fromhex(self.chain.encoded[:32]))
+                size = file.tell()
+            diffs = [layer.diff_id for layer in self.layers]
+            document = {"chain": self.chain, "diffs": diffs, "size": size}
+            write_atomic(f"{folder}/image.json", fastjson.dumps(document))
+            sync_file_system(self.store.path)
+            for place, target in self.new.items():
+                os.rename(place, target)
+            os.rename(folder, f"{self.store.path}/index/{self.chain.encoded}")
+            for name in ("tar", "index"):
+                sync_directory(f"{self.store.path}/{name}")
+        except BaseException as error:
+            for place in (*self.new, folder):
+                try:
+                    _remove(place)
+                except KnarrError:
+                    pass  # the first error is the one to tell; gc tries again
+            if isinstance(error, OSError) and not isinstance(error, KnarrError):
+                raise FileError("write", self.store.path, error.errno or ENOSPC) from None
+            raise
+        finally:
+            for lock in self.locks:
+                _forget(lock)
+
+    def lock_tars(self) -> None:
+        """Be the only one to make those tars that are missing; sorted, so that nobody waits in a circle."""
+        wanted = {self.store.tar(layer.diff_id) for layer in self.layers}
+        for target in sorted(wanted):
+            if not os.path.lexists(target):
+                lock = Lock(f"{self.store.path}/locks/{os.path.basename(target)}.tar")
+                lock.acquire()
+                self.locks.append(lock)
+
+    def take(self, model: Model, layer: Layer) -> int:
+        """Put a layer into the model, keeping its tar if that is not there; its size in bytes."""
+        from knarr.content.verify import FileStream, open_regular
+
+        target = self.store.tar(layer.diff_id)
+        made = f"{self.store.path}/tmp/{os.path.basename(target)}.tar"
+        if made not in self.new and not os.path.lexists(target):
+            return self.copy(model, layer, made, target)
+        place = made if made in self.new else target  # an image may have a layer twice
+        fd, size = open_regular(place)
+        stream = FileStream(fd, place)
+        try:
+            model.apply(stream, what=layer.what)
+        finally:
+            stream.close()
+        return size
+
+    def copy(self, model: Model, layer: Layer, place: str, target: str) -> int:
+        """Read a layer into the model and into a file."""
+        _remove(place)
+        fd = os.open(place, _NEW, 0o400)
+        self.new[place] = target
+        try:
+            copy = _Copied(layer.stream(progress=self.progress), fd)
+            try:
+                model.apply(copy, what=layer.what)
+            finally:
+                copy.close()
+            padding = -copy.size % 512  # the kernel reads whole blocks
+            write_all(fd, bytes(padding))
+            return copy.size + padding
+        finally:
+            os.close(fd)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Copied:
+    """A stream whose bytes are also written to a file."""
+
+    def __init__(self, stream: Readable, fd: int) -> None:
+        self._stream = stream
+        self._fd = fd
+        self.size = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        write_all(self._fd, data)
+        self.size += len(data)
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _forget(lock: Lock) -> None:
+    try:
+        os.unlink(lock.path)
+    except OSError:
+        pass  # it stays for the next one to use
+    lock.release()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o400)
+
+
+def _remove(path: str) -> None:
+    """Remove a file of ours, or a directory of such files; fine if there is none. Raises FileError."""
+    try:
+        try:
+            os.unlink(path)
+        except IsADirectoryError:
+            for name in os.listdir(path):
+                os.unlink(f"{path}/{name}")
+            os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FileError("remove", path, error.errno or EPERM) from None
+
+
+def _digest(name: str) -> str:
+    return f"{'sha256' if len(name) == 64 else 'sha512'}:{name}"
