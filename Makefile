@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint bench clean help arm64
+.PHONY: build demo test lint bench conformance clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -42,6 +42,10 @@ bench: build ## measure knarr beside runc, crun and bubblewrap
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/runtime.py $(ARGS)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/library.py $(ARGS)
+
+conformance: build ## build and run the official conformance suite (downloads it; needs root)
+	@scripts/prepare system test
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tests/conformance/official.py $(ARGS)
 
 arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci

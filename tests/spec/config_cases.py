@@ -56,7 +56,6 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"/root/path": ""}, ["/root/path"], "must not be empty"),
     ({"/root/path": "a\0b"}, ["/root/path"], "U+0000"),
     ({"/root/readonly": 1}, ["/root/readonly"], "must be a boolean, not an integer"),
-    ({"/linux": GONE, "/hostname": GONE}, [NAMESPACES], "no mount namespace"),
     ({"/annotations": {"": "x"}}, ["/annotations/"], "a key must not be empty"),
     ({"/annotations": {"a/b~": 1}}, ["/annotations/a~1b~0"], "must be a string"),
     # process
@@ -136,7 +135,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"/hooks": {"poststart": [{"path": "/x", "timeout": 1.5}]}}, ["/hooks/poststart/0/timeout"], "must be an integer"),
     ({"/hooks": {"createContainer": {}}}, ["/hooks/createContainer"], "must be an array"),
     # namespaces and ids
-    ({f"{NAMESPACES}/4": GONE}, [NAMESPACES], "no mount namespace"),
+    ({f"{NAMESPACES}/4": GONE}, ["/linux/maskedPaths", "/linux/readonlyPaths"], "needs a mount namespace"),
     ({f"{NAMESPACES}/-": {"type": "pid"}}, [f"{NAMESPACES}/5/type"], "occurs twice"),
     ({f"{NAMESPACES}/-": {"type": "foo"}}, [f"{NAMESPACES}/5/type"], "must be one of mount, pid"),
     ({f"{NAMESPACES}/1/path": "run/ns"}, [f"{NAMESPACES}/1/path"], "must be an absolute path"),

@@ -114,6 +114,7 @@ def test_parse_names_the_document_and_bounds_its_size() -> None:
             {"/process/capabilities/ambient": ["CAP_CHOWN"], "/process/capabilities/inheritable": ["CAP_CHOWN"]},
             ["/process/capabilities/ambient/0"],
         ),
+        ({"/linux": GONE, "/hostname": GONE}, ["/linux/namespaces"]),
     ],
 )
 def test_warnings(changes: dict[str, Any], pointers: list[str]) -> None:

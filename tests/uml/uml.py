@@ -62,8 +62,12 @@ def run(
     timeout: float = 300,
     env: dict[str, str] | None = None,
     memory: str = "1500M",
+    visible: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Boot, run ``command`` as the guest's root, power off; times in seconds."""
+    """Boot, run ``command`` as the guest's root, power off; times in seconds.
+
+    ``visible``: further folders below the host's /tmp or /run that the guest sees, read-only.
+    """
     kernel = shutil.which(KERNEL)
     if kernel is None:
         raise NoUml("user-mode-linux is not installed")
@@ -75,7 +79,7 @@ def run(
         script.write_text(
             INIT.format(
                 results=folder,
-                visible=shlex.join([sys.prefix, str(ROOT)]),
+                visible=shlex.join([sys.prefix, str(ROOT), *visible]),
                 cwd=shlex.quote(cwd),
                 exports=exports,
                 command=shlex.join(command),

@@ -93,7 +93,7 @@ static void make_private_below(int directory)
     close_fd(fd);
 }
 
-long op_bind_root(const struct op *op)
+static long bind_on_itself(const struct op *op, int shared)
 {
     /* a root that is a symbolic link could be turned elsewhere between check and use */
     long fd = kcall(openat, AT_FDCWD, op->strings[0].bytes, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -101,15 +101,30 @@ long op_bind_root(const struct op *op)
 
     if (fd < 0)
         return fd;
-    make_private_below((int)fd);
+    if (!shared)
+        make_private_below((int)fd);
     tree = clone_tree((int)fd, "", 1);
     if (tree < 0)
         return tree;
     got = attach((int)tree, (int)fd);
     close_fd(fd);
+    if (got == 0 && shared)
+        got = mount_attributes((int)tree, 1, 0, 0, MS_PRIVATE_);
     if (got < 0)
         return got;
     return slot_set(op->numbers[0], tree);
+}
+
+long op_bind_root(const struct op *op)
+{
+    return bind_on_itself(op, 0);
+}
+
+/* In a mount namespace that is not the container's nothing of others is changed: what the container mounts lies on one
+ * mount of its own, so that taking that away takes all away (runtime/shared_mounts.py). */
+long op_shared_root(const struct op *op)
+{
+    return bind_on_itself(op, 1);
 }
 
 /* -- container paths, below the root descriptor --------------------------------------------------------------- */
@@ -483,6 +498,12 @@ long op_pivot(const struct op *op)
     long got, old;
 
     forget_masks();
+    if (op->numbers[1] & PIVOT_CHROOT) {
+        got = kcall(fchdir, root);
+        if (got == 0)
+            got = kcall(chroot, ".");
+        return got == 0 ? kcall(chdir, "/") : got;
+    }
     if (op->numbers[1] & PIVOT_MOVE) { /* a root on the initial ramfs cannot be pivoted away from */
         got = kcall(fchdir, root);
         if (got == 0)

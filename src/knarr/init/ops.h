@@ -33,6 +33,7 @@
     X(open_source, 34, 2, 1)                                                                                           \
     X(bind_root, 35, 1, 1)                                                                                             \
     X(open_root, 36, 1, 1)                                                                                             \
+    X(shared_root, 37, 1, 1)                                                                                           \
     X(mount, 40, 4, 3 | MORE)                                                                                          \
     X(bind, 41, 8, 2)                                                                                                  \
     X(remount, 42, 4, 1)                                                                                               \
@@ -87,6 +88,7 @@ enum {
     CONSOLE_BIND = 1,
     /* pivot */
     PIVOT_MOVE = 1,
+    PIVOT_CHROOT = 2,
     /* cwd */
     CWD_LATER = 1,
     /* user */

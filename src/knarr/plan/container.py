@@ -72,6 +72,7 @@ class ContainerPlan(Record):
     by_parent: tuple[Op, ...]
     cgroup: CgroupPlan | None
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
+    mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
 
     def encode(self) -> bytes:
         """The bytes knarr-init reads."""
@@ -149,7 +150,8 @@ def plan_container(
 
     plan = _before_clone(config, host, spaces, slots, proc, opened=opened, bundle=bundle)
     plan += _identity(spaces, options, id=id, new_user=new_user, process=process, host=host, proc=proc)
-    plan += _root_ops(root or Root("bind", _root_path(config, bundle)), root_slot, linux)
+    own_mounts = spaces.own("mount")
+    plan += _root_ops(root or Root("bind", _root_path(config, bundle)), root_slot, linux, own_mounts=own_mounts)
     context = MountContext(
         host,
         bundle=bundle,
@@ -168,7 +170,8 @@ def plan_container(
     if hooks.get("prestart") or hooks.get("createRuntime") or hooks.get("createContainer"):
         plan.append(Op("sync", (ops.SYNC_HOOKS,), (), "/hooks"))
     plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
-    plan += _seal_root(config, linux, slots, root_slot, options)
+    how = ops.PIVOT_MOVE if options.no_pivot else 0
+    plan += _seal_root(config, linux, slots, root_slot, how if own_mounts else ops.PIVOT_CHROOT)
     plan += _inside(config, linux, process, proc)
     own, outside = divided(process, linux, by_parent=by_parent)
     plan += own
@@ -197,6 +200,7 @@ def plan_container(
         tuple(
             (kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())
         ),
+        not own_mounts,
     )
 
 
@@ -304,8 +308,12 @@ def _identity(
     return plan
 
 
-def _root_ops(root: Root, slot: int, linux: dict[str, Any]) -> list[Op]:
+def _root_ops(root: Root, slot: int, linux: dict[str, Any], *, own_mounts: bool) -> list[Op]:
     """The root as a descriptor. Mounts of the host keep coming in unless asked otherwise, none goes out."""
+    if not own_mounts:
+        if root.kind != "bind":
+            raise Unsupported("a root made by the init", "it needs a mount namespace", pointer="/linux/namespaces")
+        return [Op("shared_root", (slot,), (root.path,), "/root/path")]
     asked = linux.get("rootfsPropagation")
     # Even for a shared root our copy of "/" is a slave: what is mounted below it must not reach the host.
     flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
@@ -368,11 +376,11 @@ def _alone(pair: tuple[int, dict[str, Any]], entries: list[tuple[int, dict[str, 
     return not any(other.startswith(here) or here.startswith(other) for other in later)
 
 
-def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, options: Options) -> list[Op]:
+def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, how: int) -> list[Op]:
     """Terminal, masked and read-only paths, and the step into the root."""
     process = config["process"]
     plan: list[Op] = []
-    if process.get("terminal") and options.terminal_slot:
+    if process.get("terminal") and "console" in slots.names:
         size = process.get("consoleSize") or {}
         uid = (process.get("user") or {}).get("uid", 0)
         numbers = (root, slots.of("console"), ops.CONSOLE_BIND, size.get("height", 0), size.get("width", 0), uid)
@@ -386,7 +394,7 @@ def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, roo
     ]
     if (config.get("root") or {}).get("readonly"):
         plan.append(Op("remount", (root, 0, 0x1, 0), ("/",), "/root/readonly"))
-    plan.append(Op("pivot", (root, ops.PIVOT_MOVE if options.no_pivot else 0), (), "/root/path"))
+    plan.append(Op("pivot", (root, how), (), "/root/path"))
     plan.append(Op("close", (root,), (), ""))
     asked = linux.get("rootfsPropagation")
     if asked:

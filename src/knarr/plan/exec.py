@@ -34,16 +34,17 @@ def plan_exec(
 ) -> ContainerPlan:
     """Compile a process document for the container that ``config`` describes.
 
-    The parent hands over a pidfd of the container's first process as slot "pidfd", after the other inherited slots.
+    The parent hands over a pidfd of the container's first process as slot "pidfd", after the other inherited slots,
+    and the process's root as slot "root" where there is no mount namespace to enter.
     Raises Unsupported with the field's JSON pointer.
     """
     linux = config.get("linux") or {}
     own = config.get("process") or {}
     process = {**{field: own[field] for field in OF_EXEC if own.get(field)}, **process}
     slots = inherited(options, cgroup)
-    slots = type(slots)([*slots.names, "pidfd"])
-    proc = slots.new()
     kinds = {entry["type"] for entry in linux.get("namespaces") or ()}
+    slots = type(slots)([*slots.names, "pidfd", *(() if "mount" in kinds else ("root",))])
+    proc = slots.new()
     user = "user" in kinds
     flags = 0
     for kind in kinds:
@@ -55,7 +56,10 @@ def plan_exec(
     plan += label_ops(process, host, proc)
     # Before the container's processes can see this one (CVE-2016-9962).
     plan += [Op("dumpable", (0,), (), ""), Op("close", (proc,), (), "")]
-    plan.append(Op("setns", (slots.of("pidfd"), flags), (), "/linux/namespaces"))
+    if flags:
+        plan.append(Op("setns", (slots.of("pidfd"), flags), (), "/linux/namespaces"))
+    if "mount" not in kinds:
+        plan.append(Op("pivot", (slots.of("root"), ops.PIVOT_CHROOT), (), ""))
     plan += [Op("clone", (0, slots.of("cgroup")), (), ""), Op("pdeathsig", (9,), (), "")]
     if user:
         plan += [Op("become_root", (), (), "/linux/uidMappings"), Op("pdeathsig", (9,), (), "")]

@@ -52,6 +52,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "open_source": (34, ("slot", "recursive"), ("path",)),
     "bind_root": (35, ("slot",), ("path",)),
     "open_root": (36, ("slot",), ("path",)),
+    "shared_root": (37, ("slot",), ("path",)),
     # below the root descriptor: paths of the container
     "mount": (40, ("root", "attr", "propagation", "flags"), ("fstype", "source", "target", "options*")),
     "bind": (
@@ -107,6 +108,7 @@ REPLACE = 1  # an existing non-directory is removed first
 CONSOLE_BIND = 1  # also mount the terminal on /dev/console
 # pivot flags
 PIVOT_MOVE = 1  # MS_MOVE and chroot instead of pivot_root (root on initramfs)
+PIVOT_CHROOT = 2  # chroot only: the mount namespace is shared with others
 # cwd flags
 CWD_LATER = 1  # "permission denied" is left to the second cwd, after the user is set
 # user flags

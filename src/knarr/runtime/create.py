@@ -187,6 +187,10 @@ class Created(Process):
             self.state = self.state.replace(tail_index=tail, tail=[describe(op) for op in self.plan.ops[tail:]])
         if self.plan.cgroup is not None:
             self.state = self.state.replace(cgroup=cgroup.intent(self.plan.cgroup))
+        if self.plan.mounts_stay:
+            from knarr.runtime import shared_mounts
+
+            self.state = self.state.replace(mounts=shared_mounts.intent(self.state.rootfs))
         record.save(self.fd, self.state)
         slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
@@ -243,7 +247,11 @@ class Created(Process):
             from knarr.runtime.hooks import run_hooks
 
             document = fastjson.dumps(record.document(self.state, "creating"))
-            run_hooks(self.plan.runtime_hooks, document, self.bundle, alive=self.pidfd, stop=self.stop)
+            # prestart hooks were called by `start` once, and still see the status of that (crun, the official suite).
+            created = fastjson.dumps(record.document(self.state, "created"))
+            kinds = {"prestart": created}
+            for hook in self.plan.runtime_hooks:
+                run_hooks([hook], kinds.get(hook[0], document), self.bundle, alive=self.pidfd, stop=self.stop)
             return document
         if code == SYNC_READY:
             super().on_sync(code)

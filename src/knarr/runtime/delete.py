@@ -80,8 +80,12 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
         cgroup.thaw(state.cgroup)  # what is frozen on v1 does not die
         cgroup.remove(state.cgroup, PATIENCE)
     warnings: list[str] = []
+    if state.mounts is not None and state.boot == boot_id():
+        from knarr.runtime import shared_mounts
+
+        warnings += shared_mounts.undo(state.rootfs, state.mounts)
     if "poststop" in state.hooks and (state.complete or state.hooked):
-        warnings = _poststop(fd, state, config)
+        warnings += _poststop(fd, state, config)
     record.remove(root_fd, fd, state.id)
     return warnings
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from errno import ESRCH
+from errno import ENOENT, ESRCH
 
-from knarr.base.errors import InitError, KnarrError, WrongStatus
-from knarr.kernel.process import open_pid
+from knarr.base.errors import InitError, KernelError, KnarrError, WrongStatus
+from knarr.kernel.process import ended, open_pid
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
 from knarr.runtime import cgroup, record
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from knarr.plan.container import ContainerPlan
     from knarr.plan.host import Host
+    from knarr.runtime.record import State
 
 
 class Execed(Process):
@@ -71,7 +72,7 @@ def begin_exec(
 
         host = probe()
     fd = record.open_container(state_root, id)
-    pidfd = groups_fd = -1
+    pidfd = groups_fd = root_fd = -1
     try:
         state = record.load(fd, id)
         status = record.status(fd, state)
@@ -100,13 +101,29 @@ def begin_exec(
         slots["pidfd"] = pidfd
         if "cgroup" in plan.slots:
             slots["cgroup"] = groups_fd = cgroup.open_directory(state.cgroup)
+        if "root" in plan.slots:
+            slots["root"] = root_fd = _root_of(state, pidfd)
         made = Execed(id, plan, host, state.cgroup)
         made.spawn(stdio, slots)
         return made
     finally:
-        for used in (fd, pidfd, groups_fd):
+        for used in (fd, pidfd, groups_fd, root_fd):
             if used >= 0:
                 os.close(used)
+
+
+def _root_of(state: State, pidfd: int) -> int:
+    """The root of a container without a mount namespace. Raises WrongStatus, KernelError."""
+    try:
+        root_fd = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (ESRCH, ENOENT):
+            raise WrongStatus(state.id, "exec in", "stopped") from None
+        raise KernelError("open", f"/proc/{state.pid}/root", error.errno or 0) from None
+    if ended(pidfd, 0):  # then the number may have been somebody else's already
+        os.close(root_fd)
+        raise WrongStatus(state.id, "exec in", "stopped")
+    return root_fd
 
 
 def exec_process(

@@ -53,6 +53,7 @@ class State(Record):
     complete: bool = False  # creation came to its end
     hooked: bool = False  # prestart or createRuntime hooks were begun, so poststop hooks are due
     hooks: tuple[str, ...] = ()  # kinds of hooks its config.json has
+    mounts: Any = None  # what runtime/shared_mounts.py needs to take its mounts away, without a mount namespace
     cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
     tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
     tail_index: int = 0  # number of the first of them

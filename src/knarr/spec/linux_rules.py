@@ -54,8 +54,12 @@ def _namespaces(config: dict[str, Any], add: Add) -> None:
             add(f"{at}/path", f"must be an absolute path, not {shown(path)}")
         elif len(path.encode("utf-8", "surrogateescape")) >= PATH_MAX:  # CVE-2021-43784: nothing may outgrow a message
             add(f"{at}/path", f"is longer than {PATH_MAX - 1} bytes")
-    if "mount" not in seen:  # without one, every mount would land on the host
-        add("/linux/namespaces", "has no mount namespace, and knarr runs no container without one")
+    if "mount" not in seen:
+        # Such a container shares the caller's mounts, and what it mounts is taken away with it; but a path that is
+        # hidden from one must not be hidden from all.
+        for name in ("maskedPaths", "readonlyPaths", "rootfsPropagation"):
+            if _linux(config).get(name):
+                add(f"/linux/{name}", "needs a mount namespace in linux.namespaces")
 
 
 def _id_mappings(config: dict[str, Any], add: Add) -> None:  # user_namespaces(7)

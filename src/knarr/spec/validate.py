@@ -66,7 +66,7 @@ def config_warnings(config: dict[str, Any]) -> Found:
     """Return what a runtime must or should mention about a valid config.json, and then go on.
 
     Capabilities nobody knows (config.md: MUST be logged, SHOULD NOT fail) or that cannot become ambient, relative
-    mount destinations (deprecated), a user name on Linux, a version newer than ours.
+    mount destinations (deprecated), a user name on Linux, no mount namespace, a version newer than ours.
     """
     found: Found = []
 
@@ -79,6 +79,8 @@ def config_warnings(config: dict[str, Any]) -> Found:
     for index, mount in enumerate(config.get("mounts", ())):
         if not mount["destination"].startswith("/"):
             add(f"/mounts/{index}/destination", f"{shown(mount['destination'])} is relative, taken from the root")
+    if not any(entry["type"] == "mount" for entry in config.get("linux", {}).get("namespaces", ())):
+        add("/linux/namespaces", "has no mount namespace: the root is a chroot, which root inside can leave")
     process = config.get("process", {})
     if process.get("user", {}).get("username"):
         add("/process/user/username", "has no meaning on Linux")
