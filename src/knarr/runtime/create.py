@@ -188,7 +188,7 @@ class Created(Process):
         if self.plan.cgroup is not None:
             self.state = self.state.replace(cgroup=cgroup.intent(self.plan.cgroup))
         if self.plan.mounts_stay:
-            from knarr.runtime import shared_mounts
+            from knarr.runtime import shared_mounts  # cold: only without a mount namespace
 
             self.state = self.state.replace(mounts=shared_mounts.intent(self.state.rootfs))
         record.save(self.fd, self.state)

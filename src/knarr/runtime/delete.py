@@ -81,7 +81,7 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
         cgroup.remove(state.cgroup, PATIENCE)
     warnings: list[str] = []
     if state.mounts is not None and state.boot == boot_id():
-        from knarr.runtime import shared_mounts
+        from knarr.runtime import shared_mounts  # cold: only without a mount namespace
 
         warnings += shared_mounts.undo(state.rootfs, state.mounts)
     if "poststop" in state.hooks and (state.complete or state.hooked):
