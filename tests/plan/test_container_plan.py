@@ -238,6 +238,21 @@ def test_exec_takes_scheduling_from_its_document_or_else_from_the_container() ->
     assert MEMORY_POLICY in plan.ops
 
 
+def test_a_copied_up_tmpfs_waits_for_the_cgroup_and_is_writable_until_then() -> None:
+    config = default_config()
+    options = ["ro", "tmpcopyup", "size=1m"]
+    config["mounts"].append({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": options})
+    plan = compiled(config)
+    (mount,) = [op for op in plan.ops if op.pointer == f"/mounts/{len(config['mounts']) - 1}"]
+    root = mount.ints[0]
+    flags = ops.CREATE_DIR | ops.MODE_OF_TARGET | ops.COPY_UP | ops.COPY_OWNER
+    assert mount == Op("mount", (root, 1, 0, flags), ("tmpfs", "tmpfs", "/run", "size=1m"), mount.pointer)
+    assert plan.ops.index(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")) < plan.ops.index(mount)
+    options += ["uid=5", "mode=700"]
+    (mount,) = [op for op in compiled(config).ops if op.pointer == mount.pointer]
+    assert mount.ints[3] == ops.CREATE_DIR | ops.COPY_UP
+
+
 def test_masks_and_read_only_paths_come_after_hooks() -> None:
     config = default_config()
     config["hooks"] = {"prestart": [{"path": "/h"}]}

@@ -88,6 +88,9 @@ long attach(int tree, int target);
 long clone_tree(int fd, const char *path, int recursive);
 long mount_attributes(int fd, int recursive, u64 set, u64 clear, u64 propagation);
 
+/* copyup.c */
+long copy_up(int target, int mount, int owner);
+
 /* exec.c */
 long prepare_exec(void);
 void prepare_explanation(void);

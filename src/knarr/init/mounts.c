@@ -199,8 +199,22 @@ static long set_option(int context, const struct text *option)
     return kcall(fsconfig, context, SET_STRING, key, option->bytes + equals + 1, 0);
 }
 
-static long new_mount(const struct op *op, int target)
+/* The mode of what is mounted over, as tmpfs wants it; none by itself (a kernel's default is 1777). */
+static long set_mode(int context, int target)
 {
+    struct statx found;
+    char octal[5] = {0};
+    long got = describe(target, "", 0, &found);
+    int each;
+
+    for (each = 0; each < 4; each++)
+        octal[each] = (char)('0' + (found.stx_mode >> (9 - 3 * each) & 7));
+    return got < 0 ? got : kcall(fsconfig, context, SET_STRING, "mode", octal, 0);
+}
+
+static long new_mount(const struct op *op, int target, u64 flags)
+{
+    u64 late = flags & COPY_UP ? op->numbers[1] & MNT_RDONLY : 0; /* nothing can be copied into what is read-only */
     const u8 *at = op->first_string;
     struct text option;
     long got, mount, context = kcall(fsopen, op->strings[0].bytes, 1 /* FSOPEN_CLOEXEC */);
@@ -216,14 +230,22 @@ static long new_mount(const struct op *op, int target)
         if (each >= 3)
             got = set_option((int)context, &option);
     }
+    if (got == 0 && flags & MODE_OF_TARGET)
+        got = set_mode((int)context, target);
     if (got == 0)
         got = kcall(fsconfig, context, CREATE, NULL, NULL, 0);
     if (got < 0)
         return with_log((int)context, got);
-    mount = kcall(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, op->numbers[1]);
+    mount = kcall(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, op->numbers[1] & ~late);
     if (mount < 0)
         return with_log((int)context, mount);
     close_fd(context);
+    if (flags & COPY_UP)
+        got = copy_up(target, (int)mount, (flags & COPY_OWNER) != 0);
+    if (got == 0)
+        got = mount_attributes((int)mount, 0, late, 0, 0);
+    if (got < 0)
+        return got;
     got = attach((int)mount, target);
     if (got == 0)
         got = mount_attributes((int)mount, 0, 0, 0, op->numbers[2]);
@@ -293,13 +315,23 @@ static long old_mount(const struct op *op, int root, int target)
 long op_mount(const struct op *op)
 {
     int root = root_fd(op->numbers[0]);
-    long got, target = mount_target(root, op->strings[2].bytes, op->numbers[3], op->strings[0].bytes);
+    u64 flags = op->numbers[3];
+    long got, target = -ENOENT;
 
+    if (flags & MODE_OF_TARGET) {
+        target = open_in_root(root, op->strings[2].bytes, O_PATH, 0);
+        if (target < 0)
+            flags &= ~(u64)MODE_OF_TARGET;
+    }
+    if (target < 0)
+        target = mount_target(root, op->strings[2].bytes, flags, op->strings[0].bytes);
     if (target < 0)
         return target;
-    got = not_over_proc((int)target, op->numbers[3]);
-    if (got == 0)
-        got = has_long_option(op) ? old_mount(op, root, (int)target) : new_mount(op, (int)target);
+    got = not_over_proc((int)target, flags);
+    if (got == 0 && has_long_option(op))
+        got = flags & (COPY_UP | MODE_OF_TARGET) ? -E2BIG : old_mount(op, root, (int)target);
+    else if (got == 0)
+        got = new_mount(op, (int)target, flags);
     close_fd(target);
     root_done(op->numbers[0], root);
     return got;

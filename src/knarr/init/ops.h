@@ -82,6 +82,9 @@ enum {
     SOURCE_IS_TREE = 8,
     OPTIONAL = 16,
     OVER_PROC = 32,
+    COPY_UP = 64,
+    COPY_OWNER = 128,
+    MODE_OF_TARGET = 256,
     /* symlink */
     REPLACE = 1,
     /* console */

@@ -362,7 +362,9 @@ def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, o
     plan: list[Op] = []
     synced = False
     for position, entry in entries:
-        if not synced and entry.get("type") == "cgroup" and awaited:
+        shows_groups = entry.get("type") == "cgroup" and awaited
+        # What is copied into memory must count as the container's.
+        if not synced and (shows_groups or "tmpcopyup" in (entry.get("options") or ())):
             plan += joined
             synced = True
         plan += mount_ops(entry, f"/mounts/{position}", context, opened.get(position, NO_SLOT))

@@ -52,7 +52,7 @@ _RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
 
 _SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
 _NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
-_LATER = ("tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow")
+_LATER = ("idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow")
 
 
 class MountOptions(Record):
@@ -66,12 +66,13 @@ class MountOptions(Record):
     rec_set: int
     rec_clear: int
     propagation: int  # 0: the default (rprivate through the parent)
+    copy_up: bool
     data: tuple[str, ...]
 
 
 def parse_options(options: list[str], pointer: str) -> MountOptions:
     """Sort the options of ``mounts[]``; later ones win over earlier ones. Raises Unsupported."""
-    bind = recursive = remount = False
+    bind = recursive = remount = copy_up = False
     sets = {False: 0, True: 0}
     clears = {False: 0, True: 0}
     propagation = 0
@@ -88,6 +89,8 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
             bind = recursive = True
         elif option == "remount":
             remount = True
+        elif option == "tmpcopyup":
+            copy_up = True
         elif option in PROPAGATION:
             propagation = PROPAGATION[option]
         elif option in _NOTHING:
@@ -98,6 +101,5 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
             )
         else:
             data.append(option)
-    return MountOptions(
-        bind, recursive, remount, sets[False], clears[False], sets[True], clears[True], propagation, tuple(data)
-    )
+    attributes = sets[False], clears[False], sets[True], clears[True]
+    return MountOptions(bind, recursive, remount, *attributes, propagation, copy_up, tuple(data))

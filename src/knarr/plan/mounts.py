@@ -85,6 +85,9 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     over_proc = _over_proc(entry, target, pointer)
     if entry.get("uidMappings") or entry.get("gidMappings"):
         raise Unsupported("an id-mapped mount", "this version does not do it", pointer=pointer)
+    if options.copy_up and (entry.get("type") != "tmpfs" or options.remount):
+        where = f"{pointer}/options/{entry['options'].index('tmpcopyup')}"
+        raise SpecError("config.json", [SpecFinding(where, "tmpcopyup is for a tmpfs only")])
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
     if is_bind(entry):
@@ -99,7 +102,7 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         return _cgroup_mount(options, target, pointer, context)
     attr = options.attr_set | options.rec_set
     data = list(options.data)
-    if attr & mountopts.RDONLY and fstype not in _SHARED_SUPERBLOCK:
+    if attr & mountopts.RDONLY and fstype not in _SHARED_SUPERBLOCK and not options.copy_up:
         data.append("ro")
     if fstype == "sysfs" and not context.network_namespace and context.new_user:
         # sysfs shows the network namespace's devices; mounting it asks for power over that namespace.
@@ -107,6 +110,12 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         return [Op("bind", (context.root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys", target), pointer)]
     strings = (fstype, entry.get("source") or fstype, target, *data)
     flags = ops.CREATE_DIR | over_proc
+    if fstype == "tmpfs":
+        given = {text.partition("=")[0] for text in data}
+        if "mode" not in given:
+            flags |= ops.MODE_OF_TARGET
+        if options.copy_up:
+            flags |= ops.COPY_UP if given & {"uid", "gid"} else ops.COPY_UP | ops.COPY_OWNER
     return [Op("mount", (context.root, attr, options.propagation, flags), strings, pointer)]
 
 

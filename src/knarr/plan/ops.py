@@ -102,6 +102,9 @@ RECURSIVE = 4  # bind: the whole tree below the source
 SOURCE_IS_TREE = 8  # bind: the slot holds a detached tree of open_source, to be moved as it is
 OPTIONAL = 16  # a missing source (bind) or target (remount, readonly) is not an error
 OVER_PROC = 32  # mount and bind: the target may lie in a procfs
+COPY_UP = 64  # mount: what the target holds is copied into the new file system
+COPY_OWNER = 128  # and its root gets the target's owner
+MODE_OF_TARGET = 256  # mount: the option mode= with the target's mode, if the target is there
 # symlink flags
 REPLACE = 1  # an existing non-directory is removed first
 # console flags

@@ -115,11 +115,25 @@ def init_error(
             cls = CommandNotExecutable if found else CommandNotFound
             return cls(pointer, what, number, why=why, hint=_hint(why))
         return InitError(pointer, what, number, why=why)
+    if kind == "mount" and detail:
+        return InitError(pointer, what, number, why=_mount_trouble(number, detail, str(arguments.get("target", ""))))
     if kind == "cwd" and (detail or number == ENOENT):
         shown = detail.split(b"\0")[0].decode("utf-8", "replace")
         if shown and not shown.startswith("/"):
             return SafetyViolation("working directory", str(arguments.get("path", "")), "it lies outside of the root")
     return InitError(pointer, what, number, hint=_general_hint(kind, number))
+
+
+def _mount_trouble(number: int, detail: bytes, target: str) -> str:
+    """What the kernel said about the options, or which file could not be copied."""
+    kernel = os.strerror(number).lower()
+    copying, *names = detail.rstrip(b"\0").split(b"\0")
+    if copying == b"copy":
+        path = "/".join([target.rstrip("/"), *(name.decode("utf-8", "surrogateescape") for name in reversed(names))])
+        return f"{kernel}: while {path or '/'} was copied into it"
+    # a line each: a letter (e error, w warning, i information), a blank, the words
+    said = [line.partition(" ")[2] for line in detail.decode("utf-8", "replace").splitlines()]
+    return f"{kernel}: {'; '.join(said)}"
 
 
 def _general_hint(kind: str, number: int) -> str:
