@@ -24,7 +24,7 @@ KEPT = ("KNARR_TEST_INSTALLED", "KNARR_TEST_RUNTIME")
     ("files", "wanted"),
     [
         (("test_cgroup_groups.py",), ""),
-        (("test_pause.py", "test_update.py"), "not runc and not crun and not size and not sense"),
+        (("test_pause.py", "test_update.py", "test_events.py"), "not runc and not crun and not size and not sense"),
     ],
     ids=["groups", "verbs"],
 )

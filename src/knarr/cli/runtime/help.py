@@ -14,6 +14,7 @@ ABOUT = {
     "run": ("ID", "create and start a container, wait for its end and remove it"),
     "exec": ("ID COMMAND [ARGUMENT...]", "run a further process in a container"),
     "ps": ("ID [PS-OPTION...]", "print the processes of a container, as ps(1) does (with -ef)"),
+    "events": ("ID", "print what a container uses, every five seconds, and when it runs out of memory"),
     "pause": ("ID", "stop all processes of a container where they are"),
     "resume": ("ID", "let the processes of a paused container go on"),
     "update": ("ID", "change the limits of a container"),
@@ -56,6 +57,8 @@ OPTIONS = {
     "format": ("FORMAT", "table or json (table)"),
     "plan.format": ("FORMAT", "text or json (text)"),
     "quiet": ("", "print ids only"),
+    "interval": ("TIME", "time between two statistics (5s)"),
+    "stats": ("", "print the statistics once"),
     "resources": (
         "FILE",
         "read what is to change from a JSON file (- is standard input): linux.resources of config.json",

@@ -68,6 +68,7 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
         False,
     ),
     "ps": ((("format", "f", VALUE),), 1, 1 << 30, False),
+    "events": ((("interval", "", VALUE), ("stats", "", FLAG)), 1, 1, True),
     "pause": ((), 1, 1, True),
     "resume": ((), 1, 1, True),
     "update": (
