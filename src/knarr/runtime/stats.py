@@ -198,7 +198,7 @@ def stalls(text: str) -> Stalls | None:
     """A pressure file; None where the kernel counts no pressure."""
     lines: dict[str, Pressure] = {}
     for line in text.splitlines():
-        kind, *words = line.split()
+        kind, *words = line.split() or [""]
         values = {name: value for name, _, value in (word.partition("=") for word in words)}
         try:
             lines[kind] = Pressure(
@@ -209,7 +209,9 @@ def stalls(text: str) -> Stalls | None:
             )
         except ValueError:
             return None
-    return Stalls(lines.get("some", Pressure()), lines.get("full", Pressure())) if lines else None
+    if "some" not in lines:
+        return None
+    return Stalls(lines["some"], lines.get("full", Pressure()))
 
 
 # -- v1 ----------------------------------------------------------------------------------------------------------------
