@@ -370,7 +370,7 @@ def _v2_memory(read: Read, name: str) -> MemoryEntry:
 def _v2_block(text: str) -> dict[str, BlockEntries]:
     found: dict[str, list[tuple[int, int, str, int]]] = {}
     for line in text.splitlines():
-        device, *words = line.split()
+        device, *words = line.split() or [""]
         major, colon, minor = device.partition(":")
         if not colon or not major.isdecimal() or not minor.isdecimal():
             continue
