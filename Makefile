@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint bench conformance clean help arm64
+.PHONY: build demo test test-vm lint bench conformance clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -35,6 +35,10 @@ test: build ## run all tests against the installed package; prints every skip wi
 	@scripts/prepare system test
 	KNARR_TEST_INSTALLED=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
+test-vm: build ## run the tests that need systemd, cgroup v2 or CRIU in a virtual machine (QEMU, no KVM needed)
+	@scripts/prepare system vm
+	@$(PY) tests/vm/vm.py $(ARGS)
+
 lint: build ## ruff, mypy, pyright
 	@scripts/lint
 
@@ -52,8 +56,8 @@ arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	KNARR_TARGET=aarch64 $(PY) setup.py --quiet build_init --output build/aarch64/knarr-init
 
 clean: ## remove everything that make made
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis src/knarr/init/knarr-init
+	rm -rf .venv .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis src/knarr/init/knarr-init
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
