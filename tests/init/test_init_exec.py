@@ -393,6 +393,39 @@ def test_seccomp_filters_that_are_none(launcher: Launcher) -> None:
     launcher.run([Op("capabilities", [0, 0, 0, 0]), seccomp(bpf(ALLOW, {}))]).refused(1, errno.EACCES)
 
 
+def listening(program: str = "true") -> list[Op]:
+    notify = {"sendmsg": 0x7FC00000, "exit_group": 0x7FC00000, "close_range": 0x7FC00000}
+    return [Op("no_new_privs"), find(program), seccomp(bpf(ALLOW, notify), 8), Op("exec", [1], [program])]
+
+
+def test_a_filter_with_a_listener_hands_it_over_before_the_program(launcher: Launcher) -> None:
+    run = launcher.start(listening())
+    data, rights, _, _ = run.control.recvmsg(1000, socket.CMSG_SPACE(4))
+    assert struct.unpack("<IIiI", data) == (2, 2, 5, 0)  # SYNC, the operation, the code
+    (fd,) = struct.unpack("i", rights[0][2])
+    try:
+        assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:seccomp notify"
+        assert len(os.listdir(f"/proc/{run.pid}/task")) == 2
+        run.go()
+        assert run.control.recv(1000) == b"", "the program runs, and nobody was asked before"
+    finally:
+        os.close(fd)  # its exit_group gets ENOSYS now, and the C library tries exit
+    run.wait()
+    assert run.statuses[run.pid] == 0
+
+
+@pytest.mark.parametrize("end", ["abort", "close", "nonsense"])
+def test_a_listener_nobody_takes_ends_the_process(end: str, launcher: Launcher) -> None:
+    run = launcher.start(listening())
+    assert struct.unpack("<IIiI", run.control.recv(1000))[2] == 5  # the descriptor is dropped
+    if end == "close":
+        run.control.close()
+    else:
+        run.control.send(struct.pack("<II", 2 if end == "abort" else 77, 0))
+    run.wait()
+    assert run.code == 1
+
+
 def test_seccomp_before_exec_kills_for_nothing_but_exec(launcher: Launcher) -> None:
     """What the init has to do between filter and program is done before: a filter may kill for all else."""
     allowed = {"execve": ERRNO | errno.EPERM, "sendmsg": ALLOW, "exit_group": ALLOW}

@@ -66,9 +66,9 @@ def test_features_say_what_is_so() -> None:
     document = json.loads(done.stdout)
     assert features_findings(document) == []
     assert document["linux"]["cgroup"]["systemd"] is False
-    assert "tmpcopyup" not in document["mountOptions"]  # the planner refuses it
-    assert {"ro", "rro", "rbind", "rslave", "nosymfollow"} <= set(document["mountOptions"])
-    assert "SCMP_ACT_NOTIFY" not in document["linux"]["seccomp"]["actions"]
+    assert {"ro", "rro", "rbind", "rslave", "nosymfollow", "tmpcopyup"} <= set(document["mountOptions"])
+    assert "SCMP_ACT_NOTIFY" in document["linux"]["seccomp"]["actions"]
+    assert document["linux"]["seccomp"]["supportedFlags"] == document["linux"]["seccomp"]["knownFlags"]
 
 
 @needs_busybox

@@ -16,6 +16,26 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
     return result;
 }
 
+/* A thread that begins in `run`, which must not return, on the stack that ends at `top`; its id, or -errno. */
+static inline long clone_thread(u64 flags, void *top, void (*run)(void))
+{
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+    register void (*r9)(void) __asm__("r9") = run;
+    long result;
+
+    __asm__ volatile("syscall\n test %%rax, %%rax\n jnz 1f\n xor %%ebp, %%ebp\n call *%%r9\n ud2\n1:"
+                     : "=a"(result)
+                     : "a"(__NR_clone), "D"(flags), "S"(top), "d"(0), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static inline void pause_a_little(void)
+{
+    __asm__ volatile("pause" ::: "memory");
+}
+
 enum { ARCH_RELATIVE = 8 }; /* R_X86_64_RELATIVE */
 
 #define ARCH_START                                                                                                     \

@@ -22,20 +22,6 @@ static long open_ptmx(int root)
     return master;
 }
 
-static long send_descriptor(int socket, int fd)
-{
-    static const char name[] = "/dev/ptmx";
-    struct {
-        u64 length;
-        i32 level, type, fd, padding;
-    } rights = {.length = 20, .level = SOL_SOCKET_, .type = SCM_RIGHTS_, .fd = fd};
-    struct iovec part = {(void *)(uintptr_t)name, sizeof name - 1};
-    struct msghdr_k message = {.iov = &part, .iovlen = 1, .control = &rights, .controllen = sizeof rights};
-    long sent = kcall(sendmsg, socket, &message, MSG_NOSIGNAL_);
-
-    return sent < 0 ? sent : 0;
-}
-
 /* Mounts the terminal on /dev/console, which is made if missing and must not be a symbolic link: it would put the
  * terminal over a file of the image's choice. */
 static long bind_console(int root, int terminal)
@@ -96,7 +82,7 @@ long op_console(const struct op *op)
     if (got == 0 && n[2] & CONSOLE_BIND)
         got = bind_console(root, (int)terminal);
     if (got == 0)
-        got = send_descriptor(slot_fd(n[1]), (int)master);
+        got = send_descriptor(slot_fd(n[1]), "/dev/ptmx", 9, (int)master);
     if (got < 0)
         return got;
     close_fd(master);

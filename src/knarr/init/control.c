@@ -1,8 +1,6 @@
 /* The control socket: what the child says to the runtime and what it hears (docs/init.md). */
 #include "init.h"
 
-enum { GO = 1, ABORT = 2 };
-
 int control = CONTROL;
 u8 document[DOCUMENT_LIMIT] __attribute__((aligned(4096)));
 u32 document_length;
@@ -24,11 +22,7 @@ void detail_number(u32 value)
 
 long report(u32 type, u32 index, i32 value, const void *bytes, u32 length)
 {
-    struct {
-        u32 type, index;
-        i32 value;
-        u32 length;
-    } head = {type, index, value, length};
+    struct packet head = {type, index, value, length};
     struct iovec parts[2] = {{&head, sizeof head}, {(void *)(uintptr_t)bytes, length}};
     struct msghdr_k message = {.iov = parts, .iovlen = 2};
     long sent = kcall(sendmsg, control, &message, MSG_NOSIGNAL_);
@@ -39,9 +33,23 @@ long report(u32 type, u32 index, i32 value, const void *bytes, u32 length)
     return sent < 0 ? sent : 0;
 }
 
+/* Sends bytes with a descriptor. */
+long send_descriptor(int socket, const void *bytes, size_t length, int fd)
+{
+    struct {
+        u64 length;
+        i32 level, type, fd, padding;
+    } rights = {.length = 20, .level = SOL_SOCKET_, .type = SCM_RIGHTS_, .fd = fd};
+    struct iovec part = {(void *)(uintptr_t)bytes, length};
+    struct msghdr_k message = {.iov = &part, .iovlen = 1, .control = &rights, .controllen = sizeof rights};
+    long sent = kcall(sendmsg, socket, &message, MSG_NOSIGNAL_);
+
+    return sent < 0 ? sent : 0;
+}
+
 /* Receives one packet from the parent. Gives GO or ABORT, -ECONNRESET at the end of the connection, -EPROTO for
  * a packet that is none. */
-static long receive(int fd)
+long receive_answer(int fd)
 {
     struct {
         u32 type, length;
@@ -71,7 +79,7 @@ long op_sync(const struct op *op)
     long got = report(PACKET_SYNC, op->index, (i32)op->numbers[0], NULL, 0);
 
     if (got == 0)
-        got = receive(control);
+        got = receive_answer(control);
     if (got == GO)
         return 0;
     if (got == ABORT || got == -ECONNRESET || got == -EPIPE)
@@ -121,7 +129,7 @@ long op_wait_start(const struct op *op)
             continue;
         if (connection < 0)
             return connection;
-        got = receive((int)connection);
+        got = receive_answer((int)connection);
         if (got == ABORT)
             die(1);
         if (got != GO) { /* a start that was killed half-way must not end the container: another may come */

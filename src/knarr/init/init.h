@@ -63,12 +63,20 @@ size_t decimal(char *out, u64 value);
 /* control.c: the control socket. */
 enum { DOCUMENT_LIMIT = 128 * 1024, DETAIL_LIMIT = 8 + PATH_BYTES + 1024 };
 enum { PACKET_PID = 1, PACKET_SYNC = 2, PACKET_ERROR = 3 };
+enum { GO = 1, ABORT = 2 };
+struct packet {
+    u32 type, index;
+    i32 value;
+    u32 length;
+};
 extern int control;                  /* its descriptor */
 extern u8 document[DOCUMENT_LIMIT]; /* the state document */
 extern u32 document_length;
 extern u8 detail[DETAIL_LIMIT]; /* free bytes for the next ERROR */
 extern u32 detail_length;
 long report(u32 type, u32 index, i32 value, const void *bytes, u32 length);
+long receive_answer(int fd);
+long send_descriptor(int socket, const void *bytes, size_t length, int fd);
 void detail_number(u32 value);
 void detail_bytes(const void *bytes, size_t length);
 
@@ -87,6 +95,9 @@ long parent_in_root(int root, const char *path, char leaf[NAME_BYTES + 1]);
 long attach(int tree, int target);
 long clone_tree(int fd, const char *path, int recursive);
 long mount_attributes(int fd, int recursive, u64 set, u64 clear, u64 propagation);
+
+/* listener.c */
+long load_with_listener(const struct op *op, long (*load)(const struct op *));
 
 /* copyup.c */
 long copy_up(int target, int mount, int owner);

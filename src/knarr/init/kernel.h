@@ -23,6 +23,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+typedef uint8_t u8;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int32_t i32;
+typedef int64_t i64;
+
 #if defined(__x86_64__) && !defined(__ILP32__)
 #include "arch_x86_64.h"
 #elif defined(__aarch64__) && defined(__AARCH64EL__)
@@ -30,12 +36,6 @@
 #else
 #error "knarr-init knows x86-64 and little-endian aarch64 only"
 #endif
-
-typedef uint8_t u8;
-typedef uint32_t u32;
-typedef uint64_t u64;
-typedef int32_t i32;
-typedef int64_t i64;
 
 /* kcall(openat, AT_FDCWD, path, flags): the system call of that name; a failure is -errno. */
 #define kcall(name, ...) kcall_(__NR_##name, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)

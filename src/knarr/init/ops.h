@@ -72,6 +72,8 @@ enum { OPERATIONS(X) };
 
 enum {
     MAX_SLOTS = 1024,
+    /* sync */
+    SYNC_LISTENER = 5, /* the one the init asks by itself */
     /* proc_write */
     WRITE_OPTIONAL = 1,
     /* mount and bind */

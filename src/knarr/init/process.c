@@ -362,7 +362,8 @@ static void raise_permitted(void)
     kcall(capset, &head, sets);
 }
 
-long op_seccomp(const struct op *op)
+/* Gives the listener's descriptor if the flags ask for one. */
+static long load_filter(const struct op *op)
 {
     u64 instructions = op->strings[0].length / sizeof(struct sock_filter);
     struct sock_fprog filter = {.len = (unsigned short)instructions,
@@ -371,15 +372,6 @@ long op_seccomp(const struct op *op)
 
     if (instructions * sizeof(struct sock_filter) != op->strings[0].length || instructions > BPF_MAXINSNS)
         return -EINVAL;
-    if (op->numbers[0] & FILTER_NEW_LISTENER) /* the listener's descriptor would have nowhere to go */
-        return -EINVAL;
-    /* The filter may forbid what exec has to do first, or kill for it: done now if nothing else needs descriptors. */
-    if (only_exec_follows(op)) {
-        prepare_explanation();
-        got = prepare_exec();
-        if (got < 0)
-            return got;
-    }
     got = kcall(seccomp, SECCOMP_SET_MODE_FILTER, op->numbers[0], &filter);
     if (got == -EACCES) {
         /* Without no_new_privs it takes CAP_SYS_ADMIN, which a change of user leaves permitted, with KEEP_CAPS, but
@@ -388,4 +380,21 @@ long op_seccomp(const struct op *op)
         got = kcall(seccomp, SECCOMP_SET_MODE_FILTER, op->numbers[0], &filter);
     }
     return got;
+}
+
+long op_seccomp(const struct op *op)
+{
+    int late = only_exec_follows(op), listens = (op->numbers[0] & FILTER_NEW_LISTENER) != 0;
+    long got;
+
+    if (listens && !late) /* our own calls would wait for the listener */
+        return -EINVAL;
+    /* The filter may forbid what exec has to do first, or kill for it: done now if nothing else needs descriptors. */
+    if (late) {
+        prepare_explanation();
+        got = prepare_exec();
+        if (got < 0)
+            return got;
+    }
+    return listens ? load_with_listener(op, load_filter) : load_filter(op);
 }

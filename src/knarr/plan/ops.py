@@ -118,11 +118,12 @@ CWD_LATER = 1  # "permission denied" is left to the second cwd, after the user i
 KEEP_CAPS = 1  # PR_SET_KEEPCAPS, so that capabilities can be set afterwards
 NO_SETGROUPS = 2  # a user namespace with setgroups denied
 
-# sync codes, in the order they may come
+# sync codes, in the order they may come; the last is the init's own
 SYNC_IDMAP = 1  # the parent writes uid_map and gid_map
 SYNC_CGROUP = 2  # the parent has joined the process to its cgroups, limits bind
 SYNC_HOOKS = 3  # the parent runs prestart and createRuntime hooks; the answer carries the state document
 SYNC_READY = 4  # everything is set up; the parent records "created"; the answer carries the state document
+SYNC_LISTENER = 5  # with it comes the descriptor of a seccomp filter's listener, which the parent sends to listenerPath
 
 
 class Op:

@@ -109,24 +109,15 @@ class _Profile:
         self.notify = False
 
 
-def compile_filter(
-    profile: dict[str, Any], arch: str, *, listener: bool = False, pointer: str = "/linux/seccomp"
-) -> bytes:
+def compile_filter(profile: dict[str, Any], arch: str, *, pointer: str = "/linux/seccomp") -> bytes:
     """Compile ``profile`` for machine ``arch`` (uname's name) into an array of struct sock_filter.
 
-    A profile with SCMP_ACT_NOTIFY is refused unless ``listener`` says that the caller hands the notification
-    descriptor to listenerPath. Raises SpecError with every finding, each at its JSON pointer below ``pointer``, or
-    Unsupported for another machine or a filter of more than 4,096 instructions.
+    Raises SpecError with every finding, each at its JSON pointer below ``pointer``, or Unsupported for another machine
+    or a filter of more than 4,096 instructions.
     """
     if arch not in MACHINES:
         raise Unsupported("a seccomp filter", f"system call numbers of {arch} are not known", pointer=pointer)
     checked = _check(profile, pointer)
-    if checked.notify and not listener:
-        raise Unsupported(
-            "handing system calls to a listener (SCMP_ACT_NOTIFY)",
-            "this version does not do it",
-            pointer=f"{pointer}/listenerPath",
-        )
     native, *others = MACHINES[arch]
     chosen = [native] + [name for name in others if name in checked.arches]
     sections: dict[int, list[tuple[int, Verdict]]] = {}
@@ -207,7 +198,7 @@ def _check(profile: dict[str, Any], pointer: str) -> _Profile:
         if value == RET_NOTIFY:
             result.notify = True
             if "write" in names:
-                # The runtime has to write the listener's descriptor number after the filter is loaded.
+                # Other runtimes' own write to the control socket would wait for a listener that is not there yet.
                 findings.append(SpecFinding(f"{where}/names", "SCMP_ACT_NOTIFY cannot be used for write"))
         result.rules.append((names, value, _conditions(rule.get("args") or (), where, findings)))
     if result.default == RET_NOTIFY:

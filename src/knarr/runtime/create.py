@@ -24,7 +24,7 @@ from knarr.base.ids import check_id
 from knarr.base.record import Record
 from knarr.kernel.process import boot_id, process_stat, reap
 from knarr.plan.container import Options, plan_container
-from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_READY
+from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
 from knarr.runtime.launch import Launch, describe
 from knarr.runtime.record import State
@@ -61,10 +61,11 @@ class Stdio(Record):
 class Process:
     """A process of ours in a container: ``pid``, ``pidfd`` (a child of this program), the ``launch`` that made it."""
 
-    __slots__ = ("host", "id", "launch", "plan")
+    __slots__ = ("config", "host", "id", "launch", "plan")
 
-    def __init__(self, id: str, plan: ContainerPlan, host: Host) -> None:
+    def __init__(self, id: str, plan: ContainerPlan, host: Host, config: dict[str, Any]) -> None:
         self.id = id
+        self.config = config
         self.plan = plan
         self.host = host
         self.launch: Launch | None = None
@@ -133,7 +134,15 @@ class Process:
             from knarr.runtime.outside import carry_out  # cold: only with a user namespace of root's
 
             carry_out(self.pid, self.plan.by_parent)
+        elif code == SYNC_LISTENER and self.launch is not None:
+            from knarr.runtime.listener import send_listener  # cold: only with SCMP_ACT_NOTIFY
+
+            send_listener(self.launch.received, self.config, self.pid, self.document())
         return b""
+
+    def document(self) -> dict[str, Any]:
+        """The state of the container, as runtime-spec has it."""
+        raise NotImplementedError
 
     def join_cgroup(self) -> None:
         """Put the process into its cgroups, if that has not been done yet."""
@@ -155,14 +164,13 @@ class Process:
 class Created(Process):
     """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
 
-    __slots__ = ("_joined", "_lock", "_root_fd", "bundle", "config", "fd", "state", "stop")
+    __slots__ = ("_joined", "_lock", "_root_fd", "bundle", "fd", "state", "stop")
 
     def __init__(
         self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
     ) -> None:
-        super().__init__(id, plan, host)
+        super().__init__(id, plan, host, config)
         self.bundle = bundle
-        self.config = config
         self.stop = stop
         self.fd = -1
         self._root_fd = root_fd
@@ -259,6 +267,9 @@ class Created(Process):
             record.save(self.fd, self.state)
             return fastjson.dumps(record.document(self.state, "created"))
         return super().on_sync(code)
+
+    def document(self) -> dict[str, Any]:
+        return record.document(self.state, "created")
 
     def drive(self, deadline: float | None = None) -> None:
         """Block until the launch is done."""

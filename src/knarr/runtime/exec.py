@@ -24,15 +24,21 @@ if TYPE_CHECKING:
 class Execed(Process):
     """A process in a container that somebody made, perhaps another program."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_state", "_status")
 
-    def __init__(self, id: str, plan: ContainerPlan, host: Host, groups: Any) -> None:
-        super().__init__(id, plan, host)
-        self._groups = groups
+    def __init__(
+        self, plan: ContainerPlan, host: Host, config: dict[str, Any], *, state: record.State, status: str
+    ) -> None:
+        super().__init__(state.id, plan, host, config)
+        self._state = state
+        self._status = status
 
     def join_cgroup(self) -> None:
-        if self._groups is not None:
-            cgroup.join_recorded(self._groups, self.pid)
+        if self._state.cgroup is not None:
+            cgroup.join_recorded(self._state.cgroup, self.pid)
+
+    def document(self) -> dict[str, Any]:
+        return record.document(self._state, self._status)
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
         if number == ESRCH and index < len(self.plan.ops) and self.plan.ops[index].kind == "setns":
@@ -44,8 +50,8 @@ class Execed(Process):
 
     def undo(self) -> None:
         """End the process and forget it."""
-        if self._groups is not None and self.pid and cgroup.frozen(self._groups):
-            cgroup.expel(self._groups, self.pid)
+        if self._state.cgroup is not None and self.pid and cgroup.frozen(self._state.cgroup):
+            cgroup.expel(self._state.cgroup, self.pid)
         self.kill()
         self.close()
 
@@ -103,7 +109,7 @@ def begin_exec(
             slots["cgroup"] = groups_fd = cgroup.open_directory(state.cgroup)
         if "root" in plan.slots:
             slots["root"] = root_fd = _root_of(state, pidfd)
-        made = Execed(id, plan, host, state.cgroup)
+        made = Execed(plan, host, config, state=state, status=status)
         made.spawn(stdio, slots)
         return made
     finally:

@@ -162,6 +162,10 @@ def _general_hint(kind: str, number: int) -> str:
             return "this kernel knows no memory nodes (CONFIG_NUMA)"
         if number == EINVAL:
             return "this kernel does not know the mode, or none of the nodes is there and in the container's cpuset"
+    if kind == "seccomp" and number == EBUSY:
+        return "a filter above this one has a listener, and the kernel has one for a process"
+    if kind == "seccomp" and number == EINVAL:
+        return "this kernel does not know one of linux.seccomp.flags; WAIT_KILLABLE_RECV came with Linux 5.19"
     if kind == "open_ns" and number == EINVAL:
         return "it is not a namespace of that type"
     return ""

@@ -24,7 +24,6 @@ _OTHERS = (
     *("bind", "rbind", "remount", "defaults", "async", "sync", "dirsync", "loud", "silent", "mand", "nomand"),
     *("lazytime", "nolazytime", "iversion", "noiversion", "tmpcopyup", "idmap", "ridmap", "copy-symlink"),
 )
-_NOTIFY = ("SCMP_ACT_NOTIFY", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")  # no listener yet: linux.seccomp.listenerPath
 
 
 def features() -> dict[str, Any]:
@@ -40,11 +39,11 @@ def features() -> dict[str, Any]:
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
             "seccomp": {
                 "enabled": True,
-                "actions": sorted(name for name in ACTIONS if name not in _NOTIFY),
+                "actions": sorted(ACTIONS),
                 "operators": sorted(OPERATORS),
                 "archs": sorted(MACHINES.get(os.uname().machine, ())),
                 "knownFlags": sorted(FLAGS),
-                "supportedFlags": sorted(name for name in FLAGS if name not in _NOTIFY),
+                "supportedFlags": sorted(FLAGS),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},

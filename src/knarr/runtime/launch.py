@@ -9,7 +9,18 @@ can watch ``Launch.fileno()`` as well as ``Launch.run()`` can.
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SOCK_SEQPACKET, socket, socketpair
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    SCM_RIGHTS,
+    SHUT_WR,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 from errno import EACCES, EBUSY, ECHILD, EINVAL, EPERM
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from select import POLLIN, poll
@@ -29,6 +40,7 @@ PID, SYNC, ERROR = 1, 2, 3
 GO, ABORT = 1, 2
 SYNC_READY = 4
 _PACKET = 16 << 10
+_RIGHTS = CMSG_SPACE(4)
 _SEALS = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
 _MFD_NOEXEC_SEAL, _MFD_EXEC = 8, 16  # Linux 6.3
 _kept: dict[str, int] = {}
@@ -143,14 +155,18 @@ def describe(op: Op) -> tuple[str, str, str]:
 
 
 class Control:
-    """A control socket. ``failed(index, errno, detail)`` gives the exception for operation ``index`` that failed."""
+    """A control socket. ``failed(index, errno, detail)`` gives the exception for operation ``index`` that failed.
 
-    __slots__ = ("done", "failed", "sock")
+    ``received``: the descriptor that came with the last packet, -1 for none; closed when the packet was handled.
+    """
+
+    __slots__ = ("done", "failed", "received", "sock")
 
     def __init__(self, sock: socket, failed: Callable[[int, int, bytes], KnarrError]) -> None:
         self.sock = sock
         self.failed = failed
         self.done = False
+        self.received = -1
 
     def fileno(self) -> int:
         """The descriptor to watch for reading."""
@@ -160,11 +176,11 @@ class Control:
         """Handle every packet that is there; True when all is done. Raises what the child reported, KnarrError."""
         while not self.done:
             try:
-                packet = self.sock.recv(_PACKET, MSG_DONTWAIT)
+                packet, rights, _, _ = self.sock.recvmsg(_PACKET, _RIGHTS, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return False
             except ConnectionResetError:
-                packet = b""  # the child ended while a packet of ours was on its way
+                packet, rights = b"", []  # the child ended while a packet of ours was on its way
             if not packet:
                 self.done = True
                 self.ended()
@@ -173,7 +189,15 @@ class Control:
             if kind == ERROR:
                 self.done = True
                 raise self.failed(index, value, packet[16 : 16 + length])
-            self.handle(kind, value)
+            for level, sort, data in rights:
+                if (level, sort) == (SOL_SOCKET, SCM_RIGHTS):
+                    (self.received,) = unpack_from("i", data)
+            try:
+                self.handle(kind, value)
+            finally:
+                if self.received >= 0:
+                    os.close(self.received)
+                    self.received = -1
         return True
 
     def ended(self) -> None:
@@ -286,7 +310,7 @@ class Launch(Control):
         wait_child(stage)
 
     def ended(self) -> None:
-        if self.synced == SYNC_READY and not (self.waits and ended(self.pidfd)):
+        if self.synced >= SYNC_READY and not (self.waits and ended(self.pidfd)):
             return
         raise InitError("", "set up the container", 0, why=self._how_it_ended())
 

@@ -11,16 +11,38 @@ from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 
 from knarr.base import fastjson
 from knarr.base.errors import HookError, KernelError, KnarrError, WrongStatus
+from knarr.plan.ops import SYNC_LISTENER
 from knarr.runtime import record
-from knarr.runtime.launch import Control
+from knarr.runtime.launch import SYNC, Control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from knarr.runtime.record import State
 
 STARTED = "started"
+
+
+class _Starting(Control):
+    """The control socket of a container that is started: the one thing it may ask for is to pass its listener on."""
+
+    __slots__ = ("_fd", "_state")
+
+    def __init__(self, sock: socket, failed: Callable[[int, int, bytes], KnarrError], fd: int, state: State) -> None:
+        super().__init__(sock, failed)
+        self._fd = fd
+        self._state = state
+
+    def handle(self, kind: int, value: int) -> None:
+        if (kind, value) != (SYNC, SYNC_LISTENER):
+            super().handle(kind, value)
+        from knarr.runtime.listener import send_listener  # cold: only with SCMP_ACT_NOTIFY
+
+        document = record.document(self._state, "created")
+        send_listener(self.received, record.config(self._fd), self._state.pid, document)
+        self.go()
 
 
 def start(state_root: str, id: str) -> None:
@@ -75,7 +97,7 @@ def connect(fd: int, state: State) -> Control:
         kind, pointer, text = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
         return later_error(kind, pointer, text, number, detail)
 
-    control = Control(sock, failed=failed)
+    control = _Starting(sock, failed, fd, state)
     control.go(fastjson.dumps(record.document(state, "created")))
     return control
 
