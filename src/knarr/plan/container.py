@@ -11,7 +11,7 @@ from knarr.base.record import Record
 from knarr.plan import ops
 from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
-from knarr.plan.namespaces import CLONE_FLAG, id_map, plan_namespaces
+from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, rlimit_ops, search_path
 from knarr.plan.schedule import BY_PARENT, schedule_ops
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.host import Host
-    from knarr.plan.namespaces import Namespaces
+    from knarr.plan.namespaces import Namespaces, NetDevice
 
     IdMap = tuple[tuple[int, int, int], ...]
 
-_LATER = ("intelRdt", "netDevices")
+_LATER = ("intelRdt",)
 
 
 class Root(Record):
@@ -72,6 +72,7 @@ class ContainerPlan(Record):
     by_parent: tuple[Op, ...]
     cgroup: CgroupPlan | None
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
+    net_devices: tuple[NetDevice, ...] = ()  # the runtime moves them in
     mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
 
     def encode(self) -> bytes:
@@ -200,7 +201,8 @@ def plan_container(
         tuple(
             (kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())
         ),
-        not own_mounts,
+        net_devices=net_devices(linux.get("netDevices") or {}),
+        mounts_stay=not own_mounts,
     )
 
 

@@ -5,6 +5,7 @@ runtime-spec config-linux.md "Namespaces", "User namespace mappings"; namespaces
 
 from __future__ import annotations
 
+from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 
 CLONE_FLAG = {
@@ -38,6 +39,22 @@ class Namespaces(Record):
     def own(self, kind: str) -> bool:
         """Whether the container has such a namespace that is not the runtime's."""
         return kind in self.new or any(join[0] == kind for join in self.joins)
+
+
+class NetDevice(Record):
+    """The device ``name`` of the runtime's network namespace becomes ``inside`` in the container's."""
+
+    name: str
+    inside: str
+    pointer: str
+
+
+def net_devices(entries: dict[str, dict[str, str]]) -> tuple[NetDevice, ...]:
+    """linux.netDevices (runtime-spec config-linux.md "Network Devices")."""
+    return tuple(
+        NetDevice(name, entry.get("name") or name, f"/linux/netDevices{pointer_token(name)}")
+        for name, entry in entries.items()
+    )
 
 
 def plan_namespaces(entries: list[dict[str, str]], *, privileged: bool) -> Namespaces:

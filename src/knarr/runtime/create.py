@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.container import ContainerPlan, Root
     from knarr.plan.host import Host
+    from knarr.runtime.netdevices import Devices
 
 _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PATIENCE = 10.0
@@ -164,7 +165,7 @@ class Process:
 class Created(Process):
     """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
 
-    __slots__ = ("_joined", "_lock", "_root_fd", "bundle", "fd", "state", "stop")
+    __slots__ = ("_devices", "_joined", "_lock", "_root_fd", "bundle", "fd", "state", "stop")
 
     def __init__(
         self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
@@ -176,6 +177,7 @@ class Created(Process):
         self._root_fd = root_fd
         self._lock: Lock | None = None
         self._joined = False
+        self._devices: Devices | None = None
         self.state = State(
             id=id,
             bundle=bundle,
@@ -249,6 +251,11 @@ class Created(Process):
     def on_sync(self, code: int) -> bytes:
         if code == SYNC_CGROUP and self.plan.cgroup is not None:
             cgroup.restrict_devices(self.plan.cgroup)
+        if code == SYNC_CGROUP and self.plan.net_devices:
+            from knarr.runtime.netdevices import Devices  # cold: only with linux.netDevices
+
+            self._devices = Devices(self.pid)
+            self._devices.move(self.plan.net_devices)
         if code == SYNC_HOOKS:
             self.state = self.state.replace(hooked=True)
             record.save(self.fd, self.state)
@@ -280,6 +287,9 @@ class Created(Process):
         """Call when ``launch.step()`` says that all is done: lets the id's lock and the control socket go."""
         if self.launch is not None:
             self.launch.close()
+        if self._devices is not None:
+            self._devices.close()
+            self._devices = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -315,10 +325,15 @@ class Created(Process):
             if self._lock is not None:
                 record.forget_lock(self._root_fd, self.id, self._lock)
                 self._lock = None
+        if self._devices is not None:
+            self._devices.put_back()
         self.close()
 
     def close(self) -> None:
         super().close()
+        if self._devices is not None:
+            self._devices.close()
+            self._devices = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -49,7 +49,7 @@ def features() -> dict[str, Any]:
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
             "memoryPolicy": {"modes": [*MEMORY_MODES], "flags": [*MEMORY_FLAGS]},
         },
     }

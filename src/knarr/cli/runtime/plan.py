@@ -40,6 +40,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         cgroup=groups,
     )
     steps = _cgroup_steps(groups) if groups is not None else []
+    steps += [(each.pointer, f"network device {each.name} becomes {each.inside}") for each in plan.net_devices]
     if form == "json":
         shown: dict[str, Any] = {
             "cgroup": [{"pointer": pointer, "does": text} for pointer, text in steps],
