@@ -32,7 +32,7 @@ from knarr.base.errors import (
     SizeMismatch,
     SpecError,
 )
-from knarr.content import store as store_module
+from knarr.content import locks
 from knarr.content.check import check
 from knarr.content.digest import sha256_of
 from knarr.content.store import Store, printable, some
@@ -427,7 +427,7 @@ def test_after_a_writer_that_fails_the_next_one_writes(store: Store) -> None:
 
 
 def test_a_writer_that_stands_still_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.2)
     want = blob(b"abc")
     path = f"{store.path}/.tmp/sha256-{want['digest'][7:]}"
     waits: list[int] = []

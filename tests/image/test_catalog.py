@@ -146,10 +146,13 @@ def test_images_another_tool_put_there_without_a_name(store: Store) -> None:
     one = Image(ONE)
     add(store, one, "x")
     index = json.loads(Path(store.path, "index.json").read_text())
-    index["manifests"] = [one.descriptor, named(one.index(one.descriptor), "an index")]
+    top = one.index(one.descriptor)
+    store.put(one.blobs[top["digest"]])
+    index["manifests"] = [one.descriptor, named(top, "an index")]
     Path(store.path, "index.json").write_text(json.dumps(index))
     found, damaged = images(store)
-    assert [image.name for image in found] == [""]
+    assert [image.name for image in found] == ["", "an index"]
+    assert found[1].id == found[0].id
     assert damaged == []
     assert remove(store, one.descriptor["digest"]).names == ()
     assert os.listdir(f"{store.path}/.tmp") == []

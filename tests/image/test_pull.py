@@ -29,12 +29,13 @@ from knarr.base.errors import (
 from knarr.content.store import Store
 from knarr.image.catalog import INDEX_DIGEST, lookup
 from knarr.image.platform import parse_platform
-from knarr.image.pull import BlobProgress, copy, fetch
+from knarr.image.pull import copy, fetch
 from knarr.image.reference import parse_reference
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
     from knarr.image.catalog import Image as Stored
+    from knarr.image.transfer import BlobProgress
 
 AMD64 = parse_platform("linux/amd64")
 ONE, TWO = layer_of("one"), layer_of("two")

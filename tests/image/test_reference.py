@@ -138,7 +138,7 @@ BAD = {
     "docker-archive:f:Bad": "capital letters",
     "bundle:": "a directory must follow bundle:",
     "docker://": "a name must follow docker://",
-    "dir:/x": "dir: is not a transport of knarr",
+    "ostree:/x": "ostree: is not a transport of knarr",
     "https://host/x": "https: is not a transport of knarr",
 }
 

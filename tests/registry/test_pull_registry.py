@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from knarr.image.catalog import Image
-    from knarr.image.pull import BlobProgress
+    from knarr.image.transfer import BlobProgress
 
 AMD64 = parse_platform("linux/amd64")
 QUICK = Policy(connect=2, read=2, headers=2, backoff=0.01, longest_wait=0.05)

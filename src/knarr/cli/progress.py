@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.engine.images import Watcher
-    from knarr.image.pull import BlobProgress
+    from knarr.image.transfer import BlobProgress
     from knarr.layer.source import Layer
 
 

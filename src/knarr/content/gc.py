@@ -120,7 +120,7 @@ def _as_root(store: Store, digest: str) -> list[Descriptor]:
 
 def _clear_temporary(store: Store) -> int:
     """Remove unfinished files; returns bytes. No blob is written while we hold the store's lock alone."""
-    from knarr.content.store import held
+    from knarr.content.locks import held
 
     with held(f"{store.path}/.index.lock", shared=False):  # nor, now, index.json
         return _clear(f"{store.path}/.tmp", "") + _clear(store.path, TEMPORARY)

@@ -2,13 +2,14 @@
 
     oci-layout, index.json     the layout's own; index.json is the only record of what the store holds
     blobs/<algorithm>/<hex>    complete, verified, never changed, mode 0444
-    .tmp/<algorithm>-<hex>     a blob being written; its writer holds flock on it
+    .tmp/<algorithm>-<hex>     a blob being written, or what came of one; its writer holds flock on it
     .lock                      shared by whoever adds or reads, exclusive for garbage collection
     .index.lock                held while index.json is read, changed and replaced
 
 The order of a write is the whole of its safety (docs/security.md I9): data into ``.tmp``, fsync, rename, and before
 index.json names anything the blob directories are fsynced too. A process killed anywhere leaves a valid store:
-at worst an unfinished file in ``.tmp``, which the next writer of that blob or the next collection takes away.
+at worst an unfinished file in ``.tmp``, from which the next writer of that blob goes on where its source can do that
+(``Resumable``), and which the next collection takes away.
 Names are annotations (org.opencontainers.image.ref.name) with the full reference, so umoci and skopeo find them.
 """
 
@@ -16,14 +17,15 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, EROFS
-from time import monotonic, sleep
+from errno import EINVAL, ENOENT, ENOSPC
 
 from knarr.base import fastjson
-from knarr.base.errors import Exists, FileError, InUse, KnarrError, NotFound, SizeMismatch
-from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
+from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SizeMismatch
+from knarr.base.files import Lock, read_file, sync_directory, write_atomic
 from knarr.content.digest import USABLE, Digest, hasher, sha256_of, usable
-from knarr.content.verify import CHUNK, FileStream, VerifiedReader, open_regular, read_all
+from knarr.content.locks import LOCK_TIMEOUT, held, store_hint
+from knarr.content.part import TEMPORARY, fill, locked_part, make_directory, opened, pour
+from knarr.content.verify import FileStream, Resumable, VerifiedReader, open_regular, read_all
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
@@ -31,22 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from knarr.content.gc import Collected
+    from knarr.content.part import Source
     from knarr.content.verify import Readable
     from knarr.spec.image import Descriptor
-
-    Source = bytes | Readable | Callable[[], Readable]
 
 DOCUMENT_LIMIT = 4 << 20
 """Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer).
 
 Also of the store's own index.json: some 10,000 images.
 """
-
-LOCK_TIMEOUT = 60.0
-"""Seconds to wait for a lock of another process that makes no progress."""
-
-_TEMPORARY = ".tmp"
-_POLL = 0.02
 
 
 class Store:
@@ -58,8 +53,8 @@ class Store:
         self.path = path
 
     @classmethod
-    def open(cls, path: str, *, create: bool = True) -> Store:
-        """Return the store at ``path``, made there (0700) if missing and ``create``.
+    def open(cls, path: str, *, create: bool = True, mode: int = 0o700) -> Store:
+        """Return the store at ``path``, made there with directories of ``mode`` if missing and ``create``.
 
         Raises NotFound when there is none, SpecError when it is a layout of another version, FileError when it
         cannot be read or made.
@@ -72,19 +67,19 @@ class Store:
                 raise
             if not create:
                 raise NotFound("image store", path) from None
-            store._make()
+            store._make(mode)
             return store
         from knarr.spec.image_validate import parse_layout
 
         parse_layout(header, f"{path}/{mediatypes.LAYOUT_FILE}")
         return store
 
-    def _make(self) -> None:
+    def _make(self, mode: int) -> None:
         """Lay out an empty store; harmless where another process does the same. oci-layout, the mark, comes last."""
         try:
-            os.makedirs(self.path, 0o700, exist_ok=True)
-            for name in (mediatypes.BLOBS_DIRECTORY, f"{mediatypes.BLOBS_DIRECTORY}/sha256", _TEMPORARY):
-                _directory(f"{self.path}/{name}")
+            os.makedirs(self.path, mode, exist_ok=True)
+            for name in (mediatypes.BLOBS_DIRECTORY, f"{mediatypes.BLOBS_DIRECTORY}/sha256", TEMPORARY):
+                make_directory(f"{self.path}/{name}", mode)
             with Lock(f"{self.path}/.index.lock"):
                 if not os.path.lexists(self._index_path):
                     self._write_index({"schemaVersion": 2, "mediaType": mediatypes.INDEX, "manifests": []})
@@ -156,9 +151,11 @@ class Store:
         """Add a blob and return its descriptor (``want`` itself, if given); does nothing when it is there.
 
         ``source`` is bytes, a stream (closed afterwards), or a function that opens one, called only when the
-        blob has to be written. With ``want`` exactly those bytes are accepted; of several writers of one blob,
-        also in other processes, one writes and the others wait for it. ``moved`` is told the bytes of each
-        step (0 while waiting); what it raises ends the write. Nothing is left behind on failure. Raises
+        blob has to be written; or a ``Resumable``: then what an earlier writer, killed or broken off, left of the
+        blob is hashed again and only the rest is read. With ``want`` exactly those bytes are accepted; of several
+        writers of one blob, also in other processes, one writes and the others wait for it. ``moved`` is told the
+        bytes of each step (0 while waiting); what it raises ends the write. Nothing is left behind on failure, but
+        for what came of a ``Resumable`` before it broke, if that is ``KEPT_LEAST`` bytes. Raises
         SizeMismatch, DigestMismatch, InvalidDigest, what the source raises, InUse when another writer makes no
         progress for a minute, FileError (full disk, read-only store).
         """
@@ -171,87 +168,29 @@ class Store:
             if self.has(digest, want["size"]):
                 return want
             # Shared locks nest: a collection must not take the unfinished file of a caller who holds none.
-            with self.lock(), self._part(digest, want["size"], moved) as fd:
-                if fd >= 0:
+            with self.lock(), locked_part(self.path, f"{digest.algorithm}-{digest.encoded}", moved) as part:
+                if not self.has(digest, want["size"]):
                     self._room_for(digest, want["size"])
-                    reader = _verified(_opened(source), digest, want["size"])
-                    try:
-                        self._pour(reader, fd, f"blob {digest}", moved)
-                    finally:
-                        reader.close()
-                    self._settle(fd, f"{digest.algorithm}-{digest.encoded}", digest)
+                    fill(source, part, digest, want["size"], moved)
+                    self._settle(part.fd, f"{digest.algorithm}-{digest.encoded}", digest)
         finally:
-            if not isinstance(source, bytes) and not callable(source):
+            if not isinstance(source, (bytes, Resumable)) and not callable(source):
                 source.close()
         return want
 
     def _put_unknown(self, source: Source, media_type: str, moved: Callable[[int], None] | None) -> Descriptor:
         """Write a stream of unknown digest and name it by its sha256 afterwards."""
-        stream = _Hashing(_opened(source))
+        stream = _Hashing(opened(source))
         name = f"new-{os.urandom(12).hex()}"
         try:
-            with self.lock(), self._locked_part(name, moved) as fd:
-                self._pour(stream, fd, "blob", moved)
+            with self.lock(), locked_part(self.path, name, moved) as part:
+                part.empty()
+                pour(stream, part, "blob", moved)
                 digest = Digest.parse(f"sha256:{stream.hash.hexdigest()}")
-                self._settle(fd, name, digest)
+                self._settle(part.fd, name, digest)
         finally:
             stream.close()
         return {"mediaType": media_type, "digest": digest, "size": stream.size}
-
-    @contextmanager
-    def _part(self, digest: Digest, size: int, moved: Callable[[int], None] | None) -> Iterator[int]:
-        """Hold the unfinished file of a blob, empty; its descriptor is -1 when the blob has come meanwhile."""
-        with self._locked_part(f"{digest.algorithm}-{digest.encoded}", moved) as fd:
-            yield -1 if self.has(digest, size) else fd
-
-    @contextmanager
-    def _locked_part(self, name: str, moved: Callable[[int], None] | None) -> Iterator[int]:
-        path = f"{self.path}/{_TEMPORARY}/{name}"
-        lock = Lock(path, wait=False)
-        seen, deadline = -1, monotonic() + LOCK_TIMEOUT
-        tries = 0
-        while True:
-            try:
-                lock.acquire()
-                break
-            except FileError as error:
-                # The directory may come and go: another process makes the store, or a collection empties it.
-                if error.number == ENOENT and tries < 100:
-                    tries += 1
-                    _directory(os.path.dirname(path))
-                    continue
-                number = _cannot_create(path) or error.number
-                raise FileError("write to", self.path, number, hint=_store_hint(number)) from None
-            except InUse:
-                if moved is not None:
-                    moved(0)
-                size = _size(path)
-                if size != seen:
-                    seen, deadline = size, monotonic() + LOCK_TIMEOUT
-                elif monotonic() > deadline:
-                    raise InUse("unfinished blob", path, _holder(path)) from None
-                sleep(_POLL)
-        try:
-            try:
-                os.ftruncate(lock.fd, 0)  # what a killed writer left
-            except OSError as error:
-                number = error.errno or EINVAL
-                raise FileError("write", path, number, hint=_store_hint(number)) from None
-            yield lock.fd
-        finally:
-            # Still locked: nobody else has this file. After success it has been renamed and is not here.
-            _unlink_if_same(path, lock.fd)
-            lock.release()
-
-    def _pour(self, stream: Readable, fd: int, what: str, moved: Callable[[int], None] | None) -> None:
-        while data := stream.read(CHUNK):
-            try:
-                write_all(fd, data)
-            except OSError as error:
-                number = error.errno or EINVAL
-                raise FileError(f"write {what} to", self.path, number, hint=_store_hint(number)) from None
-            if moved is not None:
-                moved(len(data))
 
     def _settle(self, fd: int, name: str, digest: Digest) -> None:
         """Give the finished file its name: data on disk first, then the rename."""
@@ -260,13 +199,13 @@ class Store:
             os.fchmod(fd, 0o444)
             os.fsync(fd)
             try:
-                os.rename(f"{self.path}/{_TEMPORARY}/{name}", target)
+                os.rename(f"{self.path}/{TEMPORARY}/{name}", target)
             except FileNotFoundError:
-                _directory(os.path.dirname(target))
-                os.rename(f"{self.path}/{_TEMPORARY}/{name}", target)
+                make_directory(os.path.dirname(target))
+                os.rename(f"{self.path}/{TEMPORARY}/{name}", target)
         except OSError as error:
             number = error.errno or EINVAL
-            raise FileError(f"write blob {digest} to", self.path, number, hint=_store_hint(number)) from None
+            raise FileError(f"write blob {digest} to", self.path, number, hint=store_hint(number)) from None
 
     def _room_for(self, digest: Digest, size: int) -> None:
         """Refuse a blob that cannot fit before its first byte is fetched."""
@@ -349,6 +288,15 @@ class Store:
             index[:] = [one for one in index if name_of(one) != name]
         return gone[0]
 
+    def note(self, descriptor: Descriptor) -> None:
+        """List a manifest or index in index.json without a name, durably, unless it is there. As ``tag``."""
+        if not self.has(descriptor["digest"]):
+            raise NotFound("blob", descriptor["digest"])
+        with self._changing() as index:
+            if all(one["digest"] != descriptor["digest"] for one in index):
+                self._sync_blobs()
+                index.append(descriptor.copy())
+
     def forget(self, digest: str) -> None:
         """Take every entry of a manifest out of index.json, named or not; does nothing when there is none."""
         with self._changing() as index:
@@ -417,21 +365,6 @@ class _Hashing:
         self._stream.close()
 
 
-def _opened(source: Source) -> Readable:
-    if isinstance(source, bytes):
-        import io
-
-        return io.BytesIO(source)
-    return source() if callable(source) else source
-
-
-def _verified(stream: Readable, digest: Digest, size: int) -> VerifiedReader:
-    """Return a verified reader of ``stream``: itself, if it is one of just these bytes (hashing twice costs twice)."""
-    if isinstance(stream, VerifiedReader) and (stream.digest, stream.size) == (digest, size):
-        return stream
-    return VerifiedReader(stream, digest, size, f"blob {digest}")
-
-
 def name_of(descriptor: Descriptor) -> str:
     """Return the name a descriptor of an index.json carries, or ""."""
     name: str = descriptor.get("annotations", {}).get(mediatypes.REF_NAME, "")
@@ -450,83 +383,3 @@ def printable(text: str, limit: int = 200) -> str:
     """Return ``text`` from an image or registry fit for a terminal: control characters escaped, cut at ``limit``."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
-@contextmanager
-def held(path: str, *, shared: bool, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-    """Hold flock on ``path`` within ``timeout`` seconds; raises InUse with the holder, FileError."""
-    lock = Lock(path, shared=shared, wait=False)
-    deadline = monotonic() + timeout
-    while True:
-        try:
-            lock.acquire()
-            break
-        except InUse:
-            if monotonic() >= deadline:
-                raise InUse("lock", path, _holder(path)) from None
-            sleep(_POLL)
-        except FileError as error:
-            if error.number != ENOENT:
-                raise
-            if shared and not os.access(os.path.dirname(path), os.W_OK):
-                yield  # a store nobody here can change has no lock file, and needs none
-                return
-            number = _cannot_create(path) or ENOENT
-            raise FileError("lock", path, number, hint=_store_hint(number)) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _holder(path: str) -> str:
-    """Say which processes hold flock on a file, from /proc/locks (proc_locks(5))."""
-    try:
-        facts = os.stat(path)
-        table = read_file("/proc/locks", 4 << 20).decode("ascii", "replace")
-    except (OSError, FileError):
-        return "another process"
-    file = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
-    pids = sorted({row.split()[4] for row in table.splitlines() if " FLOCK " in row and f" {file} " in row})
-    return f"process {', '.join(pids)}" if pids else "another process"
-
-
-def _cannot_create(path: str) -> int:
-    """Return the errno with which ``path`` cannot be made, 0 if it can: Lock hides it behind its second try."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        return error.errno or EINVAL
-    return 0
-
-
-def _directory(path: str) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except OSError as error:
-        if error.errno != EEXIST:
-            raise FileError("make directory", path, error.errno or EINVAL) from None
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
-
-
-def _unlink_if_same(path: str, fd: int) -> None:
-    try:
-        ours, there = os.fstat(fd), os.stat(path, follow_symlinks=False)
-        if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
-            os.unlink(path)
-    except OSError:
-        pass  # renamed, or a file system that fails: the collection takes it
-
-
-def _store_hint(number: int | None) -> str:
-    if number == ENOSPC:
-        return "nothing was kept; free some space and pull again"
-    if number in (EROFS, EACCES):
-        return "the store must be on a file system this user can write to"
-    return ""

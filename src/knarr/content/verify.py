@@ -16,7 +16,10 @@ from knarr.content.digest import Digest, hasher, usable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
+
+    from knarr.content.digest import Hasher
 
     class Readable(Protocol):
         """The least a source of bytes offers; an empty answer is the end."""
@@ -35,16 +38,20 @@ class VerifiedReader(io.RawIOBase):
 
     ``read`` raises SizeMismatch on the first byte too many or at an early end, and DigestMismatch before the
     last chunk is handed out. ``what`` names the thing in those errors. Closing closes the stream under it.
+    ``known`` are bytes before the stream's first one, as a hash object that has been fed them and their number:
+    then the stream is only the rest of the thing, and the digest is still that of the whole.
     """
 
-    def __init__(self, stream: Readable, digest: str, size: int, what: str = "") -> None:
+    def __init__(
+        self, stream: Readable, digest: str, size: int, what: str = "", *, known: tuple[Hasher, int] | None = None
+    ) -> None:
         super().__init__()
         self.digest = usable(digest)
         self.size = size
         self.what = what or f"blob {digest}"
         self._stream = stream
-        self._hash = hasher(self.digest.algorithm)
-        self._left = size
+        self._hash, before = known if known is not None else (hasher(self.digest.algorithm), 0)
+        self._left = size - before
         self._checked = False
         if size < 0:
             raise SizeMismatch(self.what, size, 0, more=True)
@@ -61,7 +68,7 @@ class VerifiedReader(io.RawIOBase):
             raise ValueError("read of a closed reader")
         if size == 0 or self._checked:
             return b""
-        data = self._stream.read(min(size, self._left)) if self._left else b""
+        data = self._stream.read(min(size, self._left)) if self._left > 0 else b""
         if self._left and not data:
             raise SizeMismatch(self.what, self.size, self.size - self._left)
         if len(data) > self._left:  # a stream that gives more than it was asked for
@@ -99,6 +106,18 @@ class VerifiedReader(io.RawIOBase):
         if not self.closed:
             super().close()
             self._stream.close()
+
+
+class Resumable:
+    """A blob that can be read from any byte on: ``open_from(offset)`` gives the rest, not verified.
+
+    Whoever reads it keeps what came and, should it end early, asks for the rest another time.
+    """
+
+    __slots__ = ("open_from",)
+
+    def __init__(self, open_from: Callable[[int], Readable]) -> None:
+        self.open_from = open_from
 
 
 class FileStream:

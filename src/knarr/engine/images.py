@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from knarr.content.store import Store
     from knarr.engine.paths import Places
     from knarr.image.platform import Platform
-    from knarr.image.pull import BlobProgress
     from knarr.image.reference import Reference
     from knarr.image.source import ImageSource
+    from knarr.image.transfer import BlobProgress
     from knarr.layer.snapshot import Snapshots
     from knarr.layer.source import Layer
 
@@ -91,6 +91,8 @@ def find(
     if stored is not None and pull in ("missing", "never"):
         return stored
     reference = parse_reference(text)
+    if reference.transport == "store" and problem is not None:
+        raise problem
     if reference.transport in ("host", "bundle"):
         raise UsageError(f"{text} is not an image of the store")
     if pull == "never":
@@ -110,7 +112,7 @@ def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, No
     if text.startswith(("oci:", "oci-archive:", "docker-archive:")):
         return None, None
     try:
-        image = lookup(store, text.removeprefix("docker://"))
+        image = lookup(store, text.removeprefix("docker://").removeprefix("store:"), wanted)
     except NotFound as error:
         return None, error
     if image.config is not None and not runs(image.platform, wanted):

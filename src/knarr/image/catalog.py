@@ -85,10 +85,16 @@ class Image(Record):
         return self.config
 
 
-def load(store: Store, descriptor: Descriptor, name: str = "") -> Image:
-    """Read manifest and config of a descriptor in the store; raises NotFound, SpecError, DigestMismatch, …."""
+def load(store: Store, descriptor: Descriptor, name: str = "", platform: Platform | None = None) -> Image:
+    """Read manifest and config of a descriptor in the store; raises NotFound, SpecError, DigestMismatch, ….
+
+    Of an index it is the image for ``platform`` (this machine's, if None; then the first that is there, if none fits).
+    """
     from knarr.spec.image_validate import parse_config, parse_manifest
 
+    if descriptor["mediaType"] in mediatypes.INDEXES:
+        name = name or name_of(descriptor)
+        descriptor = _in_index(store, descriptor, platform)
     manifest = parse_manifest(store.read_blob(descriptor), f"manifest {descriptor['digest']}", descriptor["mediaType"])
     config = None
     if manifest["config"]["mediaType"] in mediatypes.CONFIGS:
@@ -96,12 +102,36 @@ def load(store: Store, descriptor: Descriptor, name: str = "") -> Image:
     return Image(name or name_of(descriptor), descriptor, dict(manifest), None if config is None else dict(config))
 
 
+def _in_index(store: Store, index: Descriptor, platform: Platform | None) -> Descriptor:
+    """Return the entry of one image of an index in the store."""
+    from knarr.content.gc import reachable
+    from knarr.image.platform import host_platform
+    from knarr.image.resolve import resolve
+    from knarr.image.storesource import StoreSource
+
+    try:
+        found = resolve(StoreSource(store, [index], name_of(index)), platform or host_platform(), store).descriptor
+    except NotFound:
+        if platform is not None:
+            raise
+        there = [
+            one
+            for one in reachable(store, [index])
+            if one["mediaType"] in mediatypes.MANIFESTS and store.has(one["digest"], one["size"])
+        ]
+        if not there:
+            raise
+        found = there[-1]  # reachable goes through an index from its end
+    entry: Descriptor = {**found, "annotations": {**index.get("annotations", {}), INDEX_DIGEST: index["digest"]}}
+    return entry
+
+
 def images(store: Store) -> tuple[list[Image], list[KnarrError]]:
     """Return every named or unnamed image in the order of index.json, and the errors of those that are damaged."""
     found, broken = [], []
     for descriptor in store.entries():
-        if descriptor["mediaType"] not in mediatypes.MANIFESTS:
-            continue  # another tool's index: its images have no names here
+        if not _is_image(descriptor):
+            continue
         try:
             found.append(load(store, descriptor))
         except KnarrError as error:
@@ -109,18 +139,32 @@ def images(store: Store) -> tuple[list[Image], list[KnarrError]]:
     return found, broken
 
 
-def lookup(store: Store, text: str) -> Image:
+def _is_image(entry: Descriptor) -> bool:
+    """Say whether an entry of index.json stands for an image: not if it only refers to one."""
+    if entry["mediaType"] in mediatypes.INDEXES:
+        return bool(name_of(entry))  # without a name it is another tool's
+    return entry["mediaType"] in mediatypes.MANIFESTS and not (entry.get("artifactType") and not name_of(entry))
+
+
+def lookup(store: Store, text: str, platform: Platform | None = None) -> Image:
     """Return the image of a name, of name@digest, or of the start of an id or digest.
+
+    Of a name that means several platforms it is the one for ``platform``; see ``load``.
 
     Raises NotFound listing some names there are, InvalidReference when the text fits several images or is
     neither a name nor an id.
     """
-    return load(store, _find(store, text)[0])
+    return load(store, _find(store, text)[0], platform=platform)
+
+
+def entries_of(store: Store, text: str) -> list[Descriptor]:
+    """Return the entries of index.json that ``text`` means; as ``lookup``, which reads what they mean."""
+    return _find(store, text)
 
 
 def _find(store: Store, text: str) -> list[Descriptor]:
     """Return the entries ``text`` means: one for a name, all of one image (by manifest) for an id."""
-    entries = [entry for entry in store.entries() if entry["mediaType"] in mediatypes.MANIFESTS]
+    entries = [entry for entry in store.entries() if _is_image(entry)]
     try:
         ref = parse_name(text)
     except InvalidReference:
@@ -167,6 +211,8 @@ def _with_prefix(store: Store, entries: list[Descriptor], text: str) -> list[Des
 def _config_digest(store: Store, entry: Descriptor) -> str:
     """Return the image id of an entry, "" when its manifest cannot be read (then it has none to be found by)."""
     try:
+        if entry["mediaType"] in mediatypes.INDEXES:
+            return load(store, entry).id
         digest = fastjson.loads(store.read_blob(entry), f"manifest {entry['digest']}")["config"]["digest"]
     except (KnarrError, KeyError, TypeError):
         return ""

@@ -37,12 +37,16 @@ _TYPES = {"": mediatypes.LAYER, "gzip": mediatypes.LAYER_GZIP, "zstd": mediatype
 class DockerArchive:
     """One image of a docker-archive. See ``source.ImageSource``."""
 
-    def __init__(self, ref: Reference) -> None:
+    def __init__(self, ref: Reference, files: ArchiveFiles | None = None, position: int = -1) -> None:
+        """Read the archive ``ref`` names, or ``files``, which is closed with this; ``position``: that image of it."""
         self.what = str(ref)
+        self._position = position
         self._ref = ref
-        self._files = ArchiveFiles(ref.path)
+        self._files = files or ArchiveFiles(ref.path)
         try:
-            self._entry = self._choose(self._manifest())
+            entries = self._manifest()
+            self.count = len(entries)
+            self._entry = self._choose(entries)
             self._members: dict[str, str] = {}  # digest -> member
             self._config = self._read_config()
             self._descriptor, self._bytes = self._make_manifest()
@@ -73,6 +77,8 @@ class DockerArchive:
         return entries
 
     def _choose(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._position >= 0:
+            return entries[self._position]
         tags = [tag for entry in entries for tag in entry.get("RepoTags") or []]
         if self._ref.name:
             for entry in entries:
@@ -153,6 +159,8 @@ class DockerArchive:
         """Return the name asked for, else all names the archive gives the image, else localhost/FILE:latest."""
         if self._ref.name:
             return [self._ref.name]
+        if self._position >= 0:
+            return sorted(_full_names(self._entry))
         return sorted(_full_names(self._entry)) or [local_name(self._ref.path, "")]
 
     def abort(self) -> None:

@@ -8,11 +8,14 @@ members are read by position.
 from __future__ import annotations
 
 import os
+import stat
 from errno import EINVAL, ENOENT, ENOSPC, ENOTDIR
 
 from knarr.base.errors import FileError, FormatError, NotFound, Unsupported
+from knarr.base.files import write_all
 from knarr.content.compress import decompressor, sniff
 from knarr.content.verify import CHUNK, FileStream, open_regular
+from knarr.image.reference import STDIO
 from knarr.image.tarindex import index_tar
 from knarr.spec import mediatypes
 
@@ -67,20 +70,32 @@ class DirectoryFiles:
 class ArchiveFiles:
     """Regular members of a tar archive, plain or compressed with gzip or zstd."""
 
-    def __init__(self, path: str) -> None:
-        self.where = path
-        try:
-            self._fd, _ = open_regular(path, follow=True)
-        except FileError as error:
-            if error.number == ENOENT:
-                raise NotFound("file", path) from None
-            raise
+    def __init__(self, path: str, *, fd: int = -1) -> None:
+        """Read the archive at ``path``, - for standard input, or in a file that is open at ``fd``."""
+        self.where = "standard input" if path == STDIO else path
+        if fd >= 0:
+            self._fd = fd
+        elif path == STDIO:
+            self._fd = _standard_input()
+        else:
+            try:
+                self._fd, _ = open_regular(path, follow=True)
+            except FileError as error:
+                if error.number == ENOENT:
+                    raise NotFound("file", path) from None
+                raise
         try:
             self._unpack()
-            self._index = index_tar(self._fd, path)
+            self._index = index_tar(self._fd, self.where)
         except BaseException:
             self.close()
             raise
+
+    def again(self) -> ArchiveFiles:
+        """Return the same files, to be closed on their own."""
+        other = object.__new__(ArchiveFiles)
+        other.where, other._index, other._fd = self.where, self._index, os.dup(self._fd)
+        return other
 
     def _unpack(self) -> None:
         """Replace a compressed archive by its plain bytes in a file without a name."""
@@ -89,32 +104,9 @@ class ArchiveFiles:
             return
         if kind not in {"gzip", "zstd"}:
             raise Unsupported(f"{kind} archive {self.where}", "knarr reads plain, gzip and zstd archives")
-        import tempfile
-
-        folder = os.environ.get("TMPDIR") or "/var/tmp"
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nobody can guess or open it
-                fd = os.dup(file.fileno())
-        except OSError as error:
-            raise FileError("make a temporary file in", folder, error.errno or EINVAL) from None
-        try:
-            facts = os.fstatvfs(fd)
-            room = facts.f_bavail * facts.f_frsize * 9 // 10
-            media_type = mediatypes.LAYER_GZIP if kind == "gzip" else mediatypes.LAYER_ZSTD
-            source = decompressor(FileStream(self._fd, self.where, own=False), media_type, what=self.where)
-            while data := source.read(CHUNK):
-                if source.produced > room:
-                    hint = "the archive is unpacked there first; set TMPDIR to a place with more room"
-                    raise FileError(f"unpack {self.where} to", folder, ENOSPC, hint=hint)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-        except OSError as error:
-            os.close(fd)
-            raise FileError(f"unpack {self.where} to", folder, error.errno or EINVAL) from None
-        except BaseException:
-            os.close(fd)
-            raise
+        media_type = mediatypes.LAYER_GZIP if kind == "gzip" else mediatypes.LAYER_ZSTD
+        source = decompressor(FileStream(self._fd, self.where, own=False), media_type, what=self.where)
+        fd = unnamed_file(source, self.where)
         os.close(self._fd)
         self._fd = fd
 
@@ -150,6 +142,64 @@ class ArchiveFiles:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def unnamed_file(source: Readable, what: str) -> int:
+    """Return the descriptor of a new file without a name that holds all of ``source``.
+
+    It is in $TMPDIR or /var/tmp, of which a tenth is left free. Raises FileError, and what the source raises.
+    """
+    import tempfile
+
+    folder = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nobody can guess or open it
+            fd = os.dup(file.fileno())
+    except OSError as error:
+        raise FileError("make a temporary file in", folder, error.errno or EINVAL) from None
+    try:
+        facts = os.fstatvfs(fd)
+        room = facts.f_bavail * facts.f_frsize * 9 // 10
+        while data := source.read(CHUNK):
+            room -= len(data)
+            if room < 0:
+                hint = "the archive is unpacked there first; set TMPDIR to a place with more room"
+                raise FileError(f"unpack {what} to", folder, ENOSPC, hint=hint)
+            try:
+                write_all(fd, data)
+            except OSError as error:
+                raise FileError(f"unpack {what} to", folder, error.errno or EINVAL) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _standard_input() -> int:
+    """Return a descriptor of standard input that can be read anywhere: itself if it is a file, else a copy."""
+    try:
+        facts = os.fstat(0)
+    except OSError as error:
+        raise FileError("read", "standard input", error.errno or EINVAL) from None
+    if stat.S_ISREG(facts.st_mode):
+        return os.dup(0)
+    if os.isatty(0):
+        raise FileError("read", "standard input", EINVAL, hint="it is a terminal; an archive is expected, as a pipe")
+    return unnamed_file(_Input(), "standard input")
+
+
+class _Input:
+    """Standard input as a stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; raises FileError."""
+        try:
+            return os.read(0, size)
+        except OSError as error:
+            raise FileError("read", "standard input", error.errno or EINVAL) from None
+
+    def close(self) -> None:
+        """It stays open."""
 
 
 def read_document(files: Files, name: str, limit: int) -> bytes:

@@ -8,6 +8,7 @@ from knarr.content.store import DOCUMENT_LIMIT, name_of, some
 from knarr.content.verify import VerifiedReader
 from knarr.image.files import ArchiveFiles, DirectoryFiles, read_document
 from knarr.image.reference import DEFAULT_TAG, local_name, parse_name
+from knarr.image.referrers import referrers_among
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
@@ -31,12 +32,14 @@ def open_layout(ref: Reference) -> Layout:
 class Layout:
     """One image of a layout, found by tag, by digest, or by being the only one. See ``source.ImageSource``."""
 
-    def __init__(self, files: Files, ref: Reference) -> None:
+    def __init__(self, files: Files, ref: Reference, digest: str = "") -> None:
+        """Read the layout ``files`` are, closed with this; with ``digest`` the image is that of index.json."""
         from knarr.spec.image_validate import parse_index, parse_layout
 
         self.what = str(ref)
         self._files = files
         self._ref = ref
+        self._digest = digest
         try:
             header = read_document(files, mediatypes.LAYOUT_FILE, DOCUMENT_LIMIT)
         except NotFound:
@@ -52,6 +55,8 @@ class Layout:
     def roots(self) -> list[Descriptor]:
         """Return the descriptors the reference means; raises NotFound, InvalidReference when it means several."""
         ref, entries = self._ref, self._entries
+        if self._digest:
+            return [entry for entry in entries if entry["digest"] == self._digest][:1]
         if ref.digest:
             found = [entry for entry in entries if entry["digest"] == ref.digest]
             if not found:
@@ -75,6 +80,10 @@ class Layout:
         raise InvalidReference(
             str(ref), "it holds several images", hint=f"name one as {ref}:TAG; there is {self._among()}"
         )
+
+    def digests(self) -> list[str]:
+        """Return the digests of all images and indexes of index.json, each once."""
+        return list(dict.fromkeys(entry["digest"] for entry in self._entries))
 
     def _familiar(self, tag: str) -> list[Descriptor]:
         """Return the entries whose full name ``tag`` is short for: busybox, for docker.io/library/busybox:latest."""
@@ -103,11 +112,19 @@ class Layout:
             raise SizeMismatch(what, descriptor["size"], size)
         return VerifiedReader(stream, digest, size, what)
 
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the manifests of the layout that refer to ``digest``."""
+        return referrers_among(self._entries, self.open_blob, digest)
+
     def names(self) -> list[str]:
-        """Return the full name for a store: the tag if it is one, else localhost/DIRECTORY:TAG."""
+        """Return the full names for a store: the tag if it is one, else localhost/DIRECTORY:TAG."""
+        if self._digest:
+            names = [_full_name(one) or name_of(one) for one in self._entries if one["digest"] == self._digest]
+            return [name if "/" in name else local_name(self._ref.path, name) for name in dict.fromkeys(names) if name]
         tag = self._ref.tag
         if not tag and not self._ref.digest:
-            tag = next(filter(None, map(name_of, self.roots())), "")
+            roots = self.roots()
+            tag = next(filter(None, map(_full_name, roots)), "") or next(filter(None, map(name_of, roots)), "")
         return [local_name(self._ref.path, tag)]
 
     def abort(self) -> None:
@@ -121,3 +138,12 @@ class Layout:
 def _names(entry: Descriptor) -> set[str]:
     """Return the names of an entry: ref.name, and the whole name containerd and Docker put beside it."""
     return {name_of(entry), entry.get("annotations", {}).get(mediatypes.IMAGE_NAME, "")} - {""}
+
+
+def _full_name(entry: Descriptor) -> str:
+    """Return the whole name containerd, Docker and knarr put beside ref.name, "" for none that is one."""
+    name = entry.get("annotations", {}).get(mediatypes.IMAGE_NAME, "")
+    try:
+        return parse_name(name).name if "/" in name else ""
+    except KnarrError:
+        return ""

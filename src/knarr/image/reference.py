@@ -4,6 +4,10 @@
     oci:DIR[:TAG] or oci:DIR@DIGEST  an OCI image layout
     oci-archive:FILE[:TAG]           a tar of one
     docker-archive:FILE[:NAME[:TAG]] what ``docker save`` writes
+    dir:DIR                          one image as plain files, as skopeo has it
+    docker-daemon:NAME[:TAG]         an image of a running dockerd; also docker-daemon:sha256:ID
+    store:NAME[:TAG]                 an image of knarr's own store; also by the start of its id
+    -                                an archive on standard input or output; also FILE in oci-archive: and the like
     host:                            this machine's own root
     bundle:DIR                       a runtime bundle
 
@@ -29,9 +33,11 @@ DEFAULT_TAG = "latest"
 NAME_LIMIT = 255
 TAG_LIMIT = 128
 
-_LOCAL = ("oci", "oci-archive", "docker-archive", "bundle")
+_LOCAL = ("oci", "oci-archive", "docker-archive", "dir", "bundle")
+_KEPT = ("docker-daemon", "store")
+STDIO = "-"
 # What other tools understand and knarr does not (yet): better named than read as an odd host.
-_FOREIGN = ("dir", "docker-daemon", "containers-storage", "ostree", "sif", "tarball", "atomic", "http", "https")
+_FOREIGN = ("containers-storage", "ostree", "sif", "tarball", "atomic", "http", "https")
 _OWN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _ALPHANUMERIC = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _DIGITS = frozenset("0123456789")
@@ -42,10 +48,11 @@ _TAG = _ALPHANUMERIC | frozenset("_.-")
 class Reference(Record):
     """One parsed reference. Fields that do not apply are "".
 
-    ``transport`` is docker, oci, oci-archive, docker-archive, host or bundle. ``path`` is the directory or file
-    of a local transport. ``registry``, ``repository``, ``tag`` and ``digest`` name a registry's image, or the
-    image to take out of a docker-archive. For oci and oci-archive ``tag`` is the whole
-    org.opencontainers.image.ref.name, which may itself be a full name.
+    ``transport`` is docker, oci, oci-archive, docker-archive, dir, docker-daemon, store, -, host or bundle. ``path``
+    is the directory or file of a local transport, or the image id given to docker-daemon or store. ``registry``,
+    ``repository``, ``tag`` and ``digest`` name a registry's image, or the one in a docker-archive, a daemon or the
+    store. For oci and oci-archive ``tag`` is the whole org.opencontainers.image.ref.name, which may itself be a
+    full name.
     """
 
     transport: str
@@ -77,6 +84,10 @@ class Reference(Record):
         """Return the canonical text; ``parse_reference`` reads it back to an equal Reference."""
         if self.transport == "docker":
             return self.name
+        if self.transport == STDIO:
+            return STDIO
+        if self.transport in _KEPT:
+            return f"{self.transport}:{self.path or self.name}"
         if self.transport == "docker-archive":
             return f"{self.transport}:{self.path}" + (f":{self.name}" if self.name else "")
         if self.digest:
@@ -97,13 +108,17 @@ def parse_reference(text: str) -> Reference:
             raise InvalidReference(_safe(text), f"the character {character!r} cannot be part of a reference")
     if text == "host:":
         return Reference("host")
+    if text == STDIO:
+        return Reference(STDIO, path=STDIO)
     if text.startswith("docker://"):
         return _registry_name(text, text[len("docker://") :], "docker")
     transport, colon, rest = text.partition(":")
     if colon and transport in _LOCAL:
         return _local(text, transport, rest)
+    if colon and transport in _KEPT:
+        return _kept(text, transport, rest)
     if colon and transport in _FOREIGN:
-        known = "docker://, oci:, oci-archive:, docker-archive:, host: and bundle: are known"
+        known = f"docker://, {', '.join(f'{one}:' for one in (*_LOCAL[:-1], *_KEPT))}, - and host: are known"
         raise InvalidReference(_safe(text), f"{transport}: is not a transport of knarr", hint=known)
     return _registry_name(text, text, "docker")
 
@@ -114,10 +129,10 @@ def parse_name(text: str) -> Reference:
 
 
 def _local(text: str, transport: str, rest: str) -> Reference:
-    if transport == "bundle":
+    if transport in ("bundle", "dir"):
         if not rest:
-            raise InvalidReference(text, "a directory must follow bundle:")
-        return Reference("bundle", path=rest)
+            raise InvalidReference(text, f"a directory must follow {transport}:")
+        return Reference(transport, path=rest)
     path, _, tag = rest.partition(":")
     if not path:
         kind = "a directory" if transport == "oci" else "a file"
@@ -131,6 +146,16 @@ def _local(text: str, transport: str, rest: str) -> Reference:
     if at and algorithm in ("sha256", "sha512") and tag:
         return Reference(transport, path=before, digest=_digest(text, f"{algorithm}:{tag}"))
     return Reference(transport, path=path, tag=_annotation(text, tag))
+
+
+def _kept(text: str, transport: str, rest: str) -> Reference:
+    """Scan what follows ``docker-daemon:`` or ``store:``: a name, or an image id."""
+    digits = rest.removeprefix("sha256:")
+    if digits and len(digits) <= 64 and _HEX.issuperset(digits) and (digits != rest or len(digits) == 64):
+        return Reference(transport, path=rest if digits != rest else f"sha256:{rest}")
+    if not rest:
+        raise InvalidReference(text, f"an image's name or id must follow {transport}:")
+    return _registry_name(text, rest, transport)
 
 
 def _annotation(text: str, tag: str) -> str:

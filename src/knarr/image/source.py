@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from knarr.base.errors import UsageError
+from knarr.image.reference import STDIO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
         a blob, manifest or index; its reader verifies size and digest. ``names`` are the full names the image
         should get in a store when nobody says otherwise. ``abort``, from another
         thread, breaks off reads under way; ``close`` ends it when nobody reads any more.
+
+        A source that can begin in the middle of a blob also has ``open_from(descriptor, offset)``, whose reader does
+        not verify; one that knows what refers to an image has ``referrers(digest)``.
         """
 
         what: str
@@ -54,4 +58,31 @@ def open_source(ref: Reference, remote: Callable[[Reference], ImageSource] | Non
         from knarr.image.dockerarchive import DockerArchive
 
         return DockerArchive(ref)
+    if ref.transport == STDIO:
+        return _archive(ref)
+    if ref.transport == "dir":
+        from knarr.image.directory import DirectorySource
+
+        return DirectorySource(ref)
+    if ref.transport == "docker-daemon":
+        from knarr.image.dockerdaemon import DaemonImage
+
+        return DaemonImage(ref)
     raise UsageError(f"{ref} names no image that could be copied")
+
+
+def _archive(ref: Reference) -> ImageSource:
+    """Open the archive on standard input: a layout if it is one (docker save's newer ones are both)."""
+    from knarr.image.dockerarchive import DockerArchive
+    from knarr.image.files import ArchiveFiles
+    from knarr.image.layout import Layout
+    from knarr.spec import mediatypes
+
+    files = ArchiveFiles(STDIO)
+    if mediatypes.LAYOUT_FILE not in files:
+        return DockerArchive(ref, files)
+    try:
+        return Layout(files, ref)
+    except BaseException:
+        files.close()
+        raise

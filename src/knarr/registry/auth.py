@@ -23,6 +23,8 @@ from knarr.registry.transport import ERROR_LIMIT, Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from knarr.registry.credentials import Credentials, Found
     from knarr.registry.transport import Response, Transport
 
@@ -39,12 +41,19 @@ class _Token(Record):
 
 
 class Authorizer:
-    """The login at one registry for one repository's pulls; shared by the threads of a pull."""
+    """The login at one registry for one repository; shared by the threads of a copy.
 
-    def __init__(self, transport: Transport, registry: str, repository: str, found: Found) -> None:
+    ``scopes`` are what to ask a token server for, whatever the challenge names; without them what it names, or
+    pulling from ``repository``.
+    """
+
+    def __init__(
+        self, transport: Transport, registry: str, repository: str, found: Found, scopes: Sequence[str] = ()
+    ) -> None:
         self._transport = transport
         self._registry = registry
-        self._scope = f"repository:{repository}:pull"
+        self._scope = f"repository:{repository}:pull" if repository else ""
+        self._scopes = list(scopes)
         self._found = found
         self._lock = threading.Lock()
         self._basic = False
@@ -95,7 +104,7 @@ class Authorizer:
         hint = self._found.remark
         if not hint and self._found.credentials is None:
             hint = f"log in with podman login {self._registry} or docker login {self._registry}, or give credentials"
-        return AuthError("GET", shown(response.url), response.status, why, hint=hint)
+        return AuthError(response.method, shown(response.url), response.status, why, hint=hint)
 
     def _fetch(self, parameters: dict[str, str], response: Response) -> _Token:
         """Ask the token server (distribution's token authentication specification)."""
@@ -104,10 +113,11 @@ class Authorizer:
             url = check_realm(realm, self._transport.origin)
         except Refused as refused:
             why = f"it sends logins to {shown(realm)}, which is refused: {refused}"
-            raise AuthError("GET", shown(response.url), response.status, why) from None
-        query = {"scope": parameters.get("scope") or self._scope}
+            raise AuthError(response.method, shown(response.url), response.status, why) from None
+        scopes = self._scopes or [scope for scope in (parameters.get("scope") or self._scope,) if scope]
+        query = [("scope", scope) for scope in scopes]
         if parameters.get("service"):
-            query["service"] = parameters["service"]
+            query.append(("service", parameters["service"]))
         headers = {}
         credentials = self._found.credentials
         if credentials is not None:

@@ -25,8 +25,10 @@ from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
+    from knarr.content.verify import Readable
     from knarr.registry.transport import Response
     from knarr.spec.image import Descriptor
 
@@ -45,7 +47,8 @@ class Client:
 
     ``registry`` is host[:port] as in a reference (docker.io is Docker Hub). ``credentials`` go before what Docker's
     and Podman's files hold. ``insecure`` allows plain HTTP and unverified TLS for this registry; loopback ones may
-    speak plain HTTP anyway. ``ca_file`` is a PEM file of authorities instead of the system's.
+    speak plain HTTP anyway. ``ca_file`` is a PEM file of authorities instead of the system's. ``scopes`` are what a
+    token shall be good for, if not only pulling.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Client:
         insecure: bool = False,
         ca_file: str = "",
         policy: Policy | None = None,
+        scopes: Sequence[str] = (),
     ) -> None:
         if not repository or not _NAME.issuperset(repository) or {"", ".", ".."} & set(repository.split("/")):
             raise NotFound("repository", printable(repository))
@@ -65,12 +69,14 @@ class Client:
         host = _HUB_HOST if registry == DOCKER_HUB else registry
         self.transport = Transport(host, policy or Policy(), insecure=insecure, ca_file=ca_file)
         found = Found(credentials) if credentials is not None else find_credentials(registry, repository)
-        self._authorizer = Authorizer(self.transport, registry, repository, found)
+        self._authorizer = Authorizer(self.transport, registry, repository, found, scopes)
         self.transport.authorize = self._authorizer.header
         self.transport.challenged = self._authorizer.challenged
 
-    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+    def manifest(self, reference: str, *, quick: bool = False) -> tuple[Descriptor, bytes]:
         """Return descriptor and bytes of a manifest or index by tag or digest.
+
+        ``quick``: when there is none, do not look which tags there are.
 
         The bytes have the digest that was asked for, or that the registry states; type, Content-Type and the
         document's own mediaType agree. Raises NotFound (with the tags there are), AuthError, RegistryError,
@@ -80,8 +86,11 @@ class Client:
         if digest is None and (not reference or not _TAG.issuperset(reference)):
             raise NotFound("tag", printable(reference))
         response = self._get(f"/manifests/{reference}", {"Accept": _ACCEPT})
+        if response.status == 404 and quick:
+            response.close()
+            raise NotFound("manifest", f"{reference} of {self.registry}/{self.repository}")
         if response.status != 200:
-            raise self._failure(response, "manifest", reference)
+            raise self.failure(response, "manifest", reference)
         what = f"manifest {reference} of {self.registry}/{self.repository}"
         header = response.header("Content-Type").partition(";")[0].strip().lower()
         stated = response.header("Docker-Content-Digest")
@@ -96,6 +105,11 @@ class Client:
         _check_stated(stated, data, what)
         media_type = _media_type(data, header, what)
         return {"mediaType": media_type, "digest": digest, "size": len(data)}, data
+
+    def open_from(self, descriptor: Descriptor, offset: int) -> Readable:
+        """Open a blob in the middle; what is read is not verified. Otherwise as ``open_blob``."""
+        digest = usable(descriptor["digest"])
+        return _Body(self, digest, descriptor["size"], f"blob {digest} of {self.registry}/{self.repository}", offset)
 
     def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
         """Open a blob; what is read is verified, and a broken exchange goes on where it broke.
@@ -119,12 +133,12 @@ class Client:
         for page in range(1, PAGE_LIMIT + 1):
             response = self.transport.get(path, {"Accept": "application/json"})
             if response.status != 200:
-                raise self._failure(response, "tag list", "")
+                raise self.failure(response, "tag list", "")
             link = response.header("Link")
             found.extend(_tags(response))
             if len(found) >= limit or not link or page >= pages:
                 break
-            path = _next_page(link, response, self.transport)
+            path = next_page(link, response, self.transport)
             if path in seen:
                 raise response.error("its list of tags leads back to itself")
             if page == PAGE_LIMIT:
@@ -135,8 +149,8 @@ class Client:
     def _get(self, path: str, headers: dict[str, str], *, tries: int | None = None) -> Response:
         return self.transport.get(f"/v2/{self.repository}{path}", headers, tries=tries)
 
-    def _failure(self, response: Response, kind: str, reference: str) -> Exception:
-        """Make the error that an answer other than 200 means; closes the answer."""
+    def failure(self, response: Response, kind: str, reference: str) -> Exception:
+        """Return the error that an answer other than success means; closes the answer."""
         status, url = response.status, shown(response.url)
         code, message = reason(response)
         message = self._authorizer.scrub(message)
@@ -156,11 +170,15 @@ class Client:
                 return NotFound("image", f"{name}:{reference}", among=among)
             return NotFound(kind, f"{reference} of {name}")
         if status == 401:
-            return AuthError("GET", url, status, f"it wants a login{said}")
+            return AuthError(response.method, url, status, f"it wants a login{said}")
         if status == 403:
-            return AuthError("GET", url, status, f"access is denied{said}")
-        words = {408: "request time-out", 429: "too many requests", 503: "not available now"}
-        return RegistryError("GET", url, status, words.get(status, "the registry failed") + said)
+            return AuthError(response.method, url, status, f"access is denied{said}")
+        words = {
+            408: "request time-out",
+            429: "too many requests",
+            503: "not available now",
+        }
+        return RegistryError(response.method, url, status, words.get(status, "the registry failed") + said)
 
     def abort(self) -> None:
         """Break off what other threads read."""
@@ -174,13 +192,13 @@ class Client:
 class _Body:
     """The bytes of one blob, over as many requests as it takes."""
 
-    def __init__(self, client: Client, digest: Digest, size: int, what: str) -> None:
+    def __init__(self, client: Client, digest: Digest, size: int, what: str, offset: int = 0) -> None:
         self._client = client
         self._digest = digest
         self._size = size
         self._what = what
-        self._at = 0
-        self._since = 0  # where the attempts began to count
+        self._at = offset
+        self._since = offset  # where the attempts began to count
         self._attempt = 1
         self._response = self._open()
 
@@ -189,7 +207,7 @@ class _Body:
         headers = {"Range": f"bytes={self._at}-"} if self._at else {}
         response = self._client._get(f"/blobs/{self._digest}", headers)  # noqa: SLF001  # one module, one thing
         if response.status not in {200, 206}:
-            raise self._client._failure(response, "blob", self._digest)  # noqa: SLF001
+            raise self._client.failure(response, "blob", self._digest)
         length = response.header("Content-Length")
         expected = self._size - self._at if response.status == 206 else self._size
         if length.isascii() and length.isdigit() and int(length[:20]) > expected:
@@ -303,13 +321,13 @@ def _tags(response: Response) -> list[str]:
     return tags
 
 
-def _next_page(link: str, response: Response, transport: Transport) -> str:
-    """Return the URL of the next page out of a Link header (RFC 8288)."""
+def next_page(link: str, response: Response, transport: Transport, what: str = "list of tags") -> str:
+    """Return the URL of the next page out of a Link header (RFC 8288); raises RegistryError."""
     target, _, parameters = link.partition(";")
     target = target.strip()
     if not target.startswith("<") or not target.endswith(">") or "next" not in parameters:
-        raise response.error("its list of tags has a Link header that makes no sense")
+        raise response.error(f"its {what} has a Link header that makes no sense")
     try:
         return check_next(response.url, target[1:-1], transport.origin)
     except Refused as refused:
-        raise response.error(f"its list of tags goes on at {shown(target[1:-1])}: {refused}") from None
+        raise response.error(f"its {what} goes on at {shown(target[1:-1])}: {refused}") from None

@@ -135,3 +135,14 @@ def check_next(url: str, link: str, registry: Origin) -> str:
     if origin != registry:
         raise Refused("the next page is at another place")
     return parts._replace(fragment="").geturl()
+
+
+def check_upload(url: str, location: str, registry: Origin) -> str:
+    """Return the URL an upload goes on at; raises Refused when it leaves the registry.
+
+    Whoever is there gets the login and the bytes (CVE-2026-50151).
+    """
+    parts, origin = split(_join(url, location))
+    if origin != registry:
+        raise Refused("an upload goes on at the registry itself or not at all")
+    return parts._replace(fragment="").geturl()

@@ -47,6 +47,16 @@ class RegistryImage:
             return VerifiedReader(io.BytesIO(data), digest, size, f"manifest {digest}")
         return self._client.open_blob(descriptor)
 
+    def open_from(self, descriptor: Descriptor, offset: int) -> Readable:
+        """Return a reader of the rest of a blob; it does not verify."""
+        return self._client.open_from(descriptor, offset)
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Return the descriptors of what refers to ``digest``."""
+        from knarr.registry.referrers import referrers
+
+        return referrers(self._client, digest)
+
     def names(self) -> list[str]:
         """Return the full name it was asked for by."""
         return [self._name]

@@ -36,12 +36,15 @@ from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
+
+    Body = bytes | Iterable[bytes]  # with a Content-Length beside it
 
 REDIRECT_LIMIT = 10
 ERROR_LIMIT = 64 << 10
 HEADER_LIMIT = 64 << 10
+_READING = ("GET", "HEAD")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 429, 500, 502, 503, 504)
 # How OpenSSL says that the other side does not speak TLS at all.
@@ -75,6 +78,12 @@ class Policy(Record):
     """before the second attempt; doubles with each"""
     longest_wait: float = 60.0
     """between two attempts, also when the registry asks for more"""
+    commit: float = 600.0
+    """for the answer to an upload: a registry may copy the blob first"""
+    chunk: int = 16 << 20
+    """bytes of one request of an upload; of a larger blob at most so much is sent twice when things break"""
+    single_post: int = 0
+    """blobs of at most so many bytes are sent with the request that begins the upload (few registries take that)"""
 
 
 class Broken(Exception):  # becomes a RegistryError where method and URL are known
@@ -311,12 +320,28 @@ class Transport:
         Returns any answer but redirects and, while attempts last, 408, 429 and 5xx. Raises RegistryError,
         AuthError (from ``challenged``), Interrupted.
         """
+        return self.request("GET", path, headers, tries=tries)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        body: Body | None = None,
+        tries: int | None = None,
+        patient: bool = False,
+    ) -> Response:
+        """``get`` for any method that may be repeated; only GET and HEAD are ever sent to another place.
+
+        ``patient`` waits for the answer as long as an upload may take.
+        """
         attempt = 1
         most = tries or self.policy.tries
         while True:
             url = path if "://" in path else self.base + path
             try:
-                response = self._follow(url, headers)
+                response = self._follow(method, url, headers, body, patient=patient)
             except Broken as broken:
                 self.check_stopped()
                 if broken.language and self._other_language(broken):
@@ -326,7 +351,7 @@ class Transport:
                 ):  # neither language: what went wrong first is what matters
                     broken = self._first_try
                 if not broken.again or attempt >= most:
-                    raise RegistryError("GET", shown(url), 0, broken.why, hint=broken.hint) from None
+                    raise RegistryError(method, shown(url), 0, broken.why, hint=broken.hint) from None
                 self.wait(attempt)
             else:
                 if response.status == 400 and self._other_language(None):
@@ -341,6 +366,23 @@ class Transport:
                 self.wait(attempt, asked)
             attempt += 1
 
+    def once(
+        self, method: str, path: str, headers: Mapping[str, str], *, body: Body | None = None, patient: bool = False
+    ) -> Response:
+        """Send a request that its caller repeats, if it makes sense; raises Broken, and as ``request``.
+
+        A 401 is answered for the next attempt, and returned: a body may be gone then.
+        """
+        url = path if "://" in path else self.base + path
+        return self._follow(method, url, headers, body, patient=patient)
+
+    def speak_as(self, url: str) -> None:
+        """Speak the scheme of a URL at this registry that an earlier process has used, unless one was settled on."""
+        scheme = url.partition(":")[0]
+        if len(self._schemes) > 1 and scheme in self._schemes:
+            self._schemes = [scheme]
+            self._speak(scheme)
+
     def _speak(self, scheme: str) -> None:
         self.base = f"{scheme}://{self._registry}"
         self.origin = split(self.base)[1]
@@ -354,7 +396,9 @@ class Transport:
         self._speak(self._schemes[0])
         return True
 
-    def _follow(self, url: str, headers: Mapping[str, str]) -> Response:
+    def _follow(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None, *, patient: bool
+    ) -> Response:
         home = self.origin
         at_home = True  # once away, credentials stay off even if a redirect leads back
         answered = 0
@@ -363,8 +407,10 @@ class Transport:
             sent = dict(headers)
             if at_home and (value := self.authorize()):
                 sent["Authorization"] = value
-            response = self.send("GET", url, sent, strict=not at_home)
+            response = self.send(method, url, sent, strict=not at_home, body=body, patient=patient)
             if response.status == 401 and at_home and answered < 2 and self.challenged(response):
+                if body is not None and not isinstance(body, (bytes, list)):
+                    return response  # it cannot be sent again; the caller begins anew, with the login at hand
                 answered += 1
                 response.close()
                 continue
@@ -374,25 +420,37 @@ class Transport:
             response.close()
             hops += 1
             if hops > REDIRECT_LIMIT:
-                raise RegistryError("GET", shown(url), response.status, f"more than {REDIRECT_LIMIT} redirects")
+                raise RegistryError(method, shown(url), response.status, f"more than {REDIRECT_LIMIT} redirects")
             try:
                 target = check_redirect(url, location, home)
+                if method not in _READING and (split(target)[1] != home or response.status not in {307, 308}):
+                    raise Refused(f"what was sent with {method} is for the registry alone")
             except Refused as refused:
                 where = shown(location)
-                raise RegistryError("GET", shown(url), response.status, f"a redirect to {where}: {refused}") from None
+                raise RegistryError(method, shown(url), response.status, f"a redirect to {where}: {refused}") from None
             url = target
             at_home = at_home and split(url)[1] == home
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], *, strict: bool = True) -> Response:
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        strict: bool = True,
+        body: Body | None = None,
+        patient: bool = False,
+    ) -> Response:
         """Make one request and return its answer, whatever it is; raises Broken, Interrupted, RegistryError.
 
         ``strict`` verifies TLS in any case: everything but the registry itself, when that may be insecure.
         """
         self.check_stopped()
         try:
-            raw = self._manager(url, strict=strict).request(
+            raw = self._manager(url, strict=strict, patient=patient).request(
                 method,
                 url,
+                body=body,
                 headers={"User-Agent": "knarr", "Accept-Encoding": "identity", **headers},
                 redirect=False,
                 preload_content=False,
@@ -411,15 +469,17 @@ class Transport:
             raise response.error("the answer has both Content-Length and Transfer-Encoding")
         return response
 
-    def _manager(self, url: str, *, strict: bool) -> urllib3.PoolManager:
+    def _manager(self, url: str, *, strict: bool, patient: bool) -> urllib3.PoolManager:
         """Return the connections for a URL, made when first needed: reading the authorities costs 20 ms."""
-        kind = "plain" if url.startswith("http:") else "strict" if strict or not self._insecure else "lax"
+        tls = "plain" if url.startswith("http:") else "strict" if strict or not self._insecure else "lax"
+        kind = f"{tls} patient" if patient else tls
         with self._lock:
             if kind not in self._managers:
                 context = None
-                if kind != "plain":
-                    context = _context(self._ca_file) if kind == "strict" else _lax_context()
-                self._managers[kind] = _manager(self.policy, context)
+                if tls != "plain":
+                    context = _context(self._ca_file) if tls == "strict" else _lax_context()
+                policy = self.policy.replace(headers=self.policy.commit) if patient else self.policy
+                self._managers[kind] = _manager(policy, context)
             return self._managers[kind]
 
     def wait(self, attempt: int, asked: str = "") -> None:

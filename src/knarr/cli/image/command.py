@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 # command -> (module beside this one, one line for the overview); the order is the overview's
 COMMANDS = {
+    "copy": ("copy", "copy an image from anywhere to anywhere"),
+    "pull": ("pull", "fetch images into the store, for one platform or all"),
+    "push": ("push", "send an image of the store to a registry"),
+    "save": ("save", "write images of the store into an archive"),
+    "load": ("load", "take the images of an archive into the store"),
     "create": ("create", "make an image from programs of this machine"),
 }
 
@@ -18,7 +23,7 @@ GROUP = Group(
     "knarr.cli.image",
     "Copy, look into, change and make images.",
     COMMANDS,
-    "  knarr image create tools:1 --from-host /bin/sh,/bin/ls",
+    "  knarr image copy alpine:3.20 oci:./layout:3.20\n  knarr image create tools:1 --from-host /bin/sh,/bin/ls",
 )
 
 
