@@ -32,6 +32,7 @@ COMMANDS = {
     "images": ("images", "list the images of the store"),
     "rmi": ("images", "remove images from the store"),
     "image": ("image.command", "copy, look into, change and make images"),
+    "registry": ("registry.command", "serve images to others"),
     "inspect": ("inspect", "show all about an image or a container"),
     "unpack": ("unpack", "write an image's files into a directory"),
     "bundle": ("unpack", "write a runtime bundle (rootfs and config.json)"),
