@@ -24,7 +24,8 @@ def nss(*types: str) -> list[dict[str, str]]:
 
 
 def seccomp(*syscalls: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"/linux/seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": list(syscalls), **more}}
+    calls = [*syscalls, call(names=("execve",))]
+    return {"/linux/seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": calls, **more}}
 
 
 def scheduler(policy: str, **more: int) -> dict[str, Any]:
@@ -262,6 +263,8 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     (seccomp(flags=["X"]), ["/linux/seccomp/flags/0"], "must be one of"),
     (seccomp(call("SCMP_ACT_NOTIFY")), ["/linux/seccomp/listenerPath"], "needs a socket"),
     (seccomp(call("SCMP_ACT_NOTIFY", names=("read", "write")), listenerPath="/s"), ["/linux/seccomp/syscalls/0/names/1"], "write cannot have"),
+    ({"/linux/seccomp": {"defaultAction": "SCMP_ACT_KILL"}}, ["/linux/seccomp"], "denies execve"),
+    (seccomp(call("SCMP_ACT_ERRNO", names=("execve",)), defaultAction="SCMP_ACT_ALLOW", syscalls=[call("SCMP_ACT_KILL", names=("execve",))]), ["/linux/seccomp"], "denies execve"),
     (seccomp(listenerMetadata="x"), ["/linux/seccomp/listenerMetadata"], "no meaning without listenerPath"),
 ]  # fmt: skip
 

@@ -269,6 +269,9 @@ long prepare_exec(void)
             kcall(close_range, from, kept == INT32_MAX ? ~0u : (u32)kept - 1, 0);
         from = kept == INT32_MAX ? kept : kept + 1;
     }
+    got = lower_files();
+    if (got < 0)
+        return got;
     kcall(umask, program_umask);
     prepared = 1;
     return 0;

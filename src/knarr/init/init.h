@@ -91,6 +91,9 @@ long open_in_root(int root, const char *path, u64 flags, u64 resolve);
 long reach_in_root(int root, const char *path, u32 mode);
 long parent_in_root(int root, const char *path, char leaf[NAME_BYTES + 1]);
 
+/* process.c */
+long lower_files(void);
+
 /* mounts.c */
 long attach(int tree, int target);
 long clone_tree(int fd, const char *path, int recursive);

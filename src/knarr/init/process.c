@@ -60,11 +60,29 @@ long op_umask(const struct op *op)
     return 0;
 }
 
+enum { OWN_FILES = 64, NOFILE = 7 };
+static u64 few_files[2]; /* soft and hard limit of open files, where they are too low for us to go on with */
+static int has_few_files;
+
 long op_rlimit(const struct op *op)
 {
     u64 limit[2] = {op->numbers[1], op->numbers[2]};
+    long got;
 
-    return kcall(prlimit64, 0, op->numbers[0], limit, NULL);
+    if (op->numbers[0] != NOFILE || limit[0] >= OWN_FILES)
+        return kcall(prlimit64, 0, op->numbers[0], limit, NULL);
+    memcpy(few_files, limit, sizeof few_files);
+    has_few_files = 1;
+    limit[0] = OWN_FILES;
+    limit[1] = limit[1] < OWN_FILES ? OWN_FILES : limit[1];
+    got = kcall(prlimit64, 0, NOFILE, limit, NULL);
+    return got == -EPERM ? 0 : got; /* there were fewer before, which may still be enough */
+}
+
+/* The low limit itself, which asks for no privilege any more, when nothing is opened but by execve. */
+long lower_files(void)
+{
+    return has_few_files ? kcall(prlimit64, 0, NOFILE, few_files, NULL) : 0;
 }
 
 /* A new process like fork's: no new stack, memory copied on write. cgroup and pidfd may be absent (-1, NULL). */

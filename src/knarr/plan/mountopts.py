@@ -50,7 +50,7 @@ _ATTRIBUTES = {
 _RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
 # "rslave" and friends are propagation; no name collides.
 
-_SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
+SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
 _NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
 _LATER = ("idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow")
 

@@ -93,7 +93,7 @@ def process_tail(
     ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor number) to survive the exec.
     """
     user = process.get("user") or {}
-    uid, gid, groups = user.get("uid", 0), user.get("gid", 0), user.get("additionalGids") or []
+    uid, gid, groups = user.get("uid", 0), user.get("gid", 0), dict.fromkeys(user.get("additionalGids") or ())
     caps = process.get("capabilities") or {}
     masks = {name: capability_mask(caps.get(name)) for name in _CAPABILITY_SETS}
     # The kernel has no ambient capability that is not permitted and inheritable; older `runc spec` writes such lists.

@@ -267,11 +267,13 @@ class Created(Process):
             kinds = {"prestart": created}
             for hook in self.plan.runtime_hooks:
                 run_hooks([hook], kinds.get(hook[0], document), self.bundle, alive=self.pidfd, stop=self.stop)
-            return document
+            return document if "createContainer" in self.state.hooks else b""
         if code == SYNC_READY:
             super().on_sync(code)
             self.state = self.state.replace(complete=True)
             record.save(self.fd, self.state)
+            if "startContainer" not in self.state.hooks or "start" in self.plan.slots:
+                return b""  # else `start` sends it
             return fastjson.dumps(record.document(self.state, "created"))
         return super().on_sync(code)
 
@@ -398,6 +400,10 @@ def begin(
     wishes = (options or Options()).replace(
         terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=wait_start
     )
+    if any(entry.get("path") for entry in (config.get("linux") or {}).get("namespaces") or ()):
+        from knarr.runtime.scopes import demand_own_scopes  # cold: only with a namespace by its path
+
+        demand_own_scopes(config)
     groups = cgroup.plan(config, host, id, rootless=rootless)
     plan = plan_container(
         config,

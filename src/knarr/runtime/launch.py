@@ -41,6 +41,7 @@ GO, ABORT = 1, 2
 SYNC_READY = 4
 _PACKET = 16 << 10
 _RIGHTS = CMSG_SPACE(4)
+DOCUMENT_LIMIT = 128 << 10  # init.h
 _SEALS = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
 _MFD_NOEXEC_SEAL, _MFD_EXEC = 8, 16  # Linux 6.3
 _kept: dict[str, int] = {}
@@ -208,7 +209,10 @@ class Control:
         raise InitError("", "understand knarr-init", 0, why=f"it sent a packet of type {kind} ({value})")
 
     def go(self, document: bytes = b"") -> None:
-        """Send GO; a child that died meanwhile shows as end of file."""
+        """Send GO; a child that died meanwhile shows as end of file. Raises Unsupported for too large a document."""
+        if len(document) > DOCUMENT_LIMIT:
+            what = f"a state document of {len(document)} bytes for hooks that run in the container"
+            raise Unsupported(what, f"at most {DOCUMENT_LIMIT} are passed on", pointer="/annotations")
         try:
             self.sock.send(pack("<II", GO, len(document)) + document)
         except (BrokenPipeError, ConnectionResetError):

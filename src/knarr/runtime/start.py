@@ -98,7 +98,8 @@ def connect(fd: int, state: State) -> Control:
         return later_error(kind, pointer, text, number, detail)
 
     control = _Starting(sock, failed, fd, state)
-    control.go(fastjson.dumps(record.document(state, "created")))
+    inside = "startContainer" in state.hooks  # which the init runs, and gives the state document
+    control.go(fastjson.dumps(record.document(state, "created")) if inside else b"")
     return control
 
 

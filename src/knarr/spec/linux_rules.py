@@ -380,6 +380,17 @@ def _errno(action: str, number: int | None, at: str, add: Add) -> None:
         add(at, f"is {number}, must be from 0 to {most} for {action}")
 
 
+_GO_ON = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_NOTIFY")
+
+
+def _denies(profile: dict[str, Any], name: str) -> bool:
+    """Whether the profile lets a system call through on no condition whatever."""
+    rules = [entry for entry in profile.get("syscalls", ()) if name in entry["names"]]
+    if any(entry["action"] in _GO_ON or entry.get("args") for entry in rules):
+        return False
+    return bool(rules) or profile["defaultAction"] not in _GO_ON
+
+
 def _seccomp(config: dict[str, Any], add: Add) -> None:
     profile = config.get("linux", {}).get("seccomp")
     if profile is None:
@@ -401,6 +412,8 @@ def _seccomp(config: dict[str, Any], add: Add) -> None:
             notify = True
             if "write" in names:  # the init writes to say that it has sent the listener: it would wait for itself
                 add(f"{here}/names/{names.index('write')}", "write cannot have SCMP_ACT_NOTIFY")
+    if _denies(profile, "execve"):
+        add(at, "denies execve, with which the program itself is started")
     if notify and not profile.get("listenerPath"):
         add(f"{at}/listenerPath", "is missing, SCMP_ACT_NOTIFY needs a socket to send the listener to")
     if profile.get("listenerMetadata") and not profile.get("listenerPath"):
