@@ -14,6 +14,9 @@ from knarr.engine.paths import open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from knarr.bundle.options import RunOptions
     from knarr.engine.paths import Places
     from knarr.image.catalog import Image
@@ -39,6 +42,16 @@ def write_bundle(where: Places, image: Image, folder: str, options: RunOptions) 
 
     config.json leaves out what older runtimes refuse (the time namespace). Nothing is left after a failure.
     """
+    return fill_bundle(folder, options, image.image_config(), lambda rootfs: unpack(where, image, rootfs))
+
+
+def fill_bundle(
+    folder: str, options: RunOptions, document: dict[str, Any], fill: Callable[[str], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Write a bundle of an image config ``document``, and of the files that ``fill`` puts into the rootfs it is given.
+
+    Returns notes, those of ``fill`` first. Raises as ``write_bundle``; nothing is left then.
+    """
     from knarr.engine.create import user_of_directory
     from knarr.layer.unpack import unpacker
     from knarr.spec.validate import config_findings
@@ -46,8 +59,7 @@ def write_bundle(where: Places, image: Image, folder: str, options: RunOptions) 
     made = _claim(folder)
     rootfs = f"{folder}/rootfs"
     try:
-        notes = unpack(where, image, rootfs)
-        document = image.image_config()
+        notes = fill(rootfs)
         text = options.user or str((document.get("config") or {}).get("User") or "")
         facts = host.facts(privileged=options.privileged).replace(time_namespace=False)
         conversion = to_runtime_spec(document, options, user_of_directory(rootfs, text), facts)

@@ -143,11 +143,13 @@ class Model:
         hashed: bool = False,
         what: str = "layer",
         seen: Callable[[Change], None] | None = None,
+        entries: Callable[[Entry], None] | None = None,
     ) -> None:
         """Apply the changeset in ``stream`` (plain tar), read to its end; ``hashed``: with digests of files.
 
-        ``seen`` is told of every change as it is read. Raises FormatError, Unsupported when the image has more entries
-        than are kept, and what the stream raises; the model is then half changed and of no more use.
+        ``seen`` is told of every change as it is read, ``entries`` of every header before it is applied. Raises
+        FormatError, Unsupported when the image has more entries than are kept, and what the stream raises; the model
+        is then half changed and of no more use.
         """
         work = _Work(self, hashed, what, seen)
         reader = Reader(stream, what=what)
@@ -158,6 +160,8 @@ class Model:
                 self._left -= 1
                 if self._left < 0:
                     raise Unsupported(f"an image of more than {self._limit} entries", "they would not fit into memory")
+                if entries is not None:
+                    entries(entry)
                 work.one(entry, reader, reader.count - 1)
             reader.drain()
         except BadName as error:
