@@ -271,7 +271,8 @@ ROWS = [
     Row(71, "size-8", REF, lambda _: tar(f("n", size=b"00000000008")), why="octal"),
     Row(73, "chksum-bad", REF, lambda _: tar(f("n", checksum=b"000000\0 ")), why="checksum"),
     Row(73, "trunc-body", REF, lambda _: f("n", bytes(2048))[:1000], why="ends in the middle"),
-    Row(73, "trunc-padding", REF, lambda _: f("n", b"x")[:600], why="ends in the middle"),
+    # All of the content is there; umoci insert 0.4.7 ends its layers so, and Go's reader takes them.
+    Row(73, "trunc-padding", OK, lambda _: f("n", b"x")[:600], lambda p: p.read("n") == b"x"),
     Row(73, "trunc-hdr", REF, lambda _: f("n")[:300], why="ends in the middle"),
     Row(73, "trunc-hdr-zeros", REF, lambda _: f("n") + bytes(100), why="ends in the middle"),
     Row(74, "no-eof", OK, lambda _: f("n", b"1"), lambda p: p.read("n") == b"1"),

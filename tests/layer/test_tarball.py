@@ -402,3 +402,13 @@ def test_the_tree_of_gnu_tar() -> None:
         with directory(f"{top}/out") as fd:
             apply_layer(io.BytesIO(data), fd, fresh=True, ids=None if os.geteuid() == 0 else own())
         assert tree(f"{top}/out") == tree(f"{top}/in")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 300])
+def test_the_last_entry_may_lack_its_padding(cut: int) -> None:
+    # umoci insert 0.4.7 writes layers so; Go's reader, and so every other tool, takes them.
+    data = f("a", b"1" * 200) + f("b", b"2" * 211)
+    found = list(entries(io.BytesIO(data[: len(data) - 301 + cut])))
+    assert [entry.name for entry in found] == [b"a", b"b"]
+    with pytest.raises(FormatError, match="middle of an entry"):
+        list(entries(io.BytesIO(data[: len(data) - 302])))

@@ -191,15 +191,11 @@ def replaced_layers(
     places = history_places(config)
     manifest["layers"][start:stop] = [layer.descriptor for layer in new]
     history = config.get("history") or []
-    # An image whose history does not account for its layers gets none made up for the old ones.
+    # A history that does not account for the layers there are gets no entry that would seem to.
     if -1 not in places:
-        first = places[start] if start < stop else (places[start - 1] + 1 if start == len(places) else places[start])
-        if start == stop == len(places):
-            first = len(history)
+        first = places[start] if start < len(places) else len(history)
         last = places[stop - 1] + 1 if start < stop else first
         history = [*history[:first], *(layer.history for layer in new if layer.history), *history[last:]]
-    elif start == stop == len(places) and not history and not places:
-        history = [layer.history for layer in new if layer.history]
     config["rootfs"]["diff_ids"][start:stop] = [layer.diff_id for layer in new]
     if history:
         config["history"] = history
@@ -292,8 +288,7 @@ def _rebased_run(own: Document, old: Document, new: Document) -> Document:
     for key in dict.fromkeys((*own, *new)):
         value = new.get(key) if own.get(key) == old.get(key) else own.get(key)
         if key == "Env" and own.get(key) != old.get(key):
-            before = dict(entry.partition("=")[::2] for entry in old.get("Env") or ())
-            mine = dict(entry.partition("=")[::2] for entry in own.get("Env") or ())
+            before, mine = _variables(old.get("Env")), _variables(own.get("Env"))
             changed: dict[str, str | None] = {
                 name: value for name, value in mine.items() if before.get(name) != value
             } | dict.fromkeys(before.keys() - mine.keys())
@@ -305,6 +300,10 @@ def _rebased_run(own: Document, old: Document, new: Document) -> Document:
         if value is not None:
             made[key] = value
     return made
+
+
+def _variables(entries: Sequence[str] | None) -> dict[str, str]:
+    return {name: value for name, _equals, value in (entry.partition("=") for entry in entries or ())}
 
 
 def _like(descriptor: Descriptor, manifest: Document) -> Descriptor:

@@ -37,8 +37,10 @@ class Layer(Record):
     open: Callable[[], Readable]
     what: str = "layer"
 
-    def stream(self, *, stopped: Callable[[], bool] | None = None, progress: Progress | None = None) -> Readable:
-        """Open it as plain tar bytes, read in a second thread when it is large.
+    def stream(
+        self, *, stopped: Callable[[], bool] | None = None, progress: Progress | None = None, ahead: bool = True
+    ) -> Readable:
+        """Open it as plain tar bytes, read in a second thread when it is large (unless not ``ahead``).
 
         The end is only reported when digest and diffID were right (DigestMismatch, SizeMismatch, FormatError).
         ``stopped`` makes ``read`` raise Interrupted; ``progress`` is told of compressed bytes read.
@@ -49,7 +51,7 @@ class Layer(Record):
         except BaseException:
             raw.close()
             raise
-        return ReadAhead(plain) if self.size >= _WORTH_A_THREAD else plain
+        return ReadAhead(plain) if ahead and self.size >= _WORTH_A_THREAD else plain
 
 
 if TYPE_CHECKING:

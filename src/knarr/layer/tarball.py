@@ -194,7 +194,11 @@ class Reader:
         longlink: bytes | None = None
         unread = self._left + self._padding
         if unread:
-            self._skip(unread)
+            if unread <= len(self._buffer) - self._at:
+                self._at += unread
+            else:
+                self._skip(self._left)
+                self._take(self._padding)  # `umoci insert` leaves out the last entry's, and the zeros after it
             self._left = self._padding = 0
         while True:
             at = self._at

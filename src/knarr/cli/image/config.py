@@ -62,7 +62,7 @@ def parse_config() -> Parser:
     parser.add_argument("--add-history", action="append", default=[], metavar="TEXT",
                         help="add a history entry that made no layer")  # fmt: skip
     parser.add_argument("--clear", action="append", default=[], metavar="FIELD", choices=_CLEARABLE,
-                        help=f"take a field away first: {', '.join(_CLEARABLE)}")  # fmt: skip
+                        help="take a field away first: " + ", ".join(_CLEARABLE))  # fmt: skip
     add_change(parser, layer=False)
     add_destination(parser)
     return parser

@@ -127,7 +127,7 @@ def _documents(one: Image, two: Image) -> Iterator[Difference]:
 
 
 def _variables(entries: list[str] | None) -> dict[str, str]:
-    return dict(entry.partition("=")[::2] for entry in entries or ())
+    return {name: value for name, _equals, value in (entry.partition("=") for entry in entries or ())}
 
 
 def _map(kind: str, start: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[Difference]:

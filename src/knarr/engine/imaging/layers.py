@@ -157,7 +157,7 @@ def _check(stream: Readable, what: str) -> None:
             if base.startswith(PREFIX) and base != b".wh..wh..opq":
                 hidden_name(base)
             if entry.kind == HARDLINK:
-                split(entry.link)
+                components(entry.link)
         reader.drain()
     except BadName as error:
         raise reader.fail(str(error), name) from None

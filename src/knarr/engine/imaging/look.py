@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from knarr.engine.imaging.image import Image, Layer
+    from knarr.engine.imaging.image import Image
     from knarr.layer.model import Change, Model, Node
     from knarr.layer.tarball import Entry
 
@@ -218,7 +218,8 @@ class Finder:
         self.quick = quick
         self._limit = content
         self._known: dict[int, dict[bytes, Entry]] = {}
-        self._content: tuple[int, bytes, bytes] | None = None
+        self._content: tuple[int, int, bytes] | None = None  # layer, entry, bytes
+        self._places: dict[int, dict[int, int]] = {}  # layer -> id of a header -> which entry it is
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -229,12 +230,16 @@ class Finder:
         """The entries of a layer by path; with ``quick`` perhaps only those up to ``wanted``."""
         known = self._known.get(number)
         if known is None or (self.quick and wanted not in known and _PARTIAL in known):
-            known = self._known[number] = self._list(self.layers[number], number, wanted)
+            known = self._known[number] = self._list(number, wanted)
         return known
 
-    def _list(self, layer: Layer, number: int, wanted: bytes) -> dict[bytes, Entry]:
+    def _list(self, number: int, wanted: bytes) -> dict[bytes, Entry]:
+        """Read a layer: its files by path; if one at ``wanted`` passes by, its content is kept."""
+        layer = self.layers[number]
         found: dict[bytes, Entry] = {}
-        stream = layer.stream()
+        folders: set[bytes] = set()
+        places = self._places[number] = {}
+        stream = layer.source().stream(ahead=not self.quick)
         name = b""
         try:
             reader = Reader(stream, what=layer.what)
@@ -243,21 +248,51 @@ class Finder:
                 if reader.count > MOST_ENTRIES:
                     raise Unsupported(f"a layer of more than {MOST_ENTRIES} entries", "they would not fit into memory")
                 parent, base = split(entry.name)
-                path = b"/".join([*components(parent), base]) if base else b""
+                parent = b"/".join(components(parent))
+                path = parent + b"/" + base if parent else base
+                if entry.kind == HARDLINK:
+                    entry = found.get(b"/".join(components(entry.link)), entry)  # a link to a layer below stays one
+                else:
+                    places[id(entry)] = reader.count
+                before = found.get(path)
                 found[path] = entry
-                if path != wanted:
-                    continue
-                if entry.kind == FILE and self._limit >= 0:
-                    self._content = (number, path, self._take(entry, reader))
-                if self.quick:
-                    found[_PARTIAL] = entry
-                    return found
+                if entry.kind == DIR and before is not None and before.kind != DIR:
+                    found[path + b"/" + OPAQUE] = entry  # the file hid what is below, and nothing brings it back
+                if entry.kind != DIR and path in folders:  # a file in place of a directory of this very layer
+                    for gone in [name for name in found if name.startswith(path + b"/")]:
+                        del found[gone]
+                while parent and parent not in folders:
+                    folders.add(parent)
+                    parent = parent.rpartition(b"/")[0]
+                if path == wanted:
+                    if entry.kind == FILE and self._limit >= 0 and places[id(entry)] == reader.count:
+                        self._content = (number, reader.count, self._take(entry, reader))
+                    if self.quick:
+                        found[_PARTIAL] = entry
+                        return found
             reader.drain()
         except BadName as error:
             raise FormatError(layer.what, f"entry {printable(name)!r}", str(error)) from None
         finally:
             stream.close()
         return found
+
+    def _read(self, number: int, place: int) -> bytes:
+        """The content of entry ``place`` (the first is 1) of a layer, which is read once more for it."""
+        layer = self.layers[number]
+        stream = layer.source().stream(ahead=not self.quick)
+        try:
+            reader = Reader(stream, what=layer.what)
+            data = b""
+            for entry in reader:
+                if reader.count == place:
+                    data = self._take(entry, reader)
+                    if self.quick:
+                        return data
+            reader.drain()
+            return data
+        finally:
+            stream.close()
 
     def _take(self, entry: Entry, reader: Reader) -> bytes:
         if entry.size > self._limit:
@@ -331,11 +366,36 @@ class Finder:
 
     def find(self, path: str, *, follow: bool = True) -> Sighting:
         """Find a path, links followed inside the root (the last only if ``follow``). Raises NotFound, FormatError."""
-        shown = f"{printable(path)} in {self.image.name or 'the image'}"
+        where, number, entry = self._resolve(path, follow=follow)
+        while entry.kind == HARDLINK:  # to a file of a layer below
+            name = b"/".join(components(entry.link))
+            deeper = self._target(number, name)
+            if deeper is None:
+                raise NotFound("file", f"{printable(name)}, to which {self._shown(path)} is a hard link")
+            number, entry = deeper
+        if entry.kind != FILE or self._limit < 0:
+            return Sighting(where, entry, number, self.read)
+        place = self._places[number][id(entry)]
+        if self._content is not None and self._content[:2] == (number, place):
+            return Sighting(where, entry, number, self.read, self._content[2])
+        return Sighting(where, entry, number, self.read, self._read(number, place))
+
+    def _shown(self, path: str) -> str:
+        return f"{printable(path)} in {self.image.name or 'the image'}"
+
+    def _resolve(self, path: str, *, follow: bool) -> tuple[bytes, int, Entry]:
+        """The canonical path, layer and header of a path."""
+        raw = os.fsencode(path)
+        parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
+        if parts and b".." not in parts:
+            # Mostly nothing above it is a link; then the directories above need not be looked for in lower layers.
+            direct = b"/".join(parts)
+            found = self.entry(direct)
+            if found is not None and not (follow and found[1].kind == SYMLINK):
+                return direct, found[0], found[1]
         at: list[bytes] = []
-        todo = os.fsencode(path).split(b"/")[::-1]
+        todo = parts[::-1]
         links = 0
-        found = self.entry(b"") or (0, _folder(b""))
         while todo:
             part = todo.pop()
             if part in (b"", b"."):
@@ -344,57 +404,34 @@ class Finder:
                 if at:
                     at.pop()
                 continue
-            here = b"/".join((*at, part))
-            there = self.entry(here)
-            if there is None:
-                raise NotFound("file", shown)
-            number, entry = found = there
+            found = self.entry(b"/".join((*at, part)))
+            if found is None:
+                raise NotFound("file", self._shown(path))
+            kind, link = found[1].kind, found[1].link
             last = not any(rest not in (b"", b".") for rest in todo)
-            if entry.kind == SYMLINK and (follow or not last):
+            if kind == SYMLINK and (follow or not last):
                 links += 1
                 if links > LINKS_LIMIT:
-                    place = f"path {printable(path)!r}"
-                    raise FormatError(self.image.name or "the image", place, "its links go in circles")
-                if entry.link.startswith(b"/"):
+                    where = f"path {printable(path)!r}"
+                    raise FormatError(self.image.name or "the image", where, "its links go in circles")
+                if link.startswith(b"/"):
                     at.clear()
-                todo.extend(entry.link.split(b"/")[::-1])
+                todo.extend(link.split(b"/")[::-1])
                 continue
-            if not last and entry.kind != DIR:
-                raise NotFound("file", shown)
+            if not last and kind != DIR:
+                raise NotFound("file", self._shown(path))
             at.append(part)
-        where = b"/".join(at)
-        found = self.entry(where) or found
-        number, entry = found
-        hops = 0
-        name = where
-        while entry.kind == HARDLINK:  # the file it is lies in the same layer or below, under its own name
-            hops += 1
-            target = b"/".join(components(entry.link))
-            deeper = self._target(number, target)
-            if deeper is None or hops > LINKS_LIMIT:
-                raise NotFound("file", f"{printable(target)}, to which {shown} is a hard link")
-            number, entry = deeper
-            name = target
-        content = self._content[2] if self._content and self._content[:2] == (number, name) else None
-        if content is None and entry.kind == FILE and self._limit >= 0:
-            self._list(self.layers[number], number, _name_in(self._known[number], entry))
-            content = self._content[2] if self._content else None
-        return Sighting(where, entry, number, self.read, content)
+        canonical = b"/".join(at)
+        number, entry = self.entry(canonical) or (0, _folder(canonical))
+        return canonical, number, entry
 
     def _target(self, number: int, path: bytes) -> tuple[int, Entry] | None:
-        """What a hard link of layer ``number`` leads to: that layer's own file, else what shows below it."""
-        own = self._names(number, path).get(path)
-        if own is not None:
-            return number, own
+        """What a hard link of layer ``number`` leads to, which that layer has not: what shows below it."""
         for below in reversed(range(number)):
             touch = self._touch(below, path)
             if touch is not None:
                 return (below, touch.entry) if touch.what == "set" and touch.entry is not None else None
         return None
-
-
-def _name_in(names: dict[bytes, Entry], entry: Entry) -> bytes:
-    return next(name for name, one in names.items() if one is entry)
 
 
 def _folder(path: bytes) -> Entry:

@@ -72,8 +72,6 @@ def unpack(image: Image, folder: str, *, options: RunOptions | None = None) -> t
 
     path = os.path.abspath(folder)
     if options is None:
-        if os.path.lexists(f"{path}.{RECORD}"):
-            raise FileError("write", f"{path}.{RECORD}", 17, hint="it belongs to an unpacking before this one")
         notes = fill(path)
         rootfs, record = path, f"{path}.{RECORD}"
     else:

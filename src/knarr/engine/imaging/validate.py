@@ -143,12 +143,12 @@ class Validator:
         """An image index (image-index.md) and all that it names."""
         document = self._document(descriptor, missing=missing, parse=parse_index)
         if document is not None:
+            if "mediaType" not in document:  # index.json of a layout mostly has none
+                self.add("media-type-stated", descriptor["digest"], "/mediaType", "is missing")
             self.index_document(document, descriptor["digest"])
 
     def index_document(self, document: dict[str, Any], where: str) -> None:
         """An index that was read, and all that it names."""
-        if "mediaType" not in document:
-            self.add("media-type-stated", where, "/mediaType", "is missing")
         self.annotations(document.get("annotations"), where, "")
         entries = document["manifests"]
         if not entries:
@@ -244,7 +244,7 @@ class Validator:
 
     def blob(self, descriptor: Descriptor, where: str) -> None:
         """Bytes that nobody parses: size and digest."""
-        if not self._layers or where in self._read:
+        if not self._layers or where in self._read or where.partition(":")[0] not in USABLE:
             return
         try:
             stream = self._blobs.open_blob(descriptor)
@@ -267,7 +267,8 @@ class Validator:
         model: Model | None = Model() if whole else None
         for number, descriptor in enumerate(descriptors):
             where = descriptor["digest"]
-            if descriptor["mediaType"] not in mediatypes.LAYERS or not whole:
+            known = whole and {text.partition(":")[0] for text in (where, diff_ids[number])} <= USABLE.keys()
+            if descriptor["mediaType"] not in mediatypes.LAYERS or not known:
                 self.blob(descriptor, where)
                 model = None
                 continue
