@@ -16,33 +16,48 @@ if TYPE_CHECKING:
     from knarr.engine.api import Timings as Timings
     from knarr.engine.api import pull as pull
     from knarr.engine.api import run as run
+    from knarr.engine.imaging.compare import diff as diff
+    from knarr.engine.imaging.image import Image as Image
+    from knarr.engine.imaging.image import Index as Index
+    from knarr.engine.imaging.image import Layer as Layer
+    from knarr.engine.imaging.validate import validate as validate
 
 __version__ = "0.1.0"
 
 # public name -> module that defines it; the block above tells type checkers the same, a test compares the two.
 _EXPORTS = {
     "Container": "knarr.engine.api",
+    "Image": "knarr.engine.imaging.image",
+    "Index": "knarr.engine.imaging.image",
     "KnarrError": "knarr.base.errors",
+    "Layer": "knarr.engine.imaging.image",
     "Result": "knarr.engine.api",
     "TimedOut": "knarr.base.errors",
     "Timings": "knarr.engine.api",
     "aio": "knarr.engine",
+    "diff": "knarr.engine.imaging.compare",
     "errors": "knarr.base",
     "pull": "knarr.engine.api",
     "run": "knarr.engine.api",
+    "validate": "knarr.engine.imaging.validate",
 }
 
 __all__ = [
     "Container",
+    "Image",
+    "Index",
     "KnarrError",
+    "Layer",
     "Result",
     "TimedOut",
     "Timings",
     "__version__",
     "aio",
+    "diff",
     "errors",
     "pull",
     "run",
+    "validate",
 ]
 
 

@@ -19,6 +19,7 @@ WANTED = {
     "03_container.py": ["running", "hello", "137", "exited"],
     "04_asyncio.py": ["[0, 1, 4, 9, 16, 25, 36, 49, 64, 81]", "cancelled", "inside"],
     "05_errors.py": ["not found: True", "Not A Reference |", "would cover /proc"],
+    "06_images.py": ["added config Env.MODE", "removed file /srv/site/index.html", "[b'srv/', b'srv/site/']"],
 }
 
 

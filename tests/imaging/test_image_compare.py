@@ -9,7 +9,7 @@ import pytest
 from imagekit import layout, opened, sha256
 from tarbuilder import c, d, f, h, s, x
 
-from knarr.engine.imaging.compare import differences, first_difference
+from knarr.engine.imaging.compare import diff, first_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +48,10 @@ CASES: dict[str, tuple[list[bytes], list[tuple[str, str, list[str]]]]] = {
 def test_files(case: str, tmp_path: Path) -> None:
     layer, expected = CASES[case]
     one, two = opened(tmp_path / "one", BASE), opened(tmp_path / "two", layer)
-    found = differences(one, two)
+    found = diff(one, two)
     assert [(each.what, each.name, list(each.fields)) for each in found] == expected
     opposite = {"added": "removed", "removed": "added", "changed": "changed"}
-    back = differences(two, one)
+    back = diff(two, one)
     assert [(opposite[each.what], each.name) for each in back] == [(what, name) for what, name, _ in expected]
     first = first_difference(one, two)
     assert (first is None) == (not expected)
@@ -62,20 +62,20 @@ def test_files(case: str, tmp_path: Path) -> None:
 def test_how_layers_are_cut_makes_no_difference(tmp_path: Path) -> None:
     one = opened(tmp_path / "one", [f("a", b"1")], [f("b", b"2"), f("x")], [f(".wh.x")], config={"history": []})
     two = opened(tmp_path / "two", [f("b", b"2"), f("a", b"1")], kind="zstd", config={"history": []})
-    assert differences(one, two) == []
+    assert diff(one, two) == []
 
 
 def test_times_can_be_left_out(tmp_path: Path) -> None:
     one, two = opened(tmp_path / "one", [f("a", mtime=1)]), opened(tmp_path / "two", [f("a", mtime=2)])
-    assert len(differences(one, two)) == 1
-    assert differences(one, two, mtime=False) == []
+    assert len(diff(one, two)) == 1
+    assert diff(one, two, mtime=False) == []
 
 
 def test_documents(tmp_path: Path) -> None:
     one = opened(tmp_path / "one", [f("a")])
     two = one.with_config(env={"PATH": "/x", "N": "1"}, user="5", labels={"l": "1"}, author="me", cmd=None)
     two = two.with_annotations({"k": "v"}).with_history({0: {"comment": "c"}})
-    found = {(each.kind, each.what, each.name) for each in differences(one, two)}
+    found = {(each.kind, each.what, each.name) for each in diff(one, two)}
     assert found == {
         ("annotation", "added", "k"),
         ("config", "added", "author"),

@@ -58,7 +58,7 @@ def parse_config() -> Parser:
     parser.add_argument("--os-feature", action="append", metavar="TEXT", help="set os.features; may be repeated")
     parser.add_argument("--healthcheck", metavar="JSON", help='Docker\'s, as {"Test": ["CMD", "true"]}')
     parser.add_argument("--history", action="append", default=[], metavar="N.FIELD=VALUE",
-                        help="change a history entry: created, created_by, author, comment; -1 is the last")  # fmt: skip
+                        help="change an entry: created, created_by, author, comment; -1 is the last")  # fmt: skip
     parser.add_argument("--add-history", action="append", default=[], metavar="TEXT",
                         help="add a history entry that made no layer")  # fmt: skip
     parser.add_argument("--clear", action="append", default=[], metavar="FIELD", choices=_CLEARABLE,

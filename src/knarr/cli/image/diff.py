@@ -39,7 +39,7 @@ def do_diff(arguments: list[str]) -> int:
     """Compare."""
     given = parse_diff().parse_args(arguments)
     as_json = wants_json(given)
-    from knarr.engine.imaging.compare import differences, first_difference
+    from knarr.engine.imaging.compare import diff, first_difference
 
     with opened(given.one, given.platform) as one, opened(given.two, given.platform) as two:
         if given.first:
@@ -54,7 +54,7 @@ def do_diff(arguments: list[str]) -> int:
                     put(f"    {line}")
             differ = first is not None
         else:
-            found = differences(one, two, mtime=not given.ignore_times)
+            found = diff(one, two, mtime=not given.ignore_times)
             if as_json:
                 put_json([one.told() for one in found])
             else:

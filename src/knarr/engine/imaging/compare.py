@@ -1,6 +1,6 @@
 """What differs between two images: files by content and metadata, config, history, annotations; and the first entry.
 
-``differences`` compares what people see: the merged trees and the documents. ``first_difference`` compares how the
+``diff`` compares what people see: the merged trees and the documents. ``first_difference`` compares how the
 images were built: layer by layer, entry by entry in the order of the archives, for two builds that should have been
 one.
 """
@@ -42,7 +42,7 @@ class Difference(Record):
         return {"kind": self.kind, "what": self.what, "name": self.name, "fields": fields}
 
 
-def differences(one: Image, two: Image, *, mtime: bool = True) -> list[Difference]:
+def diff(one: Image, two: Image, *, mtime: bool = True) -> list[Difference]:
     """Everything that differs, documents first, then files by path; ``mtime`` False leaves times of files out.
 
     Reads all layers of both but those they share from the bottom are read once. Raises as reading images does.
