@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import knarr
+from knarr.engine.ids import REGISTRIES
 
 SOURCE = Path(knarr.__file__).parents[1]
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "")
@@ -215,13 +216,23 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _target(entry: os.DirEntry[str]) -> str:
+    try:
+        return os.readlink(entry.path)
+    except OSError:
+        return ""  # the lock, or one that somebody else gave back just now
+
+
 def leftovers(folder: Path) -> list[str]:
-    """What must not be there after everything ended: state, container directories, mounts, cgroups' names."""
+    """What must not be there after everything ended: state, container directories, ranges of ids, mounts."""
     found = []
     for part in ("run", "store/containers", "store/names"):
         where = folder / part
         if where.is_dir():
             found += [f"{part}/{name}" for name in os.listdir(where) if not name.startswith(".") and name != "host"]
+    for registry in REGISTRIES:
+        if os.access(registry, os.X_OK):
+            found += [entry.name for entry in os.scandir(registry) if _target(entry).startswith(f"{folder}/")]
     mounts = Path("/proc/self/mountinfo").read_text()
     if str(folder) in mounts:
         found.append("a mount")

@@ -62,7 +62,9 @@ def start(launcher: Launcher, rootfs: Path, *ops: Op) -> tuple[Run, socket.socke
 
 
 def test_console(launcher: Launcher, rootfs: Path) -> None:
-    script = "tty; stty size; echo; read word; echo got $word; ls -ln /dev/console | tr -s ' ' | cut -d' ' -f1,3-6; exit 3"
+    script = (
+        "tty; stty size; echo; read word; echo got $word; ls -ln /dev/console | tr -s ' ' | cut -d' ' -f1,3-6; exit 3"
+    )
     run, ours = start(launcher, rootfs, *devices(), console(rows=33, columns=77), Op("sync", [7]), *shell(script))
     run.stop(7)
     master = receive_terminal(ours)
@@ -95,7 +97,9 @@ def test_console_is_the_controlling_terminal(launcher: Launcher, rootfs: Path) -
         if packet.type == SYNC:
             run.answer(packet)
     master = receive_terminal(ours)
-    os.write(master, b"\x03")  # Ctrl-C reaches the session in the foreground; pid 1 of a namespace has no default action
+    os.write(
+        master, b"\x03"
+    )  # Ctrl-C reaches the session in the foreground; pid 1 of a namespace has no default action
     assert struct.unpack("i", ioctl(master, termios.TIOCGPGRP, struct.pack("i", 0)))[0] >= 0
     fields = Path(f"/proc/{run.child}/stat").read_text().rpartition(")")[2].split()
     assert int(fields[4]) != 0  # tty_nr
@@ -114,9 +118,7 @@ def test_console_without_a_session(launcher: Launcher, rootfs: Path) -> None:
 
 
 def test_console_after_pivot(launcher: Launcher, rootfs: Path) -> None:
-    run, ours = start(
-        launcher, rootfs, *devices(), Op("pivot", [ROOT, 0]), console(0, root=NO_SLOT), Op("sync", [7])
-    )
+    run, ours = start(launcher, rootfs, *devices(), Op("pivot", [ROOT, 0]), console(0, root=NO_SLOT), Op("sync", [7]))
     run.stop(7)
     os.close(receive_terminal(ours))
     ours.close()

@@ -138,7 +138,9 @@ def test_find_program_in_path(launcher: Launcher, tmp_path: Path) -> None:
     assert (mode, found) == (stat.S_IFREG | 0o644, f"{tmp_path}/a/prog")
     assert head == b"#!/bin/sh\necho a\n"
     for missing, where in (("prog", ""), ("prog", "/nowhere:/bin"), ("", "/bin"), ("x" * 5000, "/bin")):
-        error = launcher.run([find(missing, where)]).refused(0, errno.ENAMETOOLONG if len(missing) > 99 else errno.ENOENT)
+        error = launcher.run([find(missing, where)]).refused(
+            0, errno.ENAMETOOLONG if len(missing) > 99 else errno.ENOENT
+        )
         assert error.detail == b""
 
 
@@ -235,7 +237,10 @@ def test_arguments_and_environment(launcher: Launcher, tmp_path: Path) -> None:
 
 def test_many_arguments(launcher: Launcher) -> None:
     words = [str(number) for number in range(20000)]
-    plan = [find("sh"), Op("exec", [len(words) + 4], ["sh", "-c", "echo $#", "sh", *words, *(f"E{n}=" for n in range(999))])]
+    plan = [
+        find("sh"),
+        Op("exec", [len(words) + 4], ["sh", "-c", "echo $#", "sh", *words, *(f"E{n}=" for n in range(999))]),
+    ]
     assert launcher.output(plan) == "20000\n"
     launcher.run([find("true"), Op("exec", [1], ["x" * (1 << 20)])]).refused(1, errno.E2BIG)
     launcher.run([find("true"), Op("exec", [3], ["true"])]).refused(1, errno.EINVAL)
@@ -267,12 +272,17 @@ def test_kept_descriptors(launcher: Launcher, tmp_path: Path) -> None:
     try:
         # the numbers cross each other, the control socket and free ones; slot 3 is not kept
         kept = [(0, 6), (1, 5), (2, 3)]
-        plan = [*(Op("keep_fd", pair) for pair in kept), *shell("ls /proc/self/fd | tr '\\n' ' '; cat <&3 <&3; cat <&5; cat <&6")]
+        plan = [
+            *(Op("keep_fd", pair) for pair in kept),
+            *shell("ls /proc/self/fd | tr '\\n' ' '; cat <&3 <&3; cat <&5; cat <&6"),
+        ]
         text = launcher.output(plan, slots=files)
         listed, *lines = text.split("file ")
         assert set(listed.split()) - {"4"} == {"0", "1", "2", "3", "5", "6"}
         assert [line.strip() for line in lines] == ["2", "1", "0"]
-        text = launcher.output([Op("keep_fd", [3, 200]), *shell("cat /proc/self/fd/200; ls /proc/self/fd")], slots=files)
+        text = launcher.output(
+            [Op("keep_fd", [3, 200]), *shell("cat /proc/self/fd/200; ls /proc/self/fd")], slots=files
+        )
         assert text.split() == ["file", "3", "0", "1", "2", "200", "3"]
         for bad in ([9, 5], [1024, 5]):
             launcher.run([Op("keep_fd", bad)], slots=files).refused(0, errno.EBADF)
@@ -559,9 +569,12 @@ def test_a_user_namespace_needs_no_root(launcher: Launcher, init_binary: Path) -
     if os.geteuid() != 0:
         pytest.skip("the other tests ran as an ordinary user")
     setpriv = shutil.which("setpriv")
-    if setpriv is None or subprocess.run(
-        [setpriv, "--reuid=1234", "--regid=1234", "--clear-groups", "unshare", "-U", "true"], check=False
-    ).returncode:
+    if (
+        setpriv is None
+        or subprocess.run(
+            [setpriv, "--reuid=1234", "--regid=1234", "--clear-groups", "unshare", "-U", "true"], check=False
+        ).returncode
+    ):
         pytest.skip("ordinary users get no user namespace here")
     ordinary = Launcher(init_binary, [setpriv, "--reuid=1234", "--regid=1234", "--clear-groups"])
     plan = [

@@ -72,7 +72,11 @@ def test_what_a_hook_inherits(launcher: Launcher, tmp_path: Path) -> None:
     text = (tmp_path / "out").read_text()
     lines = text.splitlines()
     pwd = lines.index("/")
-    assert {"PATH=/bin:/usr/bin", "OWN=1"} <= set(lines[:pwd]) <= {"PATH=/bin:/usr/bin", "OWN=1", "PWD=/", "SHLVL=0", "_=/usr/bin/env", "SHLVL=1", "_=/bin/env", "OLDPWD"}
+    assert (
+        {"PATH=/bin:/usr/bin", "OWN=1"}
+        <= set(lines[:pwd])
+        <= {"PATH=/bin:/usr/bin", "OWN=1", "PWD=/", "SHLVL=0", "_=/usr/bin/env", "SHLVL=1", "_=/bin/env", "OLDPWD"}
+    )
     fds = [line.split()[8] for line in lines[pwd:] if " -> " in line]
     assert sorted(fds) == ["0", "1", "2", "3"]  # 3 is what ls reads
     assert "SigIgn:\t0000000000000000" in text
@@ -81,11 +85,15 @@ def test_what_a_hook_inherits(launcher: Launcher, tmp_path: Path) -> None:
 
 
 def test_exit_status_signal_and_stderr(launcher: Launcher) -> None:
-    error = launcher.run([FIRST, hook("echo not this; echo why >&2; exit 42")], document=STATE).refused(1, errno.ECANCELED)
+    error = launcher.run([FIRST, hook("echo not this; echo why >&2; exit 42")], document=STATE).refused(
+        1, errno.ECANCELED
+    )
     assert failure(error) == (EXITED, 42, b"why\n")
     error = launcher.run([FIRST, hook("kill -9 $$")], document=STATE).refused(1, errno.ECANCELED)
     assert failure(error) == (SIGNALLED, 9, b"")
-    error = launcher.run([FIRST, hook("exit 0"), hook("exit 1"), hook("exit 2")], document=STATE).refused(2, errno.ECANCELED)
+    error = launcher.run([FIRST, hook("exit 0"), hook("exit 1"), hook("exit 2")], document=STATE).refused(
+        2, errno.ECANCELED
+    )
     assert failure(error) == (EXITED, 1, b"")
 
 
@@ -102,7 +110,11 @@ def test_the_end_of_much_output(launcher: Launcher) -> None:
 
 def test_hooks_that_cannot_start(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
-    for path, value in ((tmp_path / "none", errno.ENOENT), (tmp_path / "plain", errno.EACCES), (tmp_path, errno.EACCES)):
+    for path, value in (
+        (tmp_path / "none", errno.ENOENT),
+        (tmp_path / "plain", errno.EACCES),
+        (tmp_path, errno.EACCES),
+    ):
         run = launcher.run([FIRST, Op("hook", [0, 1], [str(path), "x"])], document=STATE)
         assert failure(run.refused(1, value)) == (NOT_STARTED, value, b"")
     # nor through a descriptor that is the init's

@@ -130,9 +130,9 @@ def test_host_paths(launcher: Launcher, tmp_path: Path) -> None:
     scratch = tmp_path / "root"
     plan = fenced(
         Op("host_mount", [NOSUID | NODEV], ["tmpfs", str(scratch), "tmpfs", "mode=700"]),
-        Op("host_mkdir", [0o750], [f"{scratch}/upper"]),
-        Op("host_mkdir", [0o700], [f"{scratch}/upper"]),
-        Op("host_mkdir", [0o700], [f"{scratch}/work"]),
+        Op("host_mkdir", [0o750, 0, 0], [f"{scratch}/upper"]),
+        Op("host_mkdir", [0o700, 0, 0], [f"{scratch}/upper"]),
+        Op("host_mkdir", [0o700, 0, 0], [f"{scratch}/work"]),
         Op("host_chdir", [], [str(tmp_path / "lowers")]),
         Op(
             "host_mount",

@@ -137,7 +137,11 @@ def whole(body: bytes, count: int, *, magic: bytes = b"KNARRPL1", slots: int = 0
 
 
 def string(text: bytes, length: int | None = None, pad: bytes | None = None) -> bytes:
-    return struct.pack("<Q", len(text) if length is None else length) + text + (bytes(8 - len(text) % 8) if pad is None else pad)
+    return (
+        struct.pack("<Q", len(text) if length is None else length)
+        + text
+        + (bytes(8 - len(text) % 8) if pad is None else pad)
+    )
 
 
 KEYRING, UMASK, SECCOMP, EXEC = (KINDS[name][0] for name in ("keyring", "umask", "seccomp", "exec"))
@@ -191,7 +195,7 @@ def test_legal_plans(launcher: Launcher) -> None:
 
 
 def test_the_last_operation_is_not_done_when_a_later_one_is_malformed(launcher: Launcher, tmp_path: Path) -> None:
-    good = encode([Op("host_mkdir", [0o755], [str(tmp_path / "made")])], 0)[24:]
+    good = encode([Op("host_mkdir", [0o755, 0, 0], [str(tmp_path / "made")])], 0)[24:]
     launcher.run(whole(good + op_bytes(9, 0, 0, 16), 2)).refused(FORMAT, errno.EPROTO)
     assert not (tmp_path / "made").exists()
 
@@ -370,7 +374,9 @@ def test_no_libc_and_no_undefined_names(init_binary: Path) -> None:
         pytest.skip("readelf is not installed")
     dynamic = subprocess.run([readelf, "-dW", str(init_binary)], check=True, capture_output=True, text=True).stdout
     assert "NEEDED" not in dynamic
-    symbols = subprocess.run([readelf, "--dyn-syms", "-W", str(init_binary)], check=True, capture_output=True, text=True)
+    symbols = subprocess.run(
+        [readelf, "--dyn-syms", "-W", str(init_binary)], check=True, capture_output=True, text=True
+    )
     assert "knarr" not in symbols.stdout
 
 

@@ -9,11 +9,12 @@ import pytest
 from knarr.base.errors import SpecError, Unsupported
 from knarr.plan import ops
 from knarr.plan.cgroup import CgroupHost
-from knarr.plan.container import ContainerPlan, Options, Root, plan_container
+from knarr.plan.container import ContainerPlan, Options, plan_container
 from knarr.plan.exec import plan_exec
 from knarr.plan.host import Host
 from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
+from knarr.plan.root import Root
 from knarr.spec.defaults import default_config
 
 V2 = CgroupHost(mode="v2")

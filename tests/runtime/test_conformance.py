@@ -20,7 +20,6 @@ pytestmark = [needs_busybox, needs_root]
 KINDS = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt"}
 
 
-
 def merged(place: dict[str, Any], change: dict[str, Any]) -> None:
     """Put ``change`` into ``place``: objects by member, lists at the end, everything else instead."""
     for name, value in change.items():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _REPLACEABLE = ("/dev/shm", "/dev/mqueue")
 _PROPAGATION = frozenset(("private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"))
 _BIND_WORDS = frozenset(("ro", "rw", "noexec", "exec", "nosuid", "suid", "nodev", "dev", "noatime", "relatime"))
+_IDMAP_WORDS = frozenset(("idmap", "noidmap"))  # decided by the engine: VolumeMount.idmap
 _TMPFS_WORDS = _BIND_WORDS | {"nodiratime", "strictatime"}
 _TMPFS_VALUES = ("size", "mode", "uid", "gid", "nr_inodes")
 
@@ -68,12 +69,14 @@ def _bind_options(mount: VolumeMount) -> list[str]:
     wanted = {"suid": "nosuid", "dev": "nodev"}
     attributes = [f"r{default}" for word, default in wanted.items() if word not in words]
     for word in words:
-        if word not in _BIND_WORDS and word not in _PROPAGATION and word not in ("bind", "rbind"):
+        if word not in _BIND_WORDS | _PROPAGATION | _IDMAP_WORDS and word not in ("bind", "rbind"):
             raise UsageError(f"mount option {word!r} is not known for a bind mount of {mount.target}")
         if word in ("noexec", "noatime"):
             attributes.append(f"r{word}")
     if mount.readonly or "ro" in words:
         attributes.append("rro")
+    if mount.idmap:
+        attributes.append(mount.idmap)
     return [depth, propagation, *attributes]
 
 

@@ -17,7 +17,8 @@ class VolumeMount(Record):
     """One ``-v``, ``--mount`` or ``--tmpfs``: ``kind`` bind (source is an absolute path of the host) or tmpfs.
 
     ``options`` are mount options of runtime-spec's config.md to add to the safe defaults; ``dev``, ``suid`` and
-    ``exec`` take the matching default away.
+    ``exec`` take the matching default away. ``idmap`` is the engine's: with it, or with ``ridmap`` all that is mounted
+    below too, the source's owners are shown with the container's ids.
     """
 
     kind: Literal["bind", "tmpfs"]
@@ -25,6 +26,7 @@ class VolumeMount(Record):
     source: str = ""
     readonly: bool = False
     options: tuple[str, ...] = ()
+    idmap: Literal["", "idmap", "ridmap"] = ""
 
 
 class Ulimit(Record):
@@ -50,6 +52,7 @@ class RunOptions(Record):
     hostname: str = ""
     terminal: bool = False
     network: Literal["none", "host"] = "none"
+    userns: str = ""  # what was said of the user namespace: host, auto, auto:size=N; "" leaves it to the engine
     memory: int = 0
     cpus: float = 0.0
     pids_limit: int = 2048

@@ -7,6 +7,7 @@ would not deliver it to a pid 1, and people would wait in vain.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from knarr.base.errors import Interrupted, KnarrError, UsageError
@@ -31,13 +32,17 @@ _FATAL = frozenset((1, 2, 3, 15))  # SIGHUP, SIGINT, SIGQUIT, SIGTERM: meant to 
 
 
 class Attended:
-    """Descriptors, signals and terminal of one process in the foreground."""
+    """Descriptors, signals and terminal of one process in the foreground.
 
-    def __init__(self, *, interactive: bool, terminal: bool) -> None:
+    ``foreign``: its ids are not ours, so that it may not open anew (``/dev/stdout``) a file of ours that it was given.
+    """
+
+    def __init__(self, *, interactive: bool, terminal: bool, foreign: bool = False) -> None:
         if terminal and interactive and not os.isatty(0):
             raise UsageError("--tty with --interactive wants a terminal as standard input", hint="leave out -t")
         self.terminal = Terminal() if terminal else None
         self.interactive = interactive
+        self.foreign = foreign
         self.pumps: list[Pump] = []
         self.theirs: list[int] = []
         self.asked_to_end = 0
@@ -67,7 +72,7 @@ class Attended:
         return theirs
 
     def _output(self, fd: int) -> int:
-        if not os.isatty(fd):
+        if not os.isatty(fd) and not (self.foreign and _is_file(fd)):
             return fd
         ours, theirs = pipe()
         self.theirs.append(theirs)
@@ -129,6 +134,13 @@ class Attended:
         close_all(self.handed_over())
 
 
+def _is_file(fd: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False  # it is closed
+
+
 def _cares(pid: int, number: int) -> bool:
     """Whether a process catches or ignores a signal (SigCgt, SigIgn): if neither, a pid 1 would never notice it."""
     try:
@@ -156,7 +168,7 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
         if interactive and terminal and alone and colour(sys.stderr):
             # Whoever types in there expects the network of other engines; programs and logs are spared.
             say("\033[2mno network in here; --network host shares this machine's\033[0m")
-        attended = Attended(interactive=interactive, terminal=terminal)
+        attended = Attended(interactive=interactive, terminal=terminal, foreign=prepared.owner is not None)
         stdio = attended.stdio()
     except BaseException as error:
         discard(where, prepared.record, error)
@@ -183,7 +195,7 @@ def exec_foreground(where: Places, seen: Seen, process: dict[str, object], *, in
     from knarr.engine.host import host
     from knarr.runtime.exec import begin_exec
 
-    attended = Attended(interactive=interactive, terminal=terminal)
+    attended = Attended(interactive=interactive, terminal=terminal, foreign=seen.container.ids_first > 0)
     with Signals() as signals:
         signals.catch_all()
         try:

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from knarr.engine.paths import Places
+
 
 def parse_info() -> Parser:
     """The parser of ``knarr info``."""
@@ -87,7 +89,7 @@ def gather() -> dict[str, Any]:
             "Architecture": machine.arch,
             "Cpus": os.cpu_count() or 0,
             "Rootless": facts.rootless,
-            "UserNamespace": "host's ids" if ids is None else _ids(ids.uids),
+            "UserNamespace": _own_ids(where) if ids is None else _ids(ids.uids),
             "Driver": rootfs.driver(where),
             "Overlayfs": host.overlay(),
             "Cgroups": _cgroup(cgroup),
@@ -114,6 +116,13 @@ def _capabilities() -> tuple[str, ...]:
     from knarr.engine import host
 
     return default_capabilities(host.facts())
+
+
+def _own_ids(where: Places) -> str:
+    from knarr.engine import ids
+
+    why = ids.why_not(where, host_root=False)
+    return f"the host's ids: {why}" if why else f"{ids.SIZE} ids for each container"
 
 
 def _ids(lines: tuple[tuple[int, int, int], ...]) -> str:

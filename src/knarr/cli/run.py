@@ -44,6 +44,8 @@ def parse_run() -> Parser:
                        help="always, missing (default), never or newer")  # fmt: skip
     group.add_argument("--host-show", action="append", default=[], metavar="PATH",
                        help="with host:, show what is hidden otherwise (see docs/host-image.md)")  # fmt: skip
+    group.add_argument("--userns", default="", metavar="auto|host",
+                       help="auto (root: default): 65,536 ids of its own, or auto:size=N; host: all")  # fmt: skip
     add_container_options(parser)
     return parser
 
@@ -113,7 +115,7 @@ def request_of(given: argparse.Namespace) -> Request:
 
     return Request(
         given.image,
-        options_of(given),
+        options_of(given).replace(userns=given.userns),
         name=given.name or "?",
         platform=given.platform,
         pull=given.pull,

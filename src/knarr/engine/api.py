@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         entrypoint: Sequence[str]
         hostname: str
         network: str
+        userns: str
         volumes: Sequence[str | VolumeMount]
         tmpfs: Sequence[str]
         memory: int | str
@@ -126,6 +127,7 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
         user=str(take("user", "")),
         hostname=take("hostname", ""),
         network=take("network", "none"),
+        userns=take("userns", ""),
         memory=texts.parse_size(memory, "memory") if isinstance(memory, str) else memory,
         cpus=take("cpus", 0.0),
         pids_limit=take("pids_limit", 2048),
@@ -373,6 +375,8 @@ class Container:
             for name in ("stdout", "stderr"):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
                 self._files.append(os.open(f"{folder}/{name}", flags, 0o600))
+                if prepared.owner is not None:
+                    os.fchown(self._files[-1], *prepared.owner)  # programs open /dev/stdout anew
             source = _source(self._input, pumps)
         except BaseException as error:
             self._close()

@@ -110,10 +110,10 @@ def remove(where: Places, text: str, *, force: bool = False) -> str:
     from knarr.runtime.delete import delete
 
     id = records.find(where, text)
-    name = ""
+    name, ids_first = "", 0
     try:
         container = records.load(where, id)
-        name = container.name
+        name, ids_first = container.name, container.ids_first
         status = look(where, container).status
         if status in ("running", "paused", "creating") and not force:
             raise InUse("container", name or id[:12], f"its own {status} process", hint="--force kills it first")
@@ -121,18 +121,18 @@ def remove(where: Places, text: str, *, force: bool = False) -> str:
         if not force or isinstance(error, InUse):
             raise
     delete(where.state, id, force=True)
-    _remove_directory(where, id, name)
+    _remove_directory(where, id, name, ids_first)
     return id
 
 
 def remove_files(where: Places, container: Container) -> None:
     """Remove a container's directory and name; no process of it is left. Raises FileError."""
-    _remove_directory(where, container.id, container.name)
+    _remove_directory(where, container.id, container.name, container.ids_first)
 
 
-def _remove_directory(where: Places, id: str, name: str) -> None:
+def _remove_directory(where: Places, id: str, name: str, ids_first: int) -> None:
     try:
-        records.remove_directory(where, id, name)
+        records.remove_directory(where, id, name, ids_first)
     except (FileError, KernelError) as error:
         number = error.number if isinstance(error, FileError) else error.errno
         if number not in (EACCES, EPERM) or os.geteuid() == 0:
@@ -196,6 +196,11 @@ def describe(where: Places, seen: Seen) -> dict[str, Any]:
         },
         "HostConfig": {
             "AutoRemove": container.remove,
+            "UsernsMode": "private" if "user" in shares else "host",
+            "IDMappings": {
+                key: [f"{row['containerID']}:{row['hostID']}:{row['size']}" for row in linux.get(field) or ()]
+                for key, field in (("UidMap", "uidMappings"), ("GidMap", "gidMappings"))
+            },
             "NetworkMode": "none" if not shares or "network" in shares else "host",
             "ReadonlyRootfs": bool((config.get("root") or {}).get("readonly")),
             "Memory": (resources.get("memory") or {}).get("limit", 0),

@@ -15,7 +15,7 @@ from knarr.base.record import Record
 from knarr.bundle import users
 from knarr.bundle.convert import arguments, to_runtime_spec, volume_paths
 from knarr.bundle.options import RunOptions
-from knarr.engine import host, images, netfiles, records, rootfs
+from knarr.engine import host, ids, images, netfiles, records, rootfs
 from knarr.engine.names import random_name
 from knarr.engine.records import Container
 
@@ -23,9 +23,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from knarr.bundle.options import Facts, VolumeMount
     from knarr.engine.images import Ready, Watcher
     from knarr.engine.paths import Places
-    from knarr.plan.container import Root
+    from knarr.kernel.userns import IdMap
+    from knarr.plan.root import Root
 
 CONFIG_LIMIT = 16 << 20
 
@@ -45,7 +47,8 @@ class Request(Record):
 class Prepared(Record):
     """A container that only lacks its process.
 
-    ``notes`` are sentences for the user; with ``root`` None config.json's own counts.
+    ``notes`` are sentences for the user; with ``root`` None config.json's own counts. ``owner`` is who its process is
+    outside, user and group, if it has ids of its own.
     """
 
     where: Places
@@ -54,6 +57,7 @@ class Prepared(Record):
     bundle: str
     root: Root | None
     notes: tuple[str, ...] = ()
+    owner: tuple[int, int] | None = None
 
 
 _checked: set[int] = set()
@@ -81,29 +85,38 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         raise UsageError("--host-show goes with the image host: only")
     user_text = options.user or str((document.get("config") or {}).get("User") or "")
     user = _user(where, ready, user_text)
-    _check_mapped(user)
-    record = _record(request, ready, arguments(document, options))
+    notes: list[str] = []
+    count, note = ids.count_for(where, options.userns, privileged=options.privileged, host_root=ready is None)
+    if note:
+        notes.append(note)
+    facts = host.facts(privileged=options.privileged)
+    own = ids.of_range(ids.candidate(), count) if count else None
+    if own is not None:
+        facts = facts.replace(uid_map=own.uids, gid_map=own.gids)
+    _check_mapped(user, facts)
+    options = options.replace(mounts=tuple(_shown(mount, own, notes) for mount in options.mounts))
+    record = _record(request, ready, arguments(document, options), own)
     hostname = options.hostname or _hostname(record.id, options.network)
     options = options.replace(hostname=hostname)
     record, folder = _reserve(where, record, random=request.name == "?")
     try:
-        made = rootfs.of_image(where, folder, ready) if ready else rootfs.of_host(where, folder, request.host_show)
-        notes: list[str] = []
-        volumes = rootfs.image_volumes(where, folder, ready, volume_paths(document), notes) if ready else {}
-        files = netfiles.write_files(folder, hostname=hostname, network=options.network) if ready else ()
-        if ready is None:
-            # The host's own resolv.conf may be a link into /run, which is hidden; its hosts file lacks our name.
-            wanted = netfiles.RESOLV if options.network == "host" else netfiles.HOSTS
-            files = netfiles.write_files(folder, hostname=hostname, network=options.network, only=wanted)
-        conversion = to_runtime_spec(
-            document,
-            options,
-            user,
-            host.facts(privileged=options.privileged),
-            volumes=volumes,
-            files=files,
-            below=made.below,
+        if own is not None:
+            first = ids.take(record.ids_first, folder)
+            if first != record.ids_first:
+                record = record.replace(ids_first=first)
+                records.save(where, record)
+                own = ids.of_range(first, count)
+                facts = facts.replace(uid_map=own.uids, gid_map=own.gids)
+        made = (
+            rootfs.of_image(where, folder, ready, own)
+            if ready
+            else rootfs.of_host(where, folder, request.host_show, own)
         )
+        volumes = rootfs.image_volumes(where, folder, ready, volume_paths(document), notes, own) if ready else {}
+        # The host's own resolv.conf may be a link into /run, which is hidden; its hosts file lacks our name.
+        only = "" if ready else netfiles.RESOLV if options.network == "host" else netfiles.HOSTS
+        files = netfiles.write_files(folder, hostname=hostname, network=options.network, only=only, ids=own)
+        conversion = to_runtime_spec(document, options, user, facts, volumes=volumes, files=files, below=made.below)
         config = conversion.config
         config["root"]["path"] = made.path
         _check(config, ready, request.options)
@@ -112,18 +125,27 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     except BaseException as error:
         discard(where, record, error)
         raise
-    return Prepared(where, record, config, folder, made.root, (*conversion.notes, *notes))
+    owner = (own.uid(user.uid), own.gid(user.gid)) if own is not None else None
+    return Prepared(where, record, config, folder, made.root, (*notes, *conversion.notes), owner)
 
 
-def _check_mapped(user: users.ContainerUser) -> None:
-    """Refuse an id that a user namespace of this user does not have. Raises UsageError."""
-    facts = host.facts()
-    for kind, ids, lines in (("user", (user.uid,), facts.uid_map), ("group", user.groups, facts.gid_map)):
-        for number in ids:
+def _shown(mount: VolumeMount, own: IdMap | None, notes: list[str]) -> VolumeMount:
+    found, note = ids.shown(mount, shifted=own is not None)
+    if note:
+        notes.append(note)
+    return found
+
+
+def _check_mapped(user: users.ContainerUser, facts: Facts) -> None:
+    """Refuse an id that the container's user namespace does not have. Raises UsageError."""
+    whose = "this user's containers have" if facts.rootless else "the container has"
+    hint = "a range in /etc/subuid and /etc/subgid, and the package uidmap, give more"
+    for kind, wanted, lines in (("user", (user.uid,), facts.uid_map), ("group", user.groups, facts.gid_map)):
+        for number in wanted:
             if lines and not any(inside <= number < inside + count for inside, _, count in lines):
                 raise UsageError(
-                    f"{kind} {number} cannot be had: this user's containers have {sum(line[2] for line in lines)} ids",
-                    hint="a range in /etc/subuid and /etc/subgid, and the package uidmap, give more",
+                    f"{kind} {number} cannot be had: {whose} {sum(line[2] for line in lines)} ids",
+                    hint=hint if facts.rootless else "--userns=host has all of them",
                 )
 
 
@@ -139,7 +161,7 @@ def discard(where: Places, record: Container, error: BaseException | None = None
         error.add_note(f"and while undoing it: {trouble}")
 
 
-def _record(request: Request, ready: Ready | None, command: tuple[str, ...]) -> Container:
+def _record(request: Request, ready: Ready | None, command: tuple[str, ...], own: IdMap | None = None) -> Container:
     return Container(
         new_id(),
         random_name() if request.name == "?" else request.name,
@@ -151,6 +173,8 @@ def _record(request: Request, ready: Ready | None, command: tuple[str, ...]) -> 
         layers=(ready.chain,) if ready else (),
         labels=dict(request.options.labels),
         remove=request.remove,
+        ids_first=own.uids[0][1] if own else 0,
+        ids_count=own.uids[0][2] if own else 0,
         owner_pid=os.getpid(),
     )
 

@@ -207,9 +207,8 @@ def file_system(path: str) -> str:
     """The type of the file system a path is on, by its device (proc_pid_mountinfo(5)); "" if it cannot be told."""
     try:
         device = os.stat(path).st_dev
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
+        lines = _mountinfo()
+    except (OSError, FileError):
         return ""
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     for line in lines:
@@ -217,6 +216,25 @@ def file_system(path: str) -> str:
         if fields[2] == wanted:
             return fields[fields.index(b"-") + 1].decode()
     return ""
+
+
+def _mountinfo() -> list[bytes]:
+    """The mounts of this process' mount namespace, a line each (proc_pid_mountinfo(5)). Raises FileError."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return file.read().splitlines()
+    except OSError as error:
+        raise FileError("read", "/proc/self/mountinfo", error.errno or ENOENT) from None
+
+
+def mount_table() -> list[tuple[str, str, str]]:
+    """(place, type of the file system, options of the mount) of every mount, in the order they were made."""
+    found = []
+    for line in _mountinfo():
+        fields = line.split(b" ")
+        kind = fields[fields.index(b"-") + 1].decode()
+        found.append((os.fsdecode(_unescaped(fields[4])), kind, fields[5].decode()))
+    return found
 
 
 def _parents(paths: list[str]) -> list[str]:
@@ -295,13 +313,16 @@ def _mkdir(path: str) -> None:
         raise FileError("make directory", path, error.errno or EINVAL) from None
 
 
-def mount_points(where: Places) -> tuple[str, str]:
-    """Two empty directories for the init to mount on, in its own mount namespace: shared by all containers."""
-    root, scratch = f"{where.store}/host/root", f"{where.store}/host/scratch"
-    if not os.path.isdir(scratch):
-        for path in (f"{where.store}/host", root, scratch):
+def mount_points(where: Places) -> tuple[str, str, str]:
+    """Empty directories for the init to mount on, in its own mount namespace: shared by all containers.
+
+    For the root, for its writable layer, and for the host's root with shifted ids.
+    """
+    root, scratch, shifted = (f"{where.store}/host/{name}" for name in ("root", "scratch", "shifted"))
+    if not os.path.isdir(shifted):
+        for path in (f"{where.store}/host", root, scratch, shifted):
             _mkdir(path)
-    return root, scratch
+    return root, scratch, shifted
 
 
 def mounted_below() -> frozenset[str]:
@@ -309,12 +330,7 @@ def mounted_below() -> frozenset[str]:
     global _mounts
     if monotonic() - _mounts[0] < _FRESH:
         return _mounts[1]
-    try:
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise FileError("read", "/proc/self/mountinfo", error.errno or ENOENT) from None
-    _mounts = (monotonic(), frozenset(os.fsdecode(_unescaped(line.split(b" ")[4])) for line in lines))
+    _mounts = (monotonic(), frozenset(place for place, _, _ in mount_table()))
     return _mounts[1]
 
 

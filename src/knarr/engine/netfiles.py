@@ -11,12 +11,20 @@ import os
 from knarr.base.errors import FileError
 from knarr.base.files import read_file
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.kernel.userns import IdMap
+
 _LIMIT = 1 << 20
 HOSTS, HOSTNAME, RESOLV = "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
 
 
-def write_files(folder: str, *, hostname: str, network: str, only: str = "") -> tuple[tuple[str, str], ...]:
+def write_files(
+    folder: str, *, hostname: str, network: str, only: str = "", ids: IdMap | None = None
+) -> tuple[tuple[str, str], ...]:
     """Write the files (or ``only`` one) below ``folder``/etc; return (target, file) pairs to be bound.
+
+    They are root's in the container: ``ids`` if that is not root's here.
 
     With the host's network the host's own names and resolvers count; without a network only the container itself
     has a name, and an empty resolv.conf makes look-ups fail at once instead of after a time-out. Raises FileError.
@@ -39,6 +47,8 @@ def write_files(folder: str, *, hostname: str, network: str, only: str = "") -> 
             fd = os.open(f"{folder}{target}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 os.fchmod(fd, 0o644)
+                if ids is not None:
+                    os.fchown(fd, ids.uid(0), ids.gid(0))
                 if data:
                     os.write(fd, data)
             finally:

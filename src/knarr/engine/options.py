@@ -134,7 +134,7 @@ def parse_mount(text: str) -> VolumeMount:
             options.append(f"size={parse_size(value, 'tmpfs size')}")
         elif key in ("tmpfs-mode", "mode") and equals:
             options.append(f"mode={value}")
-        elif key in ("noexec", "exec", "nodev", "dev", "nosuid", "suid", "noatime") and not equals:
+        elif key in ("noexec", "exec", "nodev", "dev", "nosuid", "suid", "noatime", "idmap", "noidmap") and not equals:
             options.append(key)
         else:
             raise UsageError(f"mount {text!r}: {part!r} is not known", hint="type, source, target, readonly, …")

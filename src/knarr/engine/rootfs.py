@@ -13,7 +13,7 @@ from errno import EINVAL
 from knarr.base.errors import FileError, NotFound, Unsupported, UsageError
 from knarr.base.record import Record
 from knarr.engine import host, hostroot, images
-from knarr.plan.container import Root
+from knarr.plan.root import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from knarr.engine.images import Ready
     from knarr.engine.paths import Places
+    from knarr.kernel.userns import IdMap
 
 # File systems that overlayfs does not take as its writable layer.
 _NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
@@ -54,15 +55,18 @@ def driver(where: Places) -> str:
     return _kept[where.store]
 
 
-def of_image(where: Places, folder: str, ready: Ready) -> Rootfs:
-    """Prepare the root of a container of an image in its directory ``folder``. Raises FileError, Unsupported."""
+def of_image(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Rootfs:
+    """Prepare the root of a container of an image in its directory ``folder``; ``ids`` if root's container has its own.
+
+    Raises FileError, Unsupported.
+    """
     if driver(where) == "copy":
-        return _copied(where, folder, ready)
+        return _copied(where, folder, ready, ids)
     snapshots = images.snapshots(where)
     lower_dir, lowers = snapshots.lower_names(ready.chain)
     _make(folder, "upper", "work", "root")
     # The merged root takes its mode and owner from the writable layer.
-    _like(f"{folder}/upper", f"{lower_dir}/{lowers[0]}")
+    _like(f"{folder}/upper", f"{lower_dir}/{lowers[0]}", ids)
     root = Root(
         "overlay",
         f"{folder}/root",
@@ -71,37 +75,54 @@ def of_image(where: Places, folder: str, ready: Ready) -> Rootfs:
         upper=f"{folder}/upper",
         work=f"{folder}/work",
         userxattr=snapshots.userxattr,
+        apart=ids is not None,
+        shifted=((where.snapshots, where.snapshots),) if ids else (),
     )
     return Rootfs(root, f"{folder}/root")
 
 
-def _copied(where: Places, folder: str, ready: Ready) -> Rootfs:
+def _copied(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Rootfs:
     from knarr.engine.paths import open_store
     from knarr.layer.source import layers_of
     from knarr.layer.unpack import materialise
 
     image = ready.image
     layers = layers_of(open_store(where), image.manifest, image.image_config())
-    materialise(layers, f"{folder}/rootfs", ids=host.id_map())
-    return Rootfs(Root("bind", f"{folder}/rootfs"), f"{folder}/rootfs")
+    materialise(layers, f"{folder}/rootfs", ids=ids or host.id_map())
+    return Rootfs(Root("bind", f"{folder}/rootfs", apart=ids is not None), f"{folder}/rootfs")
 
 
-def of_host(where: Places, folder: str, shown: tuple[str, ...]) -> Rootfs:
-    """Prepare this machine's own root below a throw-away layer. Raises FileError, UsageError, Unsupported."""
+def of_host(where: Places, folder: str, shown: tuple[str, ...], ids: IdMap | None) -> Rootfs:
+    """Prepare this machine's own root below a throw-away layer; ``ids`` if root's container has its own.
+
+    Raises FileError, UsageError, Unsupported.
+    """
     if not host.overlay():
         raise Unsupported("host:", "this kernel has no overlayfs", hint="load it with: modprobe overlay")
     hiding = hostroot.hiding_layers(where, shown, rootless=host.rootless())
     if host.rootless():
         return _host_in_pieces(where, folder, hiding, shown)
-    root, scratch = hostroot.mount_points(where)
-    return Rootfs(Root("overlay", root, lowers=(*hiding, "/"), scratch=scratch), root, _system_mounts())
+    root, scratch, shifted = hostroot.mount_points(where)
+    if ids is None:
+        return Rootfs(Root("overlay", root, lowers=(*hiding, "/"), scratch=scratch), root, _system_mounts([]))
+    layers = os.path.dirname(hiding[0])
+    made = Root(
+        "overlay",
+        root,
+        lowers=(*hiding, shifted),
+        scratch=scratch,
+        apart=True,
+        shifted=((layers, layers), ("/", shifted)),
+    )
+    return Rootfs(made, root, _system_mounts(["idmap"]))
 
 
-def _system_mounts() -> tuple[dict[str, Any], ...]:
+def _system_mounts(more: list[str]) -> tuple[dict[str, Any], ...]:
     """Parts of the system that lie on file systems of their own, read-only: an overlay does not see through mounts."""
     below = hostroot.mounted_below()
+    options = ["bind", "rprivate", "nosuid", "nodev", "ro", *more]
     return tuple(
-        {"destination": path, "type": "bind", "source": path, "options": ["bind", "rprivate", "nosuid", "nodev", "ro"]}
+        {"destination": path, "type": "bind", "source": path, "options": options}
         for path in hostroot.SYSTEM_MOUNTS
         if path in below
     )
@@ -133,18 +154,20 @@ def _host_in_pieces(where: Places, folder: str, hiding: tuple[str, str], shown: 
                 if part.kind == "overlay" and os.path.isdir(part.path):  # some come and go, as those of /tmp
                     over = [layer + part.path for layer in hiding if os.path.isdir(layer + part.path)]
                     lowers = [*over, part.path]
-                    mounts.append(_overlay(folder, str(number), part.path, lowers, userxattr=True))
+                    mounts.append(_overlay(folder, str(number), part.path, lowers, None, userxattr=True))
     except OSError as error:
         raise FileError("prepare", f"{rootfs}", error.errno or EINVAL) from None
     return Rootfs(Root("bind", rootfs), rootfs, tuple(mounts))
 
 
-def _overlay(folder: str, name: str, target: str, lowers: list[str], *, userxattr: bool) -> dict[str, Any]:
+def _overlay(
+    folder: str, name: str, target: str, lowers: list[str], ids: IdMap | None, *, userxattr: bool
+) -> dict[str, Any]:
     """An overlay as an entry of config.json, with a writable layer of its own; raises OSError."""
     upper, work = f"{folder}/upper/{name}", f"{folder}/work/{name}"
     os.mkdir(upper, 0o755)
     os.mkdir(work, 0o700)
-    _like(upper, lowers[0])
+    _like(upper, lowers[0], ids)
     options = [f"lowerdir={':'.join(map(escaped, lowers))}", f"upperdir={upper}", f"workdir={work}", "nodev"]
     if userxattr:
         options.append("userxattr")
@@ -164,19 +187,22 @@ def _make(folder: str, *names: str) -> None:
             raise FileError("make", f"{folder}/{name}", error.errno or EINVAL) from None
 
 
-def _like(path: str, model: str) -> None:
+def _like(path: str, model: str, ids: IdMap | None) -> None:
     """Give a directory of ours the mode and, where that is possible, the owner of another; raises FileError."""
     try:
         facts = os.stat(model)
-        if (facts.st_uid, facts.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
-            os.chown(path, facts.st_uid, facts.st_gid)
+        owner = (facts.st_uid, facts.st_gid)
+        if ids is not None:
+            owner = (max(ids.uid(owner[0]), ids.uid(0)), max(ids.gid(owner[1]), ids.gid(0)))
+        if owner != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+            os.chown(path, *owner)
         os.chmod(path, stat.S_IMODE(facts.st_mode))
     except OSError as error:
         raise FileError("prepare", path, error.errno or EINVAL) from None
 
 
 def image_volumes(
-    where: Places, folder: str, ready: Ready, paths: list[str], notes: list[str]
+    where: Places, folder: str, ready: Ready, paths: list[str], notes: list[str], ids: IdMap | None
 ) -> dict[str, dict[str, Any] | None]:
     """A mount for each volume the image names: its own writable layer over what the image has there.
 
@@ -197,6 +223,8 @@ def image_volumes(
             except NotFound:
                 _make(base, str(number))
                 os.chmod(f"{base}/{number}", 0o755)
+                if ids is not None:
+                    os.chown(f"{base}/{number}", ids.uid(0), ids.gid(0))
                 options = ["rbind", "rprivate", "rnosuid", "rnodev"]
                 source = f"{base}/{number}"
                 result[path] = {"destination": path, "type": "bind", "source": source, "options": options}
@@ -206,6 +234,6 @@ def image_volumes(
                 notes.append(f"the image's volume {path} is kept in the container's own layer")
                 result[path] = None
                 continue
-            result[path] = _overlay(base, str(number), path, lowers, userxattr=snapshots.userxattr)
+            result[path] = _overlay(base, str(number), path, lowers, ids, userxattr=snapshots.userxattr)
             result[path]["options"].append("nosuid")  # type: ignore[index]  # it was just set
     return result

@@ -89,10 +89,11 @@ struct mount_attr_v0 {
 };
 #define TREE_CLONE 1
 #define TREE_RECURSIVE 0x8000 /* AT_RECURSIVE */
-enum { FROM_EMPTY_PATH = 0x04, TO_EMPTY_PATH = 0x40 }; /* move_mount */
+enum { FROM_EMPTY_PATH = 0x04, TO_SYMLINKS = 0x10, TO_EMPTY_PATH = 0x40 }; /* move_mount */
 enum { SET_FLAG = 0, SET_STRING = 1, CREATE = 6 };     /* fsconfig */
 enum { MNT_RDONLY = 1, MNT_NOSUID = 2, MNT_NODEV = 4, MNT_NOEXEC = 8 };
 enum { MNT_ATIME = 0x70, MNT_NOATIME = 0x10, MNT_STRICTATIME = 0x20, MNT_NODIRATIME = 0x80, MNT_NOSYMFOLLOW = 0x200000 };
+#define MNT_IDMAP 0x100000ull
 enum {
     MS_NOSYMFOLLOW_ = 1 << 8,
     MS_NOATIME_ = 1 << 10,

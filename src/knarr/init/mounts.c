@@ -50,6 +50,8 @@ long op_host_mkdir(const struct op *op)
 {
     long got = kcall(mkdirat, AT_FDCWD, op->strings[0].bytes, op->numbers[0] & 07777);
 
+    if (got == 0 && (op->numbers[1] != 0 || op->numbers[2] != 0)) /* 0: who makes it is who owns it */
+        got = kcall(fchownat, AT_FDCWD, op->strings[0].bytes, op->numbers[1], op->numbers[2], AT_SYMLINK_NOFOLLOW);
     return got == -EEXIST ? 0 : got;
 }
 
@@ -61,6 +63,35 @@ long op_host_chdir(const struct op *op)
 long op_open_source(const struct op *op)
 {
     return slot_set(op->numbers[0], clone_tree(AT_FDCWD, op->strings[0].bytes, op->numbers[1] != 0));
+}
+
+/* The ids on the tree's file system are shown as that user namespace has them: its 0 is what is root's on the disk. */
+long op_idmap(const struct op *op)
+{
+    struct mount_attr_v0 attributes = {.set = MNT_IDMAP, .userns = (u64)slot_fd(op->numbers[1])};
+
+    if (slot_fd(op->numbers[1]) < 0)
+        return -EBADF;
+    return kcall(mount_setattr, slot_fd(op->numbers[0]), "",
+                 AT_EMPTY_PATH | (op->numbers[2] & RECURSIVE ? TREE_RECURSIVE : 0), &attributes, sizeof attributes);
+}
+
+/* Attaches a tree over a path of the host's, in a mount namespace of our own. */
+long op_cover(const struct op *op)
+{
+    int tree = slot_fd(op->numbers[0]);
+    long got = kcall(move_mount, tree, "", AT_FDCWD, op->strings[0].bytes, FROM_EMPTY_PATH | TO_SYMLINKS);
+
+    close_fd(tree);
+    slot_forget(op->numbers[0]);
+    return got;
+}
+
+/* A tree that was opened in another mount namespace becomes the root: over "/", the one directory that everybody may
+ * enter. Paths of the host go on to mean what they meant, they begin below it. */
+long op_root_tree(const struct op *op)
+{
+    return kcall(move_mount, slot_fd(op->numbers[0]), "", AT_FDCWD, "/", FROM_EMPTY_PATH);
 }
 
 long op_open_root(const struct op *op)

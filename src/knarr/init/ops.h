@@ -28,7 +28,7 @@
     X(proc_write, 21, 2, 2)                                                                                            \
     X(propagation, 30, 1, 1)                                                                                           \
     X(host_mount, 31, 1, 4)                                                                                            \
-    X(host_mkdir, 32, 1, 1)                                                                                            \
+    X(host_mkdir, 32, 3, 1)                                                                                            \
     X(host_chdir, 33, 0, 1)                                                                                            \
     X(open_source, 34, 2, 1)                                                                                           \
     X(bind_root, 35, 1, 1)                                                                                             \
@@ -60,6 +60,10 @@
     X(exec, 73, 1, 0 | MORE)                                                                                           \
     X(home, 74, 1, 0)                                                                                                  \
     X(host_program, 75, 0, 1)                                                                                          \
+    X(user_ns, 76, 3 | MORE, 0)                                                                                        \
+    X(idmap, 77, 3, 0)                                                                                                 \
+    X(cover, 78, 1, 1)                                                                                                 \
+    X(root_tree, 79, 1, 0)                                                                                             \
     X(scheduler, 80, 7, 0)                                                                                             \
     X(io_priority, 81, 1, 0)                                                                                           \
     X(cpu_affinity, 82, 0 | MORE, 0)                                                                                   \

@@ -204,15 +204,35 @@ long op_open_proc(const struct op *op)
     return slot_set(op->numbers[0], handle);
 }
 
-long op_proc_write(const struct op *op)
+/* Writes to a file of procfs below that handle, past nothing that lies over a part of it. */
+static long write_below(int handle, const char *path, const char *value, u64 length, int optional)
 {
     struct open_how_v0 how = {.flags = O_WRONLY | O_CLOEXEC,
                               .resolve = BENEATH | NO_XDEV | NO_SYMLINKS | NO_MAGICLINKS};
+    struct statfs fs;
+    long got, file = kcall(openat2, handle, path, &how, sizeof how);
+
+    if (file == -ENOENT && optional)
+        return 0;
+    if (file < 0)
+        return file;
+    got = kcall(fstatfs, file, &fs);
+    if (got == 0 && fs.f_type != PROC_SUPER_MAGIC)
+        got = -EXDEV;
+    if (got == 0)
+        got = kcall(write, file, value, length);
+    close_fd(file);
+    if (got < 0)
+        return got;
+    return (u64)got == length ? 0 : -EIO;
+}
+
+long op_proc_write(const struct op *op)
+{
     int handle = slot_fd(op->numbers[0]);
     const char *path = op->strings[0].bytes;
     char own[PATH_BYTES];
-    struct statfs fs;
-    long got, file;
+    long got;
 
     if (op->strings[0].length >= 5 && memcmp(path, "self/", 5) == 0) {
         /* "self" is a link, and links are refused below: its text is the pid as this procfs counts. */
@@ -224,20 +244,98 @@ long op_proc_write(const struct op *op)
         memcpy(own + got, path + 4, op->strings[0].length - 4 + 1);
         path = own;
     }
-    file = kcall(openat2, handle, path, &how, sizeof how);
-    if (file == -ENOENT && op->numbers[1] & WRITE_OPTIONAL)
-        return 0;
-    if (file < 0)
-        return file;
-    got = kcall(fstatfs, file, &fs);
-    if (got == 0 && fs.f_type != PROC_SUPER_MAGIC)
-        got = -EXDEV;
+    return write_below(handle, path, op->strings[1].bytes, op->strings[1].length, op->numbers[1] & WRITE_OPTIONAL);
+}
+
+/* -- a user namespace that is there before the container's process ---------------------------------------------- */
+
+enum { MAP_BYTES = 4096 }; /* the kernel takes a map in one write of less than a page */
+
+/* Ranges (inside, outside, count) as lines into `out`; gives their length. */
+static long map_lines(char *out, const u64 *ranges, u64 count)
+{
+    size_t used = 0;
+    u64 each;
+
+    for (each = 0; each < 3 * count; each++) {
+        if (used + 22 > MAP_BYTES)
+            return -E2BIG;
+        used += decimal(out + used, ranges[each]);
+        out[used++] = each % 3 == 2 ? '\n' : ' ';
+    }
+    return (long)used;
+}
+
+/* "PID/name" for the procfs handle. */
+static const char *of_process(char out[48], long pid, const char *name)
+{
+    size_t used = decimal(out, (u64)pid);
+
+    out[used++] = '/';
+    memcpy(out + used, name, text_length(name) + 1);
+    return out;
+}
+
+static long map_ids(int proc, long pid, const char *name, const u64 *ranges, u64 count)
+{
+    char lines[MAP_BYTES], path[48];
+    long length = map_lines(lines, ranges, count);
+
+    return length < 0 ? length : write_below(proc, of_process(path, pid, name), lines, (u64)length, 0);
+}
+
+static long open_user_ns(int proc, long pid)
+{
+    char path[48];
+    struct statfs fs;
+    long got, space = kcall(openat, proc, of_process(path, pid, "ns/user"), O_RDONLY | O_CLOEXEC);
+
+    if (space < 0)
+        return space;
+    got = kcall(fstatfs, space, &fs);
+    if (got == 0 && (fs.f_type != NSFS_MAGIC_ || kcall(ioctl, space, NS_GET_NSTYPE_, 0) != CLONE_NEWUSER))
+        got = -EINVAL;
     if (got == 0)
-        got = kcall(write, file, op->strings[1].bytes, op->strings[1].length);
-    close_fd(file);
+        return space;
+    close_fd(space);
+    return got;
+}
+
+/* A namespace lives as long as somebody is in it or holds it: a process is made in it, its maps are written, it is
+ * opened, the process ends. Should this one die meanwhile, the other sees the end of the pipe and ends too. */
+long op_user_ns(const struct op *op)
+{
+    const u64 *n = op->numbers;
+    int ends[2], proc = slot_fd(n[1]);
+    u64 ranges = (op->number_count - 3) / 3;
+    long got, pid;
+    char end;
+
+    if ((op->number_count - 3) % 3 != 0 || n[2] > ranges)
+        return -EINVAL;
+    got = kcall(pipe2, ends, O_CLOEXEC);
     if (got < 0)
         return got;
-    return (u64)got == op->strings[1].length ? 0 : -EIO;
+    pid = fork_like(CLONE_NEWUSER, SIGCHLD_, -1, NULL);
+    if (pid == 0) {
+        close_fd(ends[1]);
+        kcall(read, ends[0], &end, 1);
+        die(0);
+    }
+    close_fd(ends[0]);
+    if (pid < 0) {
+        close_fd(ends[1]);
+        return pid;
+    }
+    got = map_ids(proc, pid, "gid_map", n + 3 + 3 * n[2], ranges - n[2]);
+    if (got == 0)
+        got = map_ids(proc, pid, "uid_map", n + 3, n[2]);
+    if (got == 0)
+        got = slot_set(n[0], open_user_ns(proc, pid));
+    close_fd(ends[1]);
+    while (kcall(wait4, pid, NULL, 0, NULL) == -EINTR)
+        ;
+    return got;
 }
 
 /* -- identity ------------------------------------------------------------------------------------------------- */

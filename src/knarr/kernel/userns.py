@@ -80,8 +80,8 @@ def user_name(uid: int) -> str:
     return ""
 
 
-def subordinate_ids(path: str, name: str, uid: int) -> tuple[tuple[int, int], ...]:
-    """Return the ranges (first, count) that ``path`` (/etc/subuid or /etc/subgid) gives to a user, by name or uid.
+def subordinate_table(path: str) -> list[tuple[str, int, int]]:
+    """Return the lines (owner, first, count) of /etc/subuid or /etc/subgid; the owner is a name or a uid.
 
     Lines that make no sense are skipped, as newuidmap(1) does. A missing file means none. Raises FileError when
     it is there and cannot be read.
@@ -90,17 +90,25 @@ def subordinate_ids(path: str, name: str, uid: int) -> tuple[tuple[int, int], ..
         table = read_file(path, 10 << 20)
     except FileError:
         if not os.path.lexists(path):
-            return ()
+            return []
         raise
-    owners = {b"%d" % uid} | ({os.fsencode(name)} if name else set())
     found = []
     for line in table.split(b"\n"):
         fields = line.strip().split(b":")
-        if len(fields) == 3 and fields[0] in owners and fields[1].isdigit() and fields[2].isdigit():
+        if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
             first, count = int(fields[1]), int(fields[2])
             if count and first + count <= OVERFLOW:
-                found.append((first, count))
-    return tuple(found)
+                found.append((os.fsdecode(fields[0]), first, count))
+    return found
+
+
+def subordinate_ids(path: str, name: str, uid: int) -> tuple[tuple[int, int], ...]:
+    """Return the ranges (first, count) that ``path`` (/etc/subuid or /etc/subgid) gives to a user, by name or uid.
+
+    Raises FileError when the file is there and cannot be read.
+    """
+    owners = {str(uid)} | ({name} if name else set())
+    return tuple((first, count) for owner, first, count in subordinate_table(path) if owner in owners)
 
 
 def default_map(uid: int, gid: int, *, subuid: str = "/etc/subuid", subgid: str = "/etc/subgid") -> IdMap:

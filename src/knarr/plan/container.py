@@ -9,11 +9,12 @@ from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
-from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, PROPAGATION
-from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_path
-from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, plan_namespaces
+from knarr.plan.mountopts import PROPAGATION
+from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_ops
+from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.root import Root, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
 
@@ -28,24 +29,6 @@ if TYPE_CHECKING:
     IdMap = tuple[tuple[int, int, int], ...]
 
 _LATER = ("intelRdt",)
-
-
-class Root(Record):
-    """Where the container's root comes from.
-
-    ``bind``: the directory ``path``. ``overlay``: an overlayfs over ``lowers`` (top first; relative ones start at
-    ``lower_dir``), mounted by the init on the empty host directory ``path``, so that no mount is left on the host.
-    With ``scratch``, upper and work are made in a fresh tmpfs over that empty directory and vanish with the container.
-    """
-
-    kind: str
-    path: str
-    lowers: tuple[str, ...] = ()
-    lower_dir: str = ""
-    upper: str = ""
-    work: str = ""
-    scratch: str = ""
-    userxattr: bool = False
 
 
 class Options(Record):
@@ -139,20 +122,36 @@ def plan_container(
             raise Unsupported(f"linux.{field}", "this version does not do it", pointer=f"/linux/{field}")
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     new_user = "user" in spaces.new
-    uid_map = id_map(linux.get("uidMappings") or []) if new_user else ()
-    gid_map = id_map(linux.get("gidMappings") or []) if new_user else ()
+    # A privileged caller's first stage makes the user namespace itself; anyone else's maps are written by the parent.
+    by_init = new_user and host.privileged
+    uid_map = id_map(linux.get("uidMappings") or []) if new_user and not by_init else ()
+    gid_map = id_map(linux.get("gidMappings") or []) if new_user and not by_init else ()
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
-    setgroups_deny = new_user and not host.privileged and own_id_alone(gid_map, host.egid)
+    setgroups_deny = new_user and not by_init and own_id_alone(gid_map, host.egid)
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
+    user_slot = slots.new() if by_init else NO_SLOT
     hooks = config.get("hooks") or {}
-    by_parent = host.privileged and new_user
     opened: dict[int, int] = {}
+    root = root or Root("bind", _root_path(config, bundle))
 
-    plan = _before_clone(config, host, spaces, slots, proc, opened=opened, bundle=bundle)
-    plan += _identity(spaces, options, id=id, new_user=new_user, process=process, host=host, proc=proc)
+    plan = _before_clone(
+        config,
+        host,
+        spaces,
+        slots,
+        proc,
+        root=root,
+        root_slot=root_slot,
+        user_slot=user_slot,
+        opened=opened,
+        bundle=bundle,
+    )
+    plan += _identity(
+        spaces, options, id=id, new_user=new_user, asks=not by_init, process=process, host=host, proc=proc
+    )
     own_mounts = spaces.own("mount")
-    plan += _root_ops(root or Root("bind", _root_path(config, bundle)), root_slot, linux, own_mounts=own_mounts)
+    plan += root_ops(root, root_slot, linux, own_mounts=own_mounts)
     context = MountContext(
         host,
         bundle=bundle,
@@ -174,7 +173,7 @@ def plan_container(
     how = ops.PIVOT_MOVE if options.no_pivot else 0
     plan += _seal_root(config, linux, slots, root_slot, how if own_mounts else ops.PIVOT_CHROOT)
     plan += _inside(config, linux, process, proc)
-    own, outside = divided(process, linux, by_parent=by_parent)
+    own, outside = divided(process, linux, by_parent=by_init)
     plan += own
     plan.append(Op("dumpable", (0,), (), ""))
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
@@ -186,7 +185,7 @@ def plan_container(
         process,
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
         seccomp=seccomp_argument(linux, seccomp),
-        set_rlimits=not by_parent,
+        set_rlimits=not by_init,
         setgroups_denied=setgroups_deny,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
     )
@@ -236,6 +235,9 @@ def _before_clone(
     slots: _Slots,
     proc: int,
     *,
+    root: Root,
+    root_slot: int,
+    user_slot: int,
     opened: dict[int, int],
     bundle: str,
 ) -> list[Op]:
@@ -247,24 +249,35 @@ def _before_clone(
     if score is not None:
         # Here, while the process is dumpable and has the caller's capabilities; the child inherits it.
         plan.append(Op("proc_write", (proc, 0), ("self/oom_score_adj", str(score)), "/process/oomScoreAdj"))
+    if user_slot != NO_SLOT:
+        # While dumpable: the process in that namespace has to be looked at to open it.
+        plan.append(
+            user_ns_op(user_slot, proc, linux.get("uidMappings"), linux.get("gidMappings"), "/linux/uidMappings")
+        )
     if not host.in_userns and host.euid == 0:
         plan.append(Op("dumpable", (0,), (), ""))
-    if host.privileged and "user" in spaces.new:
+    if root.apart:
+        plan += root_apart(config, root, root_slot, slots.new, user_slot=user_slot, opened=opened)
+    if user_slot != NO_SLOT:
         # The root of the new user namespace may not reach what the caller can: open bind sources as the caller (I21).
         for position, entry in enumerate(config.get("mounts") or ()):
             if is_bind(entry) and "remount" not in (entry.get("options") or ()):
                 slot = opened[position] = slots.new()
-                recursive = int("rbind" in (entry.get("options") or ()))
-                path = source_path(entry, bundle)
-                plan.append(Op("open_source", (slot, recursive), (path,), f"/mounts/{position}/source"))
+                plan += source_ops(entry, f"/mounts/{position}", bundle, slot, user_slot)
     plan += join_ops(spaces, slots)
+    if user_slot != NO_SLOT:
+        uid = (process.get("user") or {}).get("uid", 0)
+        # From inside the streams' owner is nobody, and could not be changed.
+        plan.append(Op("own_stdio", (outside_id(linux.get("uidMappings"), uid),), (), "/process/user/uid"))
+        plan.append(Op("setns", (user_slot, CLONE_FLAG["user"]), (), "/linux/uidMappings"))
     flags = 0
     for kind in spaces.new:
-        if kind != "cgroup":  # made after the cgroup was joined, so that its root is the container's own cgroup
+        # The cgroup namespace is made after the cgroup was joined, so that its root is the container's own cgroup.
+        if kind != "cgroup" and not (kind == "user" and user_slot != NO_SLOT):
             flags |= CLONE_FLAG[kind]
     offsets = linux.get("timeOffsets")
     if offsets and "time" in spaces.new:
-        if "user" in spaces.new:
+        if "user" in spaces.new and user_slot == NO_SLOT:
             raise Unsupported(
                 "linux.timeOffsets with a new user namespace",
                 "this version does not do it",
@@ -280,6 +293,12 @@ def _before_clone(
     return plan
 
 
+def user_ns_op(slot: int, proc: int, uids: Any, gids: Any, pointer: str) -> Op:
+    """A user namespace with these mappings of config.json, into a slot."""
+    ranges = [number for row in (*id_map(uids or []), *id_map(gids or [])) for number in row]
+    return Op("user_ns", (slot, proc, len(uids or ()), *ranges), (), pointer)
+
+
 def join_ops(spaces: Namespaces, slots: _Slots) -> list[Op]:
     """Open every namespace first (their paths belong to the caller's mount namespace), then enter them."""
     opening: list[Op] = []
@@ -292,12 +311,20 @@ def join_ops(spaces: Namespaces, slots: _Slots) -> list[Op]:
 
 
 def _identity(
-    spaces: Namespaces, options: Options, *, id: str, new_user: bool, process: dict[str, Any], host: Host, proc: int
+    spaces: Namespaces,
+    options: Options,
+    *,
+    id: str,
+    new_user: bool,
+    asks: bool,
+    process: dict[str, Any],
+    host: Host,
+    proc: int,
 ) -> list[Op]:
-    """The child's first steps."""
+    """The child's first steps; ``asks``: the parent writes the maps of a new user namespace."""
     # Should the runtime die before the container is recorded, the container dies too.
     plan = [Op("pdeathsig", (9,), (), "")]
-    if new_user:
+    if new_user and asks:
         plan.append(Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"))
     if new_user or any(kind == "user" for kind, _, _ in spaces.joins):
         plan.append(Op("become_root", (), (), "/linux/uidMappings"))
@@ -308,41 +335,6 @@ def _identity(
         plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
     plan += label_ops(process, host, proc)
     return plan
-
-
-def _root_ops(root: Root, slot: int, linux: dict[str, Any], *, own_mounts: bool) -> list[Op]:
-    """The root as a descriptor. Mounts of the host keep coming in unless asked otherwise, none goes out."""
-    if not own_mounts:
-        if root.kind != "bind":
-            raise Unsupported("a root made by the init", "it needs a mount namespace", pointer="/linux/namespaces")
-        return [Op("shared_root", (slot,), (root.path,), "/root/path")]
-    asked = linux.get("rootfsPropagation")
-    # Even for a shared root our copy of "/" is a slave: what is mounted below it must not reach the host.
-    flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
-    plan = [Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")]
-    if root.kind == "bind":
-        plan.append(Op("bind_root", (slot,), (root.path,), "/root/path"))
-        return plan
-    upper, work = root.upper, root.work
-    if root.scratch:
-        nosuid_nodev = 0x2 | 0x4
-        plan.append(Op("host_mount", (nosuid_nodev,), ("tmpfs", root.scratch, "tmpfs", "mode=700"), "/root"))
-        upper, work = f"{root.scratch}/upper", f"{root.scratch}/work"
-        plan += [Op("host_mkdir", (0o755,), (upper,), "/root"), Op("host_mkdir", (0o700,), (work,), "/root")]
-    if root.lower_dir:
-        plan.append(Op("host_chdir", (), (root.lower_dir,), "/root"))
-    data = "lowerdir=" + ":".join(lower.replace("\\", "\\\\").replace(":", "\\:") for lower in root.lowers)
-    if upper:
-        data += f",upperdir={_escape(upper)},workdir={_escape(work)}"
-    if root.userxattr:
-        data += ",userxattr"
-    plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), "/root"))
-    plan.append(Op("open_root", (slot,), (root.path,), "/root"))
-    return plan
-
-
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
 
 
 def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int]) -> list[Op]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from knarr.plan import ops
 from knarr.plan.container import ContainerPlan, divided, inherited, own_id_alone, seccomp_argument
-from knarr.plan.namespaces import CLONE_FLAG, id_map
+from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, search_path
 from knarr.plan.schedule import OF_EXEC, affinity_op
@@ -56,6 +56,11 @@ def plan_exec(
     plan += label_ops(process, host, proc)
     # Before the container's processes can see this one (CVE-2016-9962).
     plan += [Op("dumpable", (0,), (), ""), Op("close", (proc,), (), "")]
+    by_parent = host.privileged and user
+    if by_parent and linux.get("uidMappings"):
+        # From inside the streams' owner is nobody, and could not be changed.
+        uid = outside_id(linux["uidMappings"], (process.get("user") or {}).get("uid", 0))
+        plan.append(Op("own_stdio", (uid,), (), ""))
     if flags:
         plan.append(Op("setns", (slots.of("pidfd"), flags), (), "/linux/namespaces"))
     if "mount" not in kinds:
@@ -74,7 +79,6 @@ def plan_exec(
     else:
         plan.append(Op("reopen_null", (), (), ""))
     plan.append(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
-    by_parent = host.privileged and user
     scheduled, outside = divided(process, linux, by_parent=by_parent)
     plan += [*affinity_op(process, "final"), *scheduled]
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))

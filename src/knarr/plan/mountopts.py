@@ -52,7 +52,7 @@ _RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
 
 SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
 _NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
-_LATER = ("idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow")
+_LATER = ("copy-symlink", "src-nofollow", "dest-nofollow")
 
 
 class MountOptions(Record):
@@ -68,6 +68,7 @@ class MountOptions(Record):
     propagation: int  # 0: the default (rprivate through the parent)
     copy_up: bool
     data: tuple[str, ...]
+    idmap: str = ""  # "idmap", or "ridmap" for what is mounted below too
 
 
 def parse_options(options: list[str], pointer: str) -> MountOptions:
@@ -77,6 +78,7 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
     clears = {False: 0, True: 0}
     propagation = 0
     data: list[str] = []
+    idmap = ""
     for position, option in enumerate(options):
         if option in _ATTRIBUTES or option in _RECURSIVE:
             deep = option not in _ATTRIBUTES
@@ -93,6 +95,8 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
             copy_up = True
         elif option in PROPAGATION:
             propagation = PROPAGATION[option]
+        elif option in ("idmap", "ridmap"):
+            idmap = option
         elif option in _NOTHING:
             pass
         elif option in _LATER:
@@ -102,4 +106,4 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
         else:
             data.append(option)
     attributes = sets[False], clears[False], sets[True], clears[True]
-    return MountOptions(bind, recursive, remount, *attributes, propagation, copy_up, tuple(data))
+    return MountOptions(bind, recursive, remount, *attributes, propagation, copy_up, tuple(data), idmap)

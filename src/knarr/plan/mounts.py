@@ -78,6 +78,17 @@ def source_path(entry: dict[str, Any], bundle: str) -> str:
     return source if source.startswith("/") else f"{bundle}/{source}"
 
 
+def source_ops(entry: dict[str, Any], pointer: str, bundle: str, slot: int, user_slot: int) -> list[Op]:
+    """Open the source of a bind before the user namespace is entered, with that namespace's ids if it is asked for."""
+    options = parse_options(list(entry.get("options") or ()), pointer)
+    path = source_path(entry, bundle)
+    plan = [Op("open_source", (slot, int(options.recursive)), (path,), f"{pointer}/source")]
+    if options.idmap:
+        flags = ops.RECURSIVE if options.idmap == "ridmap" else 0
+        plan.append(Op("idmap", (slot, user_slot, flags), (), pointer))
+    return plan
+
+
 def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source_slot: int = NO_SLOT) -> list[Op]:
     """The operations of one entry of ``mounts[]``. ``source_slot`` holds a bind's source already opened as a tree."""
     options = parse_options(list(entry.get("options") or ()), pointer)
@@ -88,10 +99,12 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     if options.copy_up and (entry.get("type") != "tmpfs" or options.remount):
         where = f"{pointer}/options/{entry['options'].index('tmpcopyup')}"
         raise SpecError("config.json", [SpecFinding(where, "tmpcopyup is for a tmpfs only")])
+    if options.idmap and source_slot == NO_SLOT:
+        raise Unsupported("an id-mapped mount", "it needs a new user namespace and root", pointer=pointer)
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
-    if is_bind(entry):
-        foreign = [option for option in options.data if option not in mountopts.SUPERBLOCK]
+    if is_bind(entry) or source_slot != NO_SLOT:
+        foreign = [option for option in options.data if is_bind(entry) and option not in mountopts.SUPERBLOCK]
         if foreign:  # a bind has no file system of its own to take it
             why = f"option {foreign[0]!r} is for a file system, not for a bind mount"
             raise SpecError("config.json", [SpecFinding(f"{pointer}/options", why)])

@@ -29,6 +29,8 @@ PROC_NAME = {
     "time": "time",
 }
 
+OVERFLOW_ID = 65534  # what the kernel shows of an id that is not mapped (/proc/sys/kernel/overflowuid)
+
 
 class Namespaces(Record):
     """``new``: kinds to make; ``joins``: (kind, path, JSON pointer), in the order they must be entered."""
@@ -78,3 +80,11 @@ def plan_namespaces(entries: list[dict[str, str]], *, privileged: bool) -> Names
 def id_map(mappings: list[dict[str, int]]) -> tuple[tuple[int, int, int], ...]:
     """config.json's uidMappings or gidMappings as (inside, outside, count)."""
     return tuple((entry["containerID"], entry["hostID"], entry["size"]) for entry in mappings)
+
+
+def outside_id(mappings: list[dict[str, int]] | None, number: int) -> int:
+    """The id outside of the container's id ``number``; the overflow id where it has none."""
+    for first, host, size in id_map(mappings or []):
+        if first <= number < first + size:
+            return host + number - first
+    return OVERFLOW_ID

@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     # before the root is entered: paths of the host
     "propagation": (30, ("flags",), ("path",)),
     "host_mount": (31, ("flags",), ("source", "target", "fstype", "data")),
-    "host_mkdir": (32, ("mode",), ("path",)),
+    "host_mkdir": (32, ("mode", "uid", "gid"), ("path",)),
     "host_chdir": (33, (), ("path",)),
     "open_source": (34, ("slot", "recursive"), ("path",)),
     "bind_root": (35, ("slot",), ("path",)),
@@ -85,6 +85,11 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "exec": (73, ("argc",), ("argv_env*",)),
     "home": (74, ("uid",), ()),
     "host_program": (75, (), ("path",)),
+    # a user namespace that is there before the container's process, and what must be shown with its ids
+    "user_ns": (76, ("slot", "proc_slot", "uid_ranges", "ranges*"), ()),
+    "idmap": (77, ("tree_slot", "user_ns_slot", "flags"), ()),
+    "cover": (78, ("tree_slot",), ("path",)),
+    "root_tree": (79, ("slot",), ()),
     # how it is scheduled and where its memory comes from
     "scheduler": (80, ("policy", "flags", "nice", "priority", "runtime", "deadline", "period"), ()),
     "io_priority": (81, ("value",), ()),

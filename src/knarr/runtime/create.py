@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     from knarr.base.files import Lock
     from knarr.plan.cgroup import CgroupPlan
-    from knarr.plan.container import ContainerPlan, Root
+    from knarr.plan.container import ContainerPlan
     from knarr.plan.host import Host
+    from knarr.plan.root import Root
     from knarr.runtime.netdevices import Devices
 
 _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")

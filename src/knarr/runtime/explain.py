@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOSYS, ENOTDIR, EPERM, ETXTBSY
+from errno import EACCES, EBUSY, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ETXTBSY
 from struct import error as struct_error
 from struct import unpack_from
 
@@ -74,6 +74,10 @@ _DOING = {
     "open_proc": "open /proc",
     "propagation": "set mount propagation of {path}",
     "wait_start": "wait for the start",
+    "user_ns": "make the user namespace",
+    "idmap": "show files with the container's ids",
+    "cover": "show {path} with the container's ids",
+    "root_tree": "attach the root",
     "scheduler": "set the scheduling policy",
     "io_priority": "set the I/O priority",
     "cpu_affinity": "set the CPU affinity",
@@ -145,6 +149,10 @@ def _general_hint(kind: str, number: int) -> str:
         return "raising a hard limit needs CAP_SYS_RESOURCE"
     if kind in ("clone", "unshare") and number == EPERM:
         return "an ordinary user needs a user namespace: add one to linux.namespaces"
+    if kind == "user_ns" and number == ENOSPC:
+        return "sysctl user.max_user_namespaces limits them"
+    if kind == "idmap" and number in (EINVAL, EPERM):
+        return "the file system cannot shift ids, or they are shifted already"
     if kind in ("scheduler", "io_priority") and number == EPERM:
         if kind == "io_priority":
             return "IOPRIO_CLASS_RT takes CAP_SYS_NICE or CAP_SYS_ADMIN"

@@ -1,0 +1,122 @@
+"""The root of a container as operations: a directory or an overlay, made by the child or before it (hot, pure)."""
+
+from __future__ import annotations
+
+from knarr.base.errors import Unsupported
+from knarr.base.record import Record
+from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, parse_options
+from knarr.plan.namespaces import CLONE_FLAG, outside_id
+from knarr.plan.ops import Op
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class Root(Record):
+    """Where the container's root comes from.
+
+    ``bind``: the directory ``path``. ``overlay``: an overlayfs over ``lowers`` (top first; relative ones start at
+    ``lower_dir``), mounted by the init on the empty host directory ``path``, so that no mount is left on the host.
+    With ``scratch``, upper and work are made in a fresh tmpfs over that empty directory and vanish with the container.
+
+    ``apart``, for a privileged caller and a new user namespace: its root may not reach ``path``, so the first stage
+    makes the root, in a mount namespace of its own. ``shifted`` are (directory, place) pairs: trees of the host's to
+    be shown at a place, or where they are, with the container's ids, before the overlay is mounted over them.
+    """
+
+    kind: str
+    path: str
+    lowers: tuple[str, ...] = ()
+    lower_dir: str = ""
+    upper: str = ""
+    work: str = ""
+    scratch: str = ""
+    userxattr: bool = False
+    apart: bool = False
+    shifted: tuple[tuple[str, str], ...] = ()
+
+
+def root_ops(root: Root, slot: int, linux: dict[str, Any], *, own_mounts: bool) -> list[Op]:
+    """The root as a descriptor."""
+    if not own_mounts:
+        if root.kind != "bind":
+            raise Unsupported("a root made by the init", "it needs a mount namespace", pointer="/linux/namespaces")
+        return [Op("shared_root", (slot,), (root.path,), "/root/path")]
+    if root.kind == "bind" and not root.apart:
+        return [_propagation(linux), Op("bind_root", (slot,), (root.path,), "/root/path")]
+    if not root.apart:
+        return [_propagation(linux), *_overlay(root), Op("open_root", (slot,), (root.path,), "/root")]
+    first = [_propagation(linux)] if root.kind == "bind" else []
+    return [*first, Op("root_tree", (slot,), (), "/root")]
+
+
+def _propagation(linux: dict[str, Any]) -> Op:
+    """Mounts of the host keep coming in unless asked otherwise, none goes out."""
+    asked = linux.get("rootfsPropagation")
+    # Even for a shared root our copy of "/" is a slave: what is mounted below it must not reach the host.
+    flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
+    return Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")
+
+
+def _overlay(root: Root, owner: tuple[int, int] = (0, 0)) -> list[Op]:
+    """Mount the overlay at the root's path; ``owner`` is whose the root directory of a scratch layer is."""
+    plan = []
+    upper, work = root.upper, root.work
+    if root.scratch:
+        nosuid_nodev = 0x2 | 0x4
+        plan.append(Op("host_mount", (nosuid_nodev,), ("tmpfs", root.scratch, "tmpfs", "mode=700"), "/root"))
+        upper, work = f"{root.scratch}/upper", f"{root.scratch}/work"
+        plan += [
+            Op("host_mkdir", (0o755, *owner), (upper,), "/root"),
+            Op("host_mkdir", (0o700, 0, 0), (work,), "/root"),
+        ]
+    if root.lower_dir:
+        plan.append(Op("host_chdir", (), (root.lower_dir,), "/root"))
+    data = "lowerdir=" + ":".join(lower.replace("\\", "\\\\").replace(":", "\\:") for lower in root.lowers)
+    if upper:
+        data += f",upperdir={_escape(upper)},workdir={_escape(work)}"
+    if root.userxattr:
+        data += ",userxattr"
+    plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), "/root"))
+    return plan
+
+
+def root_apart(
+    config: dict[str, Any],
+    root: Root,
+    slot: int,
+    new_slot: Callable[[], int],
+    *,
+    user_slot: int,
+    opened: dict[int, int],
+) -> list[Op]:
+    """Make the root, and further overlays of config.json, before the user namespace is entered.
+
+    In a mount namespace of the first stage's own, so that the host sees nothing of it. The layers are covered by
+    copies of themselves with shifted ids; whoever looks one up from then on, as the overlays do, finds the copy. What
+    is left over of that namespace vanishes with the old root.
+    """
+    linux = config.get("linux") or {}
+    if root.kind == "bind":
+        return [Op("open_source", (slot, 0), (root.path,), "/root/path")]
+    plan = [Op("unshare", (CLONE_FLAG["mount"],), (), "/linux/namespaces"), _propagation(linux)]
+    for tree, place in root.shifted:
+        copy = new_slot()
+        plan.append(Op("open_source", (copy, 0), (tree,), "/root"))
+        plan.append(Op("idmap", (copy, user_slot, 0), (), "/root"))
+        plan.append(Op("cover", (copy,), (place,), "/root"))
+    for position, entry in enumerate(config.get("mounts") or ()):
+        if entry.get("type") == "overlay":
+            pointer = f"/mounts/{position}"
+            data = ",".join(option.replace(",", "\\,") for option in parse_options(entry["options"], pointer).data)
+            opened[position] = new_slot()
+            plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), pointer))
+            plan.append(Op("open_source", (opened[position], 0), (root.path,), pointer))
+    owner = (outside_id(linux.get("uidMappings"), 0), outside_id(linux.get("gidMappings"), 0))
+    return [*plan, *_overlay(root, owner), Op("open_source", (slot, 0), (root.path,), "/root")]
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
