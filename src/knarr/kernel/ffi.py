@@ -25,6 +25,7 @@ _NUMBERS = {
     "keyctl": (250, 219),
     "bpf": (321, 280),
     "openat": (257, 56),
+    "prctl": (157, 167),
     "name_to_handle_at": (303, 264),
     "renameat2": (316, 276),
     "syncfs": (306, 267),

@@ -38,6 +38,8 @@ class Options(Record):
     preserve_fds: int = 0
     no_pivot: bool = False
     no_new_keyring: bool = False
+    cgroup_manager: str = "cgroupfs"  # or "disabled": none are made; "systemd"
+    notify: str = ""  # the service manager's socket, which sd_notify(3) from inside is passed on to
     wait_start: bool = False
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CLONE_FLAG = {
     "user": 0x10000000,
     "mount": 0x00020000,
@@ -88,3 +92,9 @@ def outside_id(mappings: list[dict[str, int]] | None, number: int) -> int:
         if first <= number < first + size:
             return host + number - first
     return OVERFLOW_ID
+
+
+def shares_pids(config: dict[str, Any]) -> bool:
+    """Whether the container has no pid namespace of its own."""
+    spaces = (config.get("linux") or {}).get("namespaces") or ()
+    return not any(entry["type"] == "pid" and not entry.get("path") for entry in spaces)

@@ -115,14 +115,26 @@ def _below(path: str, root: str) -> str:
 # -- planning and recording --------------------------------------------------------------------------------------------
 
 
-def plan(config: dict[str, Any], host: Host, id: str, *, rootless: bool | None = None) -> CgroupPlan | None:
+def plan(
+    config: dict[str, Any], host: Host, id: str, *, rootless: bool | None = None, manager: str = "cgroupfs"
+) -> CgroupPlan | None:
     """Decide on the container's groups; None where there are none or, asked for nothing, none may be made.
+
+    ``manager``: who makes them; "disabled": nobody, and asking for a limit is an error.
 
     ``rootless``: True: groups that may not be made are done without, unless limits or a path were asked for; None: so
     for everyone but root. Raises Unsupported and SpecError with the JSON pointer.
     """
     linux = config.get("linux") or {}
     wanted = _first_limit(linux.get("resources") or {})
+    if manager == "systemd":
+        raise Unsupported(
+            "the systemd cgroup driver", "this version manages cgroups itself", hint="use the cgroupfs driver"
+        )
+    if manager == "disabled":
+        if wanted:
+            raise Unsupported("a resource limit", "cgroups are switched off", pointer=wanted)
+        return None
     if host.cgroup is None:
         if wanted:
             raise Unsupported("a resource limit", "this host has no cgroups mounted", pointer=wanted)
@@ -409,6 +421,27 @@ def expel(recorded: Intent, pid: int) -> None:
                 raise KernelError("take out of the frozen cgroup", f"process {pid}", error.errno or EINVAL) from None
             finally:
                 os.close(fd)
+
+
+def entered(recorded: Intent | None, pid: int) -> Intent | None:
+    """The groups a further process joins: the container's own, or on v2 maybe the one of its first process, ``pid``.
+
+    A v2 group whose children have controllers admits no process (cgroups(7)), and its processes may have moved away.
+    """
+    if recorded is None or not recorded["v2"]:
+        return recorded
+    try:
+        fd = open_directory(recorded)
+        try:
+            if not read(fd, "cgroup.subtree_control").strip():
+                return recorded
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+    from knarr.runtime.cgroup_below import of_process  # containers that manage cgroups themselves
+
+    return of_process(recorded, pid)
 
 
 def for_exec(recorded: Intent | None) -> CgroupPlan | None:

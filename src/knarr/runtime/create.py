@@ -24,6 +24,7 @@ from knarr.base.ids import check_id
 from knarr.base.record import Record
 from knarr.kernel.process import boot_id, process_stat, reap
 from knarr.plan.container import Options, plan_container
+from knarr.plan.namespaces import shares_pids
 from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
 from knarr.runtime.launch import Launch, describe
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from knarr.plan.host import Host
     from knarr.plan.root import Root
     from knarr.runtime.netdevices import Devices
+    from knarr.runtime.notify import Notify
 
 _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PATIENCE = 10.0
@@ -166,7 +168,7 @@ class Process:
 class Created(Process):
     """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
 
-    __slots__ = ("_devices", "_joined", "_lock", "_root_fd", "bundle", "fd", "state", "stop")
+    __slots__ = ("_devices", "_joined", "_lock", "_root_fd", "bundle", "fd", "notify", "state", "stop")
 
     def __init__(
         self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
@@ -179,6 +181,7 @@ class Created(Process):
         self._lock: Lock | None = None
         self._joined = False
         self._devices: Devices | None = None
+        self.notify: Notify | None = None
         self.state = State(
             id=id,
             bundle=bundle,
@@ -187,10 +190,11 @@ class Created(Process):
             created=now_rfc3339(),
             boot=boot_id(),
             annotations=config.get("annotations") or {},
+            shared_pids=shares_pids(config),
             hooks=tuple(kind for kind in _HOOK_KINDS if (config.get("hooks") or {}).get(kind)),
         )
 
-    def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool) -> None:
+    def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool, notify: str) -> None:
         """Claim the id, record, make the cgroups, spawn. Undo is the caller's."""
         self.fd, self._lock = record.make(self._root_fd, self.id)
         tail = next((n for n, op in enumerate(self.plan.ops) if op.kind == "wait_start"), -1)
@@ -206,6 +210,12 @@ class Created(Process):
         slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
         listening = None
+        if notify:
+            from knarr.runtime import notify as proxy  # only as a service of systemd's
+
+            proxy.make_directory(self.fd)
+            if not wait_start:
+                self.notify = proxy.listen(self.fd, notify)
         try:
             groups = self.plan.cgroup
             if groups is not None and groups.clone_into:
@@ -337,6 +347,9 @@ class Created(Process):
         if self._devices is not None:
             self._devices.close()
             self._devices = None
+        if self.notify is not None:
+            self.notify.close()
+            self.notify = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -405,7 +418,7 @@ def begin(
         from knarr.runtime.scopes import demand_own_scopes  # cold: only with a namespace by its path
 
         demand_own_scopes(config)
-    groups = cgroup.plan(config, host, id, rootless=rootless)
+    groups = cgroup.plan(config, host, id, rootless=rootless, manager=wishes.cgroup_manager)
     plan = plan_container(
         config,
         host,
@@ -424,7 +437,7 @@ def begin(
         os.close(root_fd)
         raise
     try:
-        created.prepare(stdio, raw, wait_start=wait_start)
+        created.prepare(stdio, raw, wait_start=wait_start, notify=wishes.notify)
     except BaseException as error:
         undo(created, error)
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import ENOENT, ESRCH
 
-from knarr.base.errors import InitError, KernelError, KnarrError, WrongStatus
+from knarr.base.errors import InitError, KernelError, KnarrError, Unsupported, WrongStatus
 from knarr.kernel.process import ended, open_pid
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
@@ -65,12 +65,14 @@ def begin_exec(
     options: Options | None = None,
     host: Host | None = None,
     ignore_paused: bool = False,
+    cgroups: list[str] | None = None,
 ) -> Execed:
     """Start a process; drive ``.launch`` until ``step()`` says that it runs; on an error call ``.undo()``.
 
     ``process`` is a validated process section of config.json. With ``ignore_paused`` a process may be started in a
-    paused container; it stands still, and ``step()`` does not come to its end, until that is resumed. Raises NotFound,
-    WrongStatus, Unsupported, SpecError, KernelError.
+    paused container; it stands still, and ``step()`` does not come to its end, until that is resumed. ``cgroups``:
+    groups below the container's to start it in, see ``cgroup_below.below``. Raises NotFound, UsageError, WrongStatus,
+    Unsupported, SpecError, KernelError.
     """
     stdio = io or Stdio()
     if host is None:
@@ -92,7 +94,15 @@ def begin_exec(
         wishes = (options or Options()).replace(
             terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=False
         )
-        groups = cgroup.for_exec(state.cgroup)
+        if cgroups:
+            if state.cgroup is None or host.cgroup is None:
+                raise Unsupported("a cgroup below this container's", "it has none of its own")
+            from knarr.runtime.cgroup_below import below  # few ask for it
+
+            place: cgroup.Intent | None = below(state.cgroup, cgroups, host.cgroup)
+        else:
+            place = cgroup.entered(state.cgroup, state.pid)
+        groups = cgroup.for_exec(place)
         plan = plan_exec(
             process,
             config,
@@ -105,11 +115,11 @@ def begin_exec(
         slots = {f"fd{3 + number}": source for number, source in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
         slots["pidfd"] = pidfd
-        if "cgroup" in plan.slots:
-            slots["cgroup"] = groups_fd = cgroup.open_directory(state.cgroup)
+        if "cgroup" in plan.slots and place is not None:
+            slots["cgroup"] = groups_fd = cgroup.open_directory(place)
         if "root" in plan.slots:
             slots["root"] = root_fd = _root_of(state, pidfd)
-        made = Execed(plan, host, config, state=state, status=status)
+        made = Execed(plan, host, config, state=state.replace(cgroup=place), status=status)
         made.spawn(stdio, slots)
         return made
     finally:
@@ -141,6 +151,7 @@ def exec_process(
     options: Options | None = None,
     host: Host | None = None,
     ignore_paused: bool = False,
+    cgroups: list[str] | None = None,
     deadline: float | None = None,
     stop: int = -1,
 ) -> Execed:
@@ -149,7 +160,9 @@ def exec_process(
     The caller waits for it (``.wait()``, or ``.pidfd``) and calls ``.close()``. Raises also what went wrong inside:
     CommandNotFound, CommandNotExecutable, InitError, SafetyViolation, Interrupted.
     """
-    made = begin_exec(state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused)
+    made = begin_exec(
+        state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused, cgroups=cgroups
+    )
     try:
         if made.launch is not None:
             made.launch.run(deadline, stop)

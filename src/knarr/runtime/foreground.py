@@ -18,6 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
 
+    from knarr.runtime.notify import Notify
+
+SIGCHLD = 17
 SIGWINCH = 28
 # Not passed on: what cannot be caught, faults of our own, SIGPIPE, SIGCHLD, SIGURG (23, Go programs are full of it),
 # job control by our own terminal (21, 22), file size (25: Python ignores it), 32 and 33 (glibc's own).
@@ -57,6 +60,10 @@ class Signals:
     def catch_all(self) -> None:
         """Catch everything that can be passed on."""
         self.catch(range(1, 65))
+
+    def catch_children(self) -> None:
+        """Take note of the end of children."""
+        _signal.signal(SIGCHLD, _noted)
 
     def read(self) -> bytes:
         """The numbers of the signals that came, one byte each."""
@@ -106,18 +113,28 @@ class Terminal:
             self.fd = -1
 
 
-def attend(pidfd: int, signals: Signals, master: int = -1) -> int:
+def adopt_orphans() -> None:
+    """Become the parent of processes whose own has ended (PR_SET_CHILD_SUBREAPER, prctl(2)). Raises KernelError."""
+    from knarr.kernel.ffi import syscall  # only for containers without a pid namespace
+
+    syscall("prctl", 36, 1)
+
+
+def attend(pidfd: int, signals: Signals, master: int = -1, *, orphans_of: int = 0, notify: Notify | None = None) -> int:
     """Stay until the process ends: signals go to it, with ``master`` the terminal is copied to our 0 and 1.
 
-    Returns its exit code, 128 + signal when one ended it. Our own terminal is raw meanwhile and restored.
+    ``orphans_of``: the process's pid, when other children may end, too, that we adopted. ``notify`` is passed on
+    meanwhile. Returns the exit code, 128 + signal when one ended it. Our own terminal is raw meanwhile and restored.
     """
     signals.catch_all()
+    if orphans_of:
+        signals.catch_children()
     if master < 0:
-        _loop(pidfd, signals, -1)
+        _loop(pidfd, signals, -1, orphans_of, notify)
     else:
         settings = tty.make_raw(0)
         try:
-            _loop(pidfd, signals, master)
+            _loop(pidfd, signals, master, orphans_of, notify)
         finally:
             if settings is not None:
                 tty.restore(0, settings)
@@ -125,10 +142,21 @@ def attend(pidfd: int, signals: Signals, master: int = -1) -> int:
     return 255 if code is None else code
 
 
-def _loop(pidfd: int, signals: Signals, master: int) -> None:
+def _reap_orphans(main: int) -> None:
+    """Take note of the end of adopted children; ``main`` is left to who waits for it."""
+    try:
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid != main:
+            os.waitpid(found.si_pid, 0)
+    except ChildProcessError:
+        pass
+
+
+def _loop(pidfd: int, signals: Signals, master: int, orphans_of: int, notify: Notify | None) -> None:
     poller = poll()
     poller.register(pidfd, POLLIN)
     poller.register(signals.fd, POLLIN)
+    if notify is not None:
+        poller.register(notify.fileno(), POLLIN)
     pending = b""  # typed, not yet taken by the container; nothing more is read from the user meanwhile
     typing = master >= 0
     if master >= 0:
@@ -137,7 +165,12 @@ def _loop(pidfd: int, signals: Signals, master: int) -> None:
     while True:
         ready = dict(poller.poll())
         if signals.fd in ready:
-            _pass_on(signals.read(), pidfd, master)
+            numbers = signals.read()
+            if orphans_of and SIGCHLD in numbers:
+                _reap_orphans(orphans_of)
+            _pass_on(numbers, pidfd, master)
+        if notify is not None and notify.fileno() in ready:
+            notify.step()
         if master in ready:
             if ready[master] & POLLOUT and pending:
                 pending = _type(master, pending)
@@ -169,6 +202,8 @@ def _loop(pidfd: int, signals: Signals, master: int) -> None:
 
 def _pass_on(numbers: bytes, pidfd: int, master: int) -> None:
     for number in numbers:
+        if number == SIGCHLD:
+            continue
         if number == SIGWINCH and master >= 0:
             size = tty.window_size(0)
             if size is not None:

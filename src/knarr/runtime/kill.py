@@ -14,6 +14,7 @@ SIGKILL = 9
 def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
     """Send signal ``number`` to the container's first process, with ``all`` to every process in its cgroup.
 
+    SIGKILL means all of them, too, in a container without a pid namespace, whose processes outlive the first.
     Raises NotFound, WrongStatus when it is neither created nor running nor paused (with ``all`` a stopped one, which
     may have left processes behind without a pid namespace, is fine), KernelError (EINVAL: no such signal).
     """
@@ -23,6 +24,10 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
         status = record.status(fd, state, freezer=False)
     finally:
         os.close(fd)
+    if state.cgroup is not None and number == SIGKILL and state.shared_pids:
+        from knarr.runtime import cgroup
+
+        all = all or status != "stopped" or bool(cgroup.pids(state.cgroup))
     if status == "stopped" and all and state.cgroup is not None:
         _all(state, number)
         return

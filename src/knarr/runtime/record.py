@@ -54,6 +54,7 @@ class State(Record):
     hooked: bool = False  # prestart or createRuntime hooks were begun, so poststop hooks are due
     hooks: tuple[str, ...] = ()  # kinds of hooks its config.json has
     mounts: Any = None  # what runtime/shared_mounts.py needs to take its mounts away, without a mount namespace
+    shared_pids: bool = False  # it has no pid namespace of its own: its processes outlive its first
     cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
     tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
     tail_index: int = 0  # number of the first of them
@@ -286,7 +287,12 @@ def remove(root_fd: int, fd: int, id: str) -> None:
             if error.errno != ENOTEMPTY:
                 raise
             for name in os.listdir(fd):  # a started socket, a temporary file of a writer that was killed
-                os.unlink(name, dir_fd=fd)
+                if name == "notify":
+                    from knarr.runtime.notify import remove_directory  # only as a service of systemd's
+
+                    remove_directory(fd)
+                else:
+                    os.unlink(name, dir_fd=fd)
             os.rmdir(id, dir_fd=root_fd)
     except FileNotFoundError:
         pass

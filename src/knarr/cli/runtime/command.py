@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from knarr.base.errors import KnarrError, Unsupported, UsageError
+from knarr.base.errors import KnarrError, UsageError
 from knarr.cli.runtime.options import GLOBAL, VERBS, check_operands, parse
 
 TYPE_CHECKING = False
@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
     from knarr.base.log import Log
 
+_MANAGERS = ("cgroupfs", "systemd", "disabled")
 _ROOTLESS: dict[str, bool | None] = {"true": True, "false": False, "auto": None}
 
 
 class Context:
     """What the global options say, for the verb."""
 
-    __slots__ = ("_root", "log", "rootless")
+    __slots__ = ("_root", "cgroup_manager", "log", "rootless")
 
-    def __init__(self, root: str | None, log: Log, *, rootless: bool | None) -> None:
+    def __init__(self, root: str | None, log: Log, *, rootless: bool | None, cgroup_manager: str) -> None:
         self._root = root
         self.log = log
         self.rootless = rootless
+        self.cgroup_manager = cgroup_manager
 
     @property
     def root(self) -> str:
@@ -59,14 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         if "help" in options:
             return _help([verb])
         check_operands(verb, operands)
-        if "systemd-cgroup" in given:
-            raise Unsupported(
-                "the systemd cgroup driver", "this version manages cgroups itself", hint="use the cgroupfs driver"
-            )
+        manager = "systemd" if given.get("systemd-cgroup") else given.get("cgroup-manager", "cgroupfs")
+        if manager not in _MANAGERS:
+            raise UsageError(f"option --cgroup-manager: {manager!r} is not cgroupfs, systemd or disabled")
         rootless = given.get("rootless", "auto")
         if rootless not in _ROOTLESS:
             raise UsageError(f"option --rootless: {rootless!r} is not true, false or auto")
-        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless])
+        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless], cgroup_manager=manager)
         return _run(verb, options, operands, context)
     except KnarrError as error:
         return _report(str(error), error, verb, log)
@@ -86,12 +87,17 @@ def _run(verb: str, options: dict[str, Any], operands: list[str], context: Conte
 def _log(given: dict[str, Any]) -> Log:
     from knarr.base.log import Log, open_log
 
-    level = "debug" if given.get("debug") else "info"
+    level = "debug" if given.get("debug") else given.get("log-level", "info")
     path = given.get("log")
     shape = given.get("log-format", "text")
     if path in (None, "", "/dev/stderr"):
         return Log(2, format=shape, level=level)
-    return open_log(path, format=shape, level=level)
+    backend, colon, rest = path.partition(":")
+    if colon and backend in ("journald", "syslog"):
+        from knarr.base.log_daemon import open_daemon_log  # cold: few ask for it
+
+        return open_daemon_log(backend, rest, level=level)
+    return open_log(rest if colon and backend == "file" else path, format=shape, level=level)
 
 
 def _report(text: str, error: Exception, verb: str, log: Log | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from knarr.cli.runtime import making
-from knarr.plan.container import Options
 from knarr.runtime.create import Stdio, create, undo
 from knarr.runtime.foreground import Signals
 
@@ -22,21 +21,22 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     making.check_terminal(config["process"], options, detach=True)
     making.add_listen_fds(config["process"])
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
-    wishes = Options(no_pivot=bool(options.get("no-pivot")), no_new_keyring=bool(options.get("no-new-keyring")))
+    pidfd_socket = making.pidfd_socket(options)
     with Signals() as signals:
         created = create(
             context.root,
             operands[0],
             bundle,
-            config,
+            making.with_notify(config, context.root, operands[0]),
             io=Stdio(console=console.fileno() if console else -1, preserve=preserve),
-            options=wishes,
+            options=making.wishes(options, context),
             raw=raw,
             rootless=context.rootless,
             stop=signals.fd,
         )
         try:
             making.write_pid(options, created.pid)
+            making.send_pidfd(pidfd_socket, b"standard", created.pidfd)
         except BaseException as error:
             undo(created, error)
             raise

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 
 def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Remove a container; with --force kill it first, and finish what a killed command left of it."""
-    for warning in delete(context.root, operands[0], force=bool(options.get("force"))):
-        context.log.warning(warning)
+    force = bool(options.get("force"))
+
+    def one(id: str) -> None:
+        for warning in delete(context.root, id, force=force):
+            context.log.warning(warning)
+
+    if options.get("regex"):
+        from knarr.cli.runtime.matching import each_matching  # cold: for people
+
+        each_matching(context.root, operands[0], one)
+    else:
+        one(operands[0])
     return 0

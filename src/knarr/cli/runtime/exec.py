@@ -33,6 +33,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     making.add_listen_fds(process)
     own = Terminal() if process.get("terminal") and not detach else None
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
+    pidfd_socket = making.pidfd_socket(options)
     slot = console.fileno() if console else own.slot if own else -1
     try:
         with Signals() as signals:
@@ -42,10 +43,12 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
                 process,
                 io=Stdio(console=slot, preserve=preserve),
                 ignore_paused=bool(options.get("ignore-paused")),
+                cgroups=options.get("cgroup"),
                 stop=signals.fd,
             )
             try:
                 making.write_pid(options, made.pid)
+                making.send_pidfd(pidfd_socket, b"setns", made.pidfd)
                 if detach:
                     made.close()
                     return 0

@@ -18,12 +18,14 @@ HIGHEST = 64
 
 def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Signal a container's first process, SIGTERM unless told otherwise."""
-    kill(
-        context.root,
-        operands[0],
-        signal_number(operands[1] if len(operands) > 1 else "TERM"),
-        all=bool(options.get("all")),
-    )
+    number = signal_number(operands[1] if len(operands) > 1 else "TERM")
+    all = bool(options.get("all"))
+    if options.get("regex"):
+        from knarr.cli.runtime.matching import each_matching  # cold: for people
+
+        each_matching(context.root, operands[0], lambda each: kill(context.root, each, number, all=all))
+    else:
+        kill(context.root, operands[0], number, all=all)
     return 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_STREAM, socket
-from errno import EBADF, ENOENT
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+from errno import EBADF, ENOENT, EPIPE
 from fcntl import F_GETFD, fcntl
+from struct import pack
 
 from knarr.base.errors import FileError, NotFound, UsageError
 from knarr.base.files import read_file, write_atomic
+from knarr.plan.container import Options
 from knarr.spec.validate import parse_config
 
 TYPE_CHECKING = False
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.base.log import Log
+    from knarr.cli.runtime.command import Context
 
 CONSOLE_PATIENCE = 10.0
 """Seconds the listener of a console socket may take to accept."""
@@ -27,7 +30,8 @@ def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
     Raises NotFound, FileError, SpecError.
     """
     bundle = os.path.abspath(options.get("bundle") or ".")
-    path = f"{bundle}/config.json"
+    own = options.get("config")
+    path = own or f"{bundle}/config.json"
     try:
         raw = read_file(path, 16 << 20)
     except FileError as error:
@@ -35,8 +39,20 @@ def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
             raise
         if not os.path.isdir(bundle):
             raise NotFound("bundle", bundle) from None
+        if own:
+            raise
         raise NotFound("config.json in bundle", bundle, hint="knarr-runtime spec writes one") from None
-    return bundle, parse_config(raw), raw
+    return bundle, parse_config(raw, path if own else "config.json"), raw
+
+
+def wishes(options: dict[str, Any], context: Context) -> Options:
+    """What the command line, not config.json, decides about a container."""
+    return Options(
+        no_pivot=bool(options.get("no-pivot")),
+        no_new_keyring=bool(options.get("no-new-keyring")),
+        cgroup_manager=context.cgroup_manager,
+        notify=os.environ.get("NOTIFY_SOCKET", ""),
+    )
 
 
 def preserved(options: dict[str, Any]) -> tuple[int, ...]:
@@ -63,8 +79,40 @@ def add_listen_fds(process: dict[str, Any]) -> None:
         process["env"] = [*(process.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
 
 
+def with_notify(config: dict[str, Any], root: str, id: str) -> dict[str, Any]:
+    """What makes sd_notify(3) work inside, if a service manager outside waits for it."""
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return config
+    from knarr.runtime.notify import add_mount  # only as a service of systemd's
+
+    return add_mount(config, f"{root}/{id}")
+
+
 def console_socket(path: str) -> socket:
-    """Connect to the socket that wants the terminal, by a path of any length. Raises FileError."""
+    """Connect to the socket that wants the terminal. Raises FileError."""
+    return _connect(path, "console socket")
+
+
+def pidfd_socket(options: dict[str, Any]) -> socket | None:
+    """Connect to the socket of --pidfd-socket, if there is one. Raises FileError."""
+    path = options.get("pidfd-socket")
+    return _connect(path, "pidfd socket") if path else None
+
+
+def send_pidfd(sock: socket | None, word: bytes, pidfd: int) -> None:
+    """Send a process's descriptor with the word that runc sends along, and close the socket. Raises FileError."""
+    if sock is None:
+        return
+    try:
+        sock.sendmsg([word], [(SOL_SOCKET, SCM_RIGHTS, pack("i", pidfd))])
+    except OSError as error:
+        raise FileError("send the process's descriptor to", "the pidfd socket", error.errno or EPIPE) from None
+    finally:
+        sock.close()
+
+
+def _connect(path: str, what: str) -> socket:
+    """By a path of any length. Raises FileError."""
     folder, name = os.path.split(path)
     sock = socket(AF_UNIX, SOCK_STREAM, 0)
     try:
@@ -82,7 +130,7 @@ def console_socket(path: str) -> socket:
             from errno import ETIMEDOUT
 
             number = ETIMEDOUT
-        raise FileError("connect to console socket", path, number) from None
+        raise FileError(f"connect to {what}", path, number) from None
     return sock
 
 

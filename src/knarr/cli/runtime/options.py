@@ -21,17 +21,22 @@ GLOBAL: Table = (
     ("root", "", VALUE),
     ("log", "", VALUE),
     ("log-format", "", VALUE),
+    ("log-level", "", VALUE),
     ("debug", "", FLAG),
     ("rootless", "", VALUE),
     ("systemd-cgroup", "", FLAG),
+    ("cgroup-manager", "", VALUE),
     ("version", "v", FLAG),
     ("help", "h", FLAG),
 )
 
 _MAKE: Table = (
     ("bundle", "b", VALUE),
+    ("config", "f", VALUE),
     ("console-socket", "", VALUE),
     ("pid-file", "", VALUE),
+    ("pidfd-socket", "", VALUE),
+    ("no-subreaper", "", FLAG),
     ("no-pivot", "", FLAG),
     ("no-new-keyring", "", FLAG),
     ("preserve-fds", "", NUMBER),
@@ -42,9 +47,9 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
     "create": (_MAKE, 1, 1, True),
     "start": ((), 1, 1, True),
     "state": ((), 1, 1, True),
-    "kill": ((("all", "a", FLAG),), 1, 2, True),
-    "delete": ((("force", "f", FLAG),), 1, 1, True),
-    "run": ((*_MAKE, ("detach", "d", FLAG)), 1, 1, True),
+    "kill": ((("all", "a", FLAG), ("regex", "r", FLAG)), 1, 2, True),
+    "delete": ((("force", "f", FLAG), ("regex", "r", FLAG)), 1, 1, True),
+    "run": ((*_MAKE, ("detach", "d", FLAG), ("keep", "", FLAG)), 1, 1, True),
     "exec": (
         (
             ("console-socket", "", VALUE),
@@ -56,12 +61,14 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
             ("process", "p", VALUE),
             ("detach", "d", FLAG),
             ("pid-file", "", VALUE),
+            ("pidfd-socket", "", VALUE),
             ("process-label", "", VALUE),
             ("apparmor", "", VALUE),
             ("no-new-privs", "", FLAG),
             ("cap", "c", LIST),
             ("preserve-fds", "", NUMBER),
             ("ignore-paused", "", FLAG),
+            ("cgroup", "", LIST),
         ),
         1,
         1 << 30,
@@ -98,7 +105,7 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
         True,
     ),
     "list": ((("format", "f", VALUE), ("quiet", "q", FLAG)), 0, 0, True),
-    "spec": ((("bundle", "b", VALUE), ("rootless", "", FLAG)), 0, 0, True),
+    "spec": ((("bundle", "b", VALUE), ("file", "f", VALUE), ("rootless", "", FLAG)), 0, 0, True),
     "features": ((), 0, 0, True),
     "plan": ((("format", "f", VALUE), ("id", "", VALUE)), 1, 1, True),
 }
@@ -115,6 +122,7 @@ def parse(table: Table, words: list[str], *, mixed: bool, where: str) -> tuple[d
     names.update((short, (long, kind)) for long, short, kind in table if short)
     if "help" not in names:
         names["help"] = names["h"] = ("help", FLAG)
+    names["?"] = ("help", FLAG)  # crun's
     given: dict[str, Any] = {}
     operands: list[str] = []
     at = 0

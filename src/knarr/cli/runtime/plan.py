@@ -29,7 +29,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     id = check_id(options.get("id", "ID"))
     bundle, config, _ = making.read_bundle({"bundle": operands[0]})
     host = probe()
-    groups = cgroup.plan(config, host, id, rootless=context.rootless)
+    groups = cgroup.plan(config, host, id, rootless=context.rootless, manager=context.cgroup_manager)
     plan = plan_container(
         config,
         host,

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def run(options: dict[str, Any], _operands: list[str], _context: Context) -> int:
     """Write a config.json to start from; one that is there stays."""
-    folder = options.get("bundle") or "."
-    path = f"{folder}/config.json"
+    path = os.path.join(options.get("bundle") or ".", options.get("file") or "config.json")
     ids = (os.geteuid(), os.getegid()) if options.get("rootless") else None
     document = default_config(rootless_ids=ids, cgroup_namespace=os.path.exists("/sys/fs/cgroup/cgroup.controllers"))
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from knarr.runtime.start import start
 
 TYPE_CHECKING = False
@@ -13,5 +15,32 @@ if TYPE_CHECKING:
 
 def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Run the program of a created container."""
-    start(context.root, operands[0])
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        _start_and_notify(context.root, operands[0], address)
+    else:
+        start(context.root, operands[0])
     return 0
+
+
+def _start_and_notify(root: str, id: str, address: str) -> None:
+    """Start as a service of systemd's: stay until the container tells that it is ready, or has ended."""
+    from knarr.kernel.process import open_pid
+    from knarr.runtime import notify, record
+
+    fd = record.open_container(root, id)
+    try:
+        state = record.load(fd, id)
+        pidfd = open_pid(state.pid, state.starttime) if state.pid else None
+        waiting = notify.listen(fd, address, state.pid) if record.startable(fd) else None
+    finally:
+        os.close(fd)
+    try:
+        start(root, id)
+        if waiting is not None and pidfd is not None:
+            waiting.wait(pidfd)
+    finally:
+        if waiting is not None:
+            waiting.close()
+        if pidfd is not None:
+            os.close(pidfd)
