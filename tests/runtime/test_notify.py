@@ -89,7 +89,7 @@ def running(runtime: Runtime, id: str) -> int:
 SCRIPT = ("sh", "-c", "echo $NOTIFY_SOCKET > /tmp/where; exec sleep 1000")
 
 
-@pytest.mark.parametrize("way", ["run -d", "create and start"])
+@pytest.mark.parametrize("way", ["run -d", "create and start"], ids=["run", "start"])
 def test_ready(runtime: Runtime, bundle: Bundle, manager: Manager, way: str) -> None:
     """It is waited for and passed on. (A short name: runc's socket is a path of 108 bytes at most.)"""
     if runtime.name == "crun":
