@@ -12,7 +12,9 @@ import pytest
 from enginebox import need
 
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "busybox")
-PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+)
 GROUP = "root:x:0:\napp:x:1000:\nextra:x:2000:app\nnogroup:x:65534:\n"
 
 
@@ -46,7 +48,17 @@ def image_layout(image_tree: Path) -> Path:
         ("init", "--layout", str(layout)),
         ("new", "--image", f"{layout}:small"),
         ("insert", "--image", f"{layout}:small", str(image_tree), "/"),
-        ("config", "--image", f"{layout}:small", "--config.cmd", "sh", "--config.env", "PATH=/bin", "--config.env", "FROM=image"),
+        (
+            "config",
+            "--image",
+            f"{layout}:small",
+            "--config.cmd",
+            "sh",
+            "--config.env",
+            "PATH=/bin",
+            "--config.env",
+            "FROM=image",
+        ),
     ):
         subprocess.run(["umoci", *words], check=True, capture_output=True)
     return layout

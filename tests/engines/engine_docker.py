@@ -37,7 +37,14 @@ class Docker:
         folder = self.box.folder
         words = ["dockerd", "--config-file", f"{folder}/daemon.json", "--data-root", f"{folder}/data"]
         words += ["--exec-root", "/run/docker-test", "--pidfile", "/run/docker-test.pid", "-H", f"unix://{self.socket}"]
-        words += ["--cgroup-parent", self.box.cgroup, "--add-runtime", f"tested={self.runtime}", "--default-runtime", "tested"]
+        words += [
+            "--cgroup-parent",
+            self.box.cgroup,
+            "--add-runtime",
+            f"tested={self.runtime}",
+            "--default-runtime",
+            "tested",
+        ]
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(self.box.command(*words), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         end = time.monotonic() + 60
@@ -59,7 +66,7 @@ class Docker:
         folder = str(self.box.folder)
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": folder, "DOCKER_BUILDKIT": "0", "TERM": "xterm"}
         command = self.box.command(client, "-H", f"unix://{self.socket}")
-        return Recorder(self.box, command, environment)
+        return Recorder(self.box, command, environment, runc=os.path.basename(self.runtime) == "runc")
 
     def check_nothing_left(self) -> None:
         """After a script: no container, no process of one, no mount, no cgroup, no state of the runtime. Raises Broken."""
@@ -71,15 +78,23 @@ class Docker:
                 break
             time.sleep(0.1)
         if left or found:
-            raise Broken("left behind: " + "; ".join((*left, *found)))
+            raise Broken(f"left behind by {self.runtime}: " + "; ".join((*left, *found)))
 
     def _leftovers(self) -> list[str]:
         daemons = ("dockerd", "containerd --config", "/usr/bin/docker-proxy")
         left = [f"process {pid} {args}" for pid, args in self.box.processes().items() if not args.startswith(daemons)]
         parts = ("/overlay2/", "/netns/", "/rootfs", "/mounts/")
-        left += [f"mount {place}" for place in set(self.box.mounts()) - {"/run/docker-test/netns/default"} if any(part in place for part in parts)]
+        left += [
+            f"mount {place}"
+            for place in set(self.box.mounts()) - {"/run/docker-test/netns/default"}
+            if any(part in place for part in parts)
+        ]
         # A parent that --cgroup-parent named is left by runc, removed by ours.
         left += [f"cgroup {group}" for group in self.box.cgroups() if len(os.path.basename(group)) == 64]
-        state = self.box.run("sh", "-c", "ls -d /run/docker-test/runtime-*/moby/* /run/docker-test/containerd/daemon/io.containerd.runtime.v2.task/moby/* 2>/dev/null || true")
+        state = self.box.run(
+            "sh",
+            "-c",
+            "ls -d /run/docker-test/runtime-*/moby/* /run/docker-test/containerd/daemon/io.containerd.runtime.v2.task/moby/* 2>/dev/null || true",
+        )
         left += [f"state {path}" for path in state.split()]
         return left

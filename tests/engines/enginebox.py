@@ -62,19 +62,19 @@ class Box:
         task = f"/proc/{self._outer.pid}/task/{self._outer.pid}/children"
         self.first = int(Path(task).read_text().split()[0])
         self.run("ip", "link", "set", "lo", "up")
-        # 127.0.0.1 may be what the machine's name servers are at: none of them is asked.
+        self.run("mount", "--make-rshared", "/")  # as systemd leaves it
         for place in OWN_FOLDERS:
             if os.path.isdir(place):
                 self.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place)
+        rows = Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()
+        self._known_mounts = {row.split()[0] for row in rows}
 
     def command(self, *words: str) -> list[str]:
         return ["nsenter", "-t", str(self.first), "-m", "-n", "-p", "--", *words]
 
     def run(self, *words: str, **options: Any) -> str:
         """Run a program that must succeed; its output."""
-        done = subprocess.run(
-            self.command(*words), capture_output=True, text=True, check=False, timeout=120, **options
-        )
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120, **options)
         assert done.returncode == 0, f"{words}: {done.returncode}: {done.stderr}{done.stdout}"
         return done.stdout
 
@@ -91,8 +91,9 @@ class Box:
         return {pid: args for pid, args in found.items() if pid != 1 and not args.startswith("ps -eo pid=,args=")}
 
     def mounts(self) -> list[str]:
-        """Mount points in the box."""
-        return [row.split()[4] for row in Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()]
+        """Mount points in the box that came after it was made."""
+        rows = [row.split() for row in Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()]
+        return [row[4] for row in rows if row[0] not in self._known_mounts]
 
     def cgroups(self) -> list[str]:
         """Groups below ``cgroup``, of every hierarchy."""

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 
     from transcript import Recorder
 
-# What a process can do and see, in lines that two runs have in common.
+# What a process can do and see, in lines that two runs have in common. Left out, because they say the same in other words:
+# the sysfs superblock's own "ro" (the mount's is there), what a masked file is covered with (a null device), whether
+# the tmpfs that holds v1 cgroups is read-only (ours is, as Docker asks for; runc's stays writable).
 POSTURE = """
 grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status
 ulimit -a
-cut -d' ' -f4- /proc/self/mountinfo | sed -E 's/ (shared|master):[0-9]+//; s/(lowerdir|upperdir|workdir)=[^, ]*/\\1/g; s/ - overlay .*//' \
-    | sed -E 's#^[^ ]*/(containers|volumes)/[^ ]*#.#' | sort
+cut -d' ' -f4- /proc/self/mountinfo | sed -E 's/ (shared|master):[0-9]+//; s/ - overlay .*//; s/ - sysfs .*//;
+    s#^[^ ]*/(containers|volumes)/[^ ]*#.#; s#^/null ([^ ]*) .*#masked \\1#; s# (/sys/fs/cgroup) r[ow],# \\1 #' | sort
 ls -la /dev | awk 'NR > 1 {print $1, $3, $4, $5, $6 ~ /,/ ? "" : "", $NF}' | grep -v '^d.*[.]$' | sort
 cat /proc/sys/net/ipv4/ip_unprivileged_port_start
-ls -l /proc/self/fd | awk 'NR > 1 {print $1, $9}' | grep -v /proc
+ls -l /proc/self/fd | awk 'NR > 1 {print $9}'
 id
 pwd
 umask
@@ -38,7 +40,12 @@ def no_numbers(out: str) -> str:
 
 
 def state(d: Recorder, name: str) -> None:
-    d("inspect", name, "--format", "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Error}} {{.RestartCount}}")
+    d(
+        "inspect",
+        name,
+        "--format",
+        "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Error}} {{.RestartCount}}",
+    )
 
 
 def every_capability() -> bool:
@@ -57,7 +64,16 @@ def script_run(d: Recorder) -> None:
     d("run", "--rm", "small", "/no/such/program", code=127, own=("no such file or directory",))
     d("run", "--rm", "small", "/etc/not-a-program", code=126, own=("permission denied",))
     options = ("-e", "A=b", "--hostname", "host1", "--domainname", "example", "--label", "k=v", "-w", "/made/dir")
-    d("run", "--name", "one", *options, "small", "sh", "-c", "pwd; env | sort; hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname")
+    d(
+        "run",
+        "--name",
+        "one",
+        *options,
+        "small",
+        "sh",
+        "-c",
+        "pwd; env | sort; hostname; cat /etc/hostname; cat /proc/sys/kernel/domainname",
+    )
     d.document("inspect", "one")
     d("ps", "-a", "--format", "{{.Names}} {{.Image}} {{.Status}} {{.Command}} {{.Labels}}")
     d("start", "-a", "one")
@@ -73,6 +89,19 @@ def script_failed_create_keeps_its_reason(d: Recorder) -> None:
     d("run", "--rm", "-v", "/dev/null:/etc/passwd/below", "small", "true", code=125, own=("not a directory",))
 
 
+def script_programs_that_only_the_kernel_refuses(d: Recorder) -> None:
+    why = "runc starts it and it ends with 1 or 255; ours says why, and containers that cannot start are not started"
+    folder = Path(d.folder, "bad")
+    folder.mkdir(exist_ok=True)
+    for name, text in (("no-interpreter", "#!/no/such/interpreter\n"), ("no-program", "text\n")):
+        path = folder / name
+        path.write_text(text)
+        path.chmod(0o755)
+        part = "/no/such/interpreter" if name == "no-interpreter" else "exec format error"
+        code = 127 if name == "no-interpreter" else 125
+        d.apart(why, "run", "--rm", "-v", f"{folder}:/bad", "small", f"/bad/{name}", runc=(1, ""), ours=(code, part))
+
+
 def script_terminal(d: Recorder) -> None:
     talk = d.terminal("run", "-it", "--name", "term", "small", "sh", size=(33, 101))
     talk.until("# ")
@@ -82,6 +111,7 @@ def script_terminal(d: Recorder) -> None:
     talk.resize(44, 99)
     talk.send("sleep 1; stty size\r")
     talk.until("44 99\r\n")
+    talk.until("# ")
     talk.send("sh -c 'echo re''ady; exec sleep 100'\r")
     talk.until("ready\r\n")
     talk.send("\x03")
@@ -135,6 +165,7 @@ def script_exec(d: Recorder) -> None:
     talk.send("stty size; tty; id -u; pwd\r")
     talk.until("20 77\r\n/dev/pts/")
     talk.until("\r\n1000\r\n/tmp\r\n")
+    talk.until("$ ")
     talk.send("exit 9\r")
     talk.end(9)
     d("kill", "exec1")
@@ -145,11 +176,23 @@ def script_exec(d: Recorder) -> None:
 
 
 def script_attach_and_logs(d: Recorder) -> None:
-    running(d, "logs1", "-i", command=("sh", "-c", "echo begin; while read line && [ $line != last ]; do echo got $line; done; sleep 0.3; echo end >&2"))
+    running(
+        d,
+        "logs1",
+        "-i",
+        command=(
+            "sh",
+            "-c",
+            "echo begin; while read line && [ $line != last ]; do echo got $line; done; sleep 0.3; echo end >&2",
+        ),
+    )
     d.wait_for("the first line", "logs", "logs1", until=lambda out: out == "begin\n")
     follower = d.background("logs", "-f", "logs1")
     attached = d.background("attach", "logs1")
-    attached.end(stdin="one\ntwo\nlast\n")
+    attached.say("one\ntwo\n")
+    d.wait_for("what it makes of it", "logs", "logs1", until=lambda out: "got two" in out)
+    attached.say("last\n")
+    attached.end()
     follower.end()
     d("wait", "logs1", out="0\n")
     d("logs", "logs1")
@@ -183,7 +226,13 @@ def script_stop_kill_wait_restart(d: Recorder) -> None:
     d("stop", "-t", "1", "kill1")
     state(d, "kill1")
     d("rm", "kill1")
-    running(d, "quit1", "--stop-signal", "QUIT", command=("sh", "-c", "trap 'exit 8' QUIT; echo ready; while :; do sleep 0.05; done"))
+    running(
+        d,
+        "quit1",
+        "--stop-signal",
+        "QUIT",
+        command=("sh", "-c", "trap 'exit 8' QUIT; echo ready; while :; do sleep 0.05; done"),
+    )
     d.wait_for("the trap", "logs", "quit1", until=lambda out: out == "ready\n")
     d("stop", "quit1")
     state(d, "quit1")
@@ -196,14 +245,23 @@ def script_stop_kill_wait_restart(d: Recorder) -> None:
 
 def script_restart_policies(d: Recorder) -> None:
     d("run", "-d", "--restart", "on-failure:2", "--name", "again", "small", "sh", "-c", "echo try; exit 3")
-    d.wait_for("three attempts", "inspect", "again", "--format", "{{.RestartCount}} {{.State.Status}}", until=lambda out: out == "2 exited\n")
+    d.wait_for(
+        "three attempts",
+        "inspect",
+        "again",
+        "--format",
+        "{{.RestartCount}} {{.State.Status}}",
+        until=lambda out: out == "2 exited\n",
+    )
     d("logs", "again", out="try\ntry\ntry\n")
     state(d, "again")
     d("rm", "again")
     running(d, "again", "--restart", "always")
     pid = d.quiet("inspect", "again", "--format", "{{.State.Pid}}").stdout
     d.box.run("kill", "-9", pid.strip())
-    d.wait_for("another process", "inspect", "again", "--format", "{{.State.Pid}}", until=lambda out: out not in (pid, "0\n"))
+    d.wait_for(
+        "another process", "inspect", "again", "--format", "{{.State.Pid}}", until=lambda out: out not in (pid, "0\n")
+    )
     state(d, "again")
     d("update", "--restart", "no", "again")
     d("stop", "-t", "0", "again")
@@ -251,15 +309,30 @@ LIMITS = (
 )
 
 
+def device_rules(out: str) -> str:
+    """Device rules but three that runc gives to everybody, and ours only to who asks (docs/cgroups.md, Devices)."""
+    return "\n".join(sorted(set(out.splitlines()) - {"b *:* m", "c *:* m", "c 10:200 rwm"}))
+
+
 def limits(d: Recorder, name: str) -> None:
     """Record what the container finds in its cgroups."""
     for file in LIMITS:
-        view = (lambda out: "\n".join(sorted(out.splitlines()))) if "devices" in file else None
-        d("exec", name, "cat", f"{V1}/{file}", view=view)
+        d("exec", name, "cat", f"{V1}/{file}", view=device_rules if "devices" in file else None)
 
 
 def script_limits_update_stats_top(d: Recorder) -> None:
-    limited = ("-m", "64m", "--memory-swap", "96m", "--memory-reservation", "32m", "--cpus", "0.5", "--cpuset-cpus", "0")
+    limited = (
+        "-m",
+        "64m",
+        "--memory-swap",
+        "96m",
+        "--memory-reservation",
+        "32m",
+        "--cpus",
+        "0.5",
+        "--cpuset-cpus",
+        "0",
+    )
     running(d, "limited", *limited, "--pids-limit", "50", "--cpu-shares", "512", "--oom-kill-disable")
     limits(d, "limited")
     d("update", "--memory", "80m", "--memory-swap", "160m", "limited")
@@ -272,18 +345,37 @@ def script_limits_update_stats_top(d: Recorder) -> None:
     d("update", "--pids-limit", "-1", "limited")
     limits(d, "limited")
     d.document("inspect", "limited")
-    d("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", "limited", view=lambda out: re.sub(r" [\d.]+[KM]iB /", " <used> /", out))
+    d(
+        "stats",
+        "--no-stream",
+        "--format",
+        "{{.Name}} {{.MemUsage}} {{.PIDs}}",
+        "limited",
+        view=lambda out: re.sub(r" [\d.]+[KM]iB /", " <used> /", out),
+    )
     d("top", "limited", view=no_numbers)
     d("top", "limited", "-eo", "pid,user,args", view=no_numbers)
     d("exec", "limited", "sh", "-c", "for i in 1 2 3; do sleep 100 & done")
     d("stats", "--no-stream", "--format", "{{.PIDs}}", "limited", out="4\n")
     d("rm", "-f", "limited")
-    d("run", "--rm", "--pids-limit", "5", "small", "sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 1 & done 2>&1 | grep -c fork; true", view=lambda out: "")
+    d(
+        "run",
+        "--rm",
+        "--pids-limit",
+        "5",
+        "small",
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6 7; do sleep 1 & done 2>&1 | grep -c fork; true",
+        view=lambda out: "",
+    )
 
 
 def script_oom(d: Recorder) -> None:
     d("run", "--name", "oom1", "-m", "16m", "--memory-swap", "16m", "small", "tail", "/dev/zero", code=137)
-    d.wait_for("the news of it", "inspect", "oom1", "--format", "{{.State.OOMKilled}}", until=lambda out: out == "true\n")
+    d.wait_for(
+        "the news of it", "inspect", "oom1", "--format", "{{.State.OOMKilled}}", until=lambda out: out == "true\n"
+    )
     state(d, "oom1")
     d("rm", "oom1")
     # one process of several: the container goes on
@@ -317,9 +409,21 @@ def script_posture(d: Recorder) -> None:
     look("--security-opt", "no-new-privileges")
     look("--security-opt", "systempaths=unconfined")
     look("--ulimit", "nofile=64:128", "--ulimit", "core=0", "--ulimit", "nproc=99:100")
-    look("--sysctl", "net.ipv4.ip_unprivileged_port_start=80", "--sysctl", "kernel.msgmax=4096", command="cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax")
-    look("--device", "/dev/fuse", "--device", "/dev/null:/dev/other:r", command="ls -l /dev/fuse /dev/other | cut -c1-10; echo x > /dev/other; head -c1 /dev/other; echo $?")
-    look("--init", command="ps -o pid,args; cat /proc/1/comm")
+    look(
+        "--sysctl",
+        "net.ipv4.ip_unprivileged_port_start=80",
+        "--sysctl",
+        "kernel.msgmax=4096",
+        command="cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax",
+    )
+    look(
+        "--device",
+        "/dev/fuse",
+        "--device",
+        "/dev/null:/dev/other:r",
+        command="ls -l /dev/fuse /dev/other | cut -c1-10; echo x > /dev/other; head -c1 /dev/other; echo $?",
+    )
+    look("--init", command="ps -o args; cat /proc/1/comm; [ $$ != 1 ] && echo a child")
     look("--shm-size", "1m", "--ipc", "private", command="grep /dev/shm /proc/self/mountinfo | grep -o size=.*")
     look("--ipc", "host", command="mount | grep -c /dev/shm")
     look("--pid", "host", command="[ $$ -gt 1 ] && [ -d /proc/1 ] && echo the host\\'s processes")
@@ -327,8 +431,17 @@ def script_posture(d: Recorder) -> None:
     look("--cgroupns", "private", command="cut -d: -f3 /proc/self/cgroup | sort -u")
     look("--cgroupns", "host", command="cut -d: -f3 /proc/self/cgroup | sort -u")
     look("--oom-score-adj", "500", command="cat /proc/self/oom_score_adj")
-    look("-v", "/sys:/host-sys:ro,rslave", command="grep /host-sys /proc/self/mountinfo | cut -d' ' -f5- | sort")
-    look("--mount", "type=tmpfs,destination=/m,tmpfs-size=65536,tmpfs-mode=0700", command="stat -c %a /m; grep ' /m ' /proc/self/mountinfo | cut -d' ' -f5-")
+    for how in ("ro", "rslave", "rshared", "ro,rprivate", "z"):
+        look(
+            "-v",
+            f"/sys:/host-sys:{how}",
+            command="grep /host-sys /proc/self/mountinfo | cut -d' ' -f5- | sed 's/:[0-9]*/:n/g' | sort",
+        )
+    look(
+        "--mount",
+        "type=tmpfs,destination=/m,tmpfs-size=65536,tmpfs-mode=0700",
+        command="stat -c %a /m; grep ' /m ' /proc/self/mountinfo | cut -d' ' -f5-",
+    )
 
 
 def script_seccomp_profile(d: Recorder) -> None:
@@ -371,7 +484,13 @@ def script_cgroup_parent(d: Recorder) -> None:
 
 def script_networks(d: Recorder) -> None:
     d("run", "--rm", "--network", "none", "small", "ip", "-o", "link", view=lambda out: re.sub(r"(?m)^\d+: ", "", out))
-    running(d, "web", "-p", "127.0.0.1:18080:80", command=("sh", "-c", "mkdir /www; echo page > /www/index.html; exec httpd -f -p 80 -h /www"))
+    running(
+        d,
+        "web",
+        "-p",
+        "127.0.0.1:18080:80",
+        command=("sh", "-c", "mkdir /www; echo page > /www/index.html; exec httpd -f -p 80 -h /www"),
+    )
     d("exec", "web", "sh", "-c", "ip -o -4 addr | tr -s ' ' | cut -d' ' -f2-4; ip route; cat /etc/hosts")
     d("exec", "web", "ping", "-c1", "-W5", "172.17.0.1", view=lambda out: re.sub(r"[\d./]+ ms", "<ms>", out))
     d("run", "--rm", "--network", "container:web", "small", "wget", "-qO-", "http://127.0.0.1/", out="page\n")
@@ -393,7 +512,16 @@ def script_networks(d: Recorder) -> None:
 
 
 def script_health(d: Recorder) -> None:
-    health = ("--health-cmd", "cat /tmp/healthy", "--health-interval", "1s", "--health-retries", "2", "--health-timeout", "5s")
+    health = (
+        "--health-cmd",
+        "cat /tmp/healthy",
+        "--health-interval",
+        "1s",
+        "--health-retries",
+        "2",
+        "--health-timeout",
+        "5s",
+    )
     running(d, "health1", *health)
     status = ("inspect", "health1", "--format", "{{.State.Health.Status}}")
     d(*status, out="starting\n")
@@ -410,14 +538,14 @@ def script_build(d: Recorder) -> None:
     (folder / "added").write_text("added\n")
     (folder / "Dockerfile").write_text(
         "FROM small\nARG WHAT=nothing\nENV A=b\nRUN echo $WHAT > /what && id -u >> /what && pwd >> /what\nWORKDIR /work\nCOPY added .\n"
-        "RUN [\"cat\", \"added\"]\nUSER app\nRUN id > /tmp/id; cat /proc/self/status | grep CapEff\nCMD [\"cat\", \"/what\", \"/tmp/id\"]\n"
+        'RUN ["cat", "added"]\nUSER app\nRUN id > /tmp/id; cat /proc/self/status | grep CapEff\nCMD ["cat", "/what", "/tmp/id"]\n'
     )
     d("build", "--build-arg", "WHAT=this", "-t", "built", str(folder))
     d("run", "--rm", "built", out="this\n0\n/\nuid=1000(app) gid=1000(app) groups=1000(app),2000(extra)\n")
     d("build", "-q", "--network", "none", "--memory", "64m", "--no-cache", str(folder))
     (folder / "Dockerfile").write_text("FROM small\nRUN echo before; exit 3\n")
     d("build", str(folder), code=3)
-    (folder / "Dockerfile").write_text("FROM small\nRUN [\"no-such-program\"]\n")
+    (folder / "Dockerfile").write_text('FROM small\nRUN ["no-such-program"]\n')
     d("build", str(folder), code=1, own=("executable file not found",))
     d("ps", "-a", "--format", "{{.Status}} {{.Command}}")
     d("image", "rm", "built", view=lambda out: "")

@@ -28,7 +28,9 @@ def dockers(
     with contextlib.ExitStack() as stack:
         made = {}
         for name, path in runtimes.items():
-            made[name] = Docker(stack.enter_context(box(tmp_path_factory.mktemp(f"docker-{name}"))), path, docker_archive)
+            made[name] = Docker(
+                stack.enter_context(box(tmp_path_factory.mktemp(f"docker-{name}"))), path, docker_archive
+            )
         yield made
 
 
@@ -40,6 +42,7 @@ def test_docker_says_what_it_says_with_runc(dockers: dict[str, Docker], script: 
         try:
             script(recorder)
         finally:
+            recorder.close()
             left = recorder.quiet("ps", "-aq").stdout.split()
             if left:
                 recorder.quiet("rm", "-f", "-v", *left)

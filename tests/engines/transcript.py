@@ -61,12 +61,14 @@ class Step:
 class Recorder:
     """Runs an engine's command line and keeps what it says. ``command`` comes before the words of every step."""
 
-    def __init__(self, box: Box, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, box: Box, command: list[str], environment: dict[str, str], *, runc: bool) -> None:
         self.box = box
+        self.runc = runc
         self.folder, self.cgroup = str(box.folder), box.cgroup
         self.command = command
         self.environment = environment
         self.steps: list[Step] = []
+        self._begun: list[Background | Talk] = []
 
     def __call__(
         self,
@@ -98,6 +100,15 @@ class Recorder:
             self.record(words, code, view(done.stdout) if view else done.stdout, done.stderr)
         return done.stdout
 
+    def apart(self, reason: str, *words: str, runc: tuple[int, str], ours: tuple[int, str]) -> None:
+        """A step in which ours is meant to differ, for ``reason``; of each, exit code and a part of what is said."""
+        done = self.quiet(*words)
+        code, part = runc if self.runc else ours
+        said = done.stdout + done.stderr
+        if done.returncode != code or part not in said:
+            raise Broken(f"{' '.join(words)}\nended with {done.returncode}, not {code}, or said no {part!r}: {said}")
+        self.note(f"apart: {' '.join(words)}", reason)
+
     def quiet(self, *words: str, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Do something that is not recorded."""
         started = self.start(words)
@@ -117,7 +128,9 @@ class Recorder:
             process_group=0,
         )
 
-    def finish(self, started: subprocess.Popen[str], words: Iterable[str], stdin: str, timeout: float) -> tuple[str, str]:
+    def finish(
+        self, started: subprocess.Popen[str], words: Iterable[str], stdin: str, timeout: float
+    ) -> tuple[str, str]:
         """Wait for a client's end; what it said. Raises Broken when it does not come."""
         try:
             return started.communicate(stdin, timeout)
@@ -152,14 +165,25 @@ class Recorder:
                 self.note("waited for", what)
                 return done.stdout
             if time.monotonic() > end:
-                raise Broken(f"waited in vain for: {what}\n{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}")
+                raise Broken(
+                    f"waited in vain for: {what}\n{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+                )
             time.sleep(0.05)
 
     def background(self, *words: str) -> Background:
-        return Background(self, words)
+        begun = Background(self, words)
+        self._begun.append(begun)
+        return begun
 
     def terminal(self, *words: str, size: tuple[int, int] = (30, 100)) -> Talk:
-        return Talk(self, words, size)
+        begun = Talk(self, words, size)
+        self._begun.append(begun)
+        return begun
+
+    def close(self) -> None:
+        """End what a broken script left running."""
+        for each in self._begun:
+            each.close()
 
     def expect(self, words: Iterable[str], code: int, wanted: int, out: str, err: str) -> None:
         if code != wanted:
@@ -180,12 +204,23 @@ class Background:
         self.recorder, self.words = recorder, words
         self.process = recorder.start(words)
 
+    def say(self, text: str) -> None:
+        """Give it something to read, with more to come."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
     def end(self, code: int = 0, stdin: str = "", view: View | None = None, timeout: float = 60) -> str:
         """Wait for its end and record it."""
         out, err = self.recorder.finish(self.process, self.words, stdin, timeout)
         self.recorder.expect(self.words, self.process.returncode, code, out, err)
         self.recorder.record(self.words, code, view(out) if view else out, err)
         return out
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
 
 
 class Talk:
@@ -230,16 +265,20 @@ class Talk:
         try:
             found = self.process.wait(max(end - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
             raise Broken(f"{' '.join(self.words)}: did not end; the terminal has {self.all!r}") from None
-        finally:
-            os.close(self.master)
         self.recorder.expect(self.words, found, code, self.all, "")
         text = view(self.all) if view else self.all
         lines = [PROMPT.sub("", line) for line in text.splitlines()]
         self.recorder.record(self.words, code, "\n".join(repr(line) for line in lines if line))
         return self.all
+
+    def close(self) -> None:
+        if self.master >= 0:
+            os.close(self.master)  # what still runs there gets SIGHUP
+            self.master = -1
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
     def _read(self, patience: float) -> bool:
         if patience <= 0 or not select.select([self.master], [], [], patience)[0]:

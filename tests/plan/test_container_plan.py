@@ -15,6 +15,7 @@ from knarr.plan.host import Host
 from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.root import Root
+from knarr.spec.capabilities import CAPABILITIES
 from knarr.spec.defaults import default_config
 
 V2 = CgroupHost(mode="v2")
@@ -371,3 +372,41 @@ def test_what_may_lie_over_proc_is_flagged() -> None:
     procfs = next(op for op in plan.ops if op.kind == "mount" and op.strs[2] == "/proc")
     assert procfs.ints[3] & ops.OVER_PROC
     assert not any(op.ints[3] & ops.OVER_PROC for op in plan.ops if op.kind == "mount" and op.strs[2] != "/proc")
+
+
+def test_a_capability_the_runtime_lacks_is_refused_at_creation() -> None:
+    config = default_config()
+    config["process"]["capabilities"]["permitted"] = ["CAP_CHOWN", "CAP_SYS_RESOURCE"]
+    poor = ROOT_HOST.replace(capabilities=1 << CAPABILITIES["CAP_CHOWN"])
+    with pytest.raises(
+        Unsupported, match="/process/capabilities/permitted/1: capability CAP_SYS_RESOURCE .*not permitted"
+    ):
+        compiled(config, poor)
+    config["linux"]["namespaces"].append({"type": "user"})
+    compiled(config, poor)  # whoever makes a user namespace has them all inside
+
+
+@pytest.mark.parametrize("word", ["shared", "rshared"])
+def test_a_bind_that_is_to_be_shared_is_opened_where_it_is_the_hosts(word: str) -> None:
+    config = default_config()
+    config["mounts"].append({"destination": "/d", "source": "/srv", "type": "bind", "options": ["rbind", word]})
+    config["mounts"].append({"destination": "/e", "source": "/srv", "type": "bind", "options": ["rbind", "rslave"]})
+    plan = compiled(config)
+    opened = only(plan, "open_source")
+    assert kinds(plan).index("open_source") < kinds(plan).index("clone")
+    shared, other = [op for op in plan.ops if op.kind == "bind" and op.strs[0] == "/srv"]
+    assert shared.ints[1] == opened.ints[0]
+    assert shared.ints[2] & ops.SOURCE_IS_TREE
+    assert other.ints[1] == NO_SLOT
+
+
+def test_ptmx_is_a_link_even_when_the_hosts_node_is_asked_for() -> None:
+    config = with_linux(devices=[{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2}])
+    assert not [op for op in compiled(config).ops if op.kind == "mknod" and op.strs[0] == "/dev/ptmx"]
+    assert [op.strs for op in compiled(config).ops if op.kind == "symlink"][-1] == ("/dev/ptmx", "pts/ptmx")
+
+
+def test_a_group_is_joined_once_however_often_it_is_named() -> None:
+    config = default_config()
+    config["process"]["user"]["additionalGids"] = [2000, 7, 2000]
+    assert only(compiled(config), "user").ints[3:] == (2000, 7)

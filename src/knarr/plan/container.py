@@ -13,13 +13,14 @@ from knarr.plan.mountopts import PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_ops
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.process import check_capabilities, label_ops, process_tail, rlimit_ops, search_path
 from knarr.plan.root import Root, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from knarr.plan.cgroup import CgroupPlan
@@ -130,6 +131,8 @@ def plan_container(
     gid_map = id_map(linux.get("gidMappings") or []) if new_user and not by_init else ()
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
     setgroups_deny = new_user and not by_init and own_id_alone(gid_map, host.egid)
+    if not new_user and not any(kind == "user" for kind, _, _ in spaces.joins):  # else all are had in there
+        check_capabilities(process, host.capabilities)
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
     user_slot = slots.new() if by_init else NO_SLOT
@@ -230,6 +233,15 @@ def _root_path(config: dict[str, Any], bundle: str) -> str:
     return path if path.startswith("/") else f"{bundle}/{path}"
 
 
+def _opened_before(options: Sequence[str], host: Host, user_slot: int) -> bool:
+    """Whether a bind's source is opened in the caller's namespaces.
+
+    For root with a new user namespace all are: its root may not reach what the caller can (I21). What is to be shared
+    must be, as the copy in the new mount namespace is a slave of the host's, and nothing made in it would go out.
+    """
+    return user_slot != NO_SLOT or (host.euid == 0 and ("shared" in options or "rshared" in options))
+
+
 def _before_clone(
     config: dict[str, Any],
     host: Host,
@@ -260,12 +272,11 @@ def _before_clone(
         plan.append(Op("dumpable", (0,), (), ""))
     if root.apart:
         plan += root_apart(config, root, root_slot, slots.new, user_slot=user_slot, opened=opened)
-    if user_slot != NO_SLOT:
-        # The root of the new user namespace may not reach what the caller can: open bind sources as the caller (I21).
-        for position, entry in enumerate(config.get("mounts") or ()):
-            if is_bind(entry) and "remount" not in (entry.get("options") or ()):
-                slot = opened[position] = slots.new()
-                plan += source_ops(entry, f"/mounts/{position}", bundle, slot, user_slot)
+    for position, entry in enumerate(config.get("mounts") or ()):
+        options = entry.get("options") or ()
+        if is_bind(entry) and "remount" not in options and _opened_before(options, host, user_slot):
+            slot = opened[position] = slots.new()
+            plan += source_ops(entry, f"/mounts/{position}", bundle, slot, user_slot)
     plan += join_ops(spaces, slots)
     if user_slot != NO_SLOT:
         uid = (process.get("user") or {}).get("uid", 0)

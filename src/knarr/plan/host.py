@@ -21,6 +21,7 @@ class Host(Record):
     apparmor: bool = False
     selinux: bool = False
     kcore: bool = True  # /proc/kcore exists, so /dev/core is made
+    capabilities: int = -1  # those permitted to this process, a bit each
 
     @property
     def privileged(self) -> bool:

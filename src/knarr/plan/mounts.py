@@ -218,6 +218,8 @@ def device_ops(config: dict[str, Any], root: int, *, new_user: bool, kcore: bool
 
     result: list[Op] = []
     for node, pointer in device_nodes(config):
+        if _absolute(node["path"]) == "/dev/ptmx":
+            continue  # a link, whatever was asked for: docker run --privileged names all nodes of the host
         mode = node["mode"]
         if new_user and node["kind"] != "p":
             # mknod of a device fails in a user namespace; the host's node is bound instead.
@@ -236,6 +238,5 @@ def device_ops(config: dict[str, Any], root: int, *, new_user: bool, kcore: bool
     if kcore:
         links.append(("/dev/core", "/proc/kcore"))
     result += [Op("symlink", (root, 0), link, "") for link in links]
-    if not any(_absolute(node["path"]) == "/dev/ptmx" for node, _ in device_nodes(config)):
-        result.append(Op("symlink", (root, ops.REPLACE), ("/dev/ptmx", "pts/ptmx"), ""))
+    result.append(Op("symlink", (root, ops.REPLACE), ("/dev/ptmx", "pts/ptmx"), ""))
     return result

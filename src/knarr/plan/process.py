@@ -35,6 +35,22 @@ def capability_mask(names: list[str] | None) -> int:
     return mask
 
 
+def check_capabilities(process: dict[str, Any], own: int) -> None:
+    """Raise Unsupported, at creation, for a capability that the kernel will refuse: nobody can give what he has not.
+
+    Only the last steps before exec would notice, after the engine was told that the container is created.
+    """
+    caps = process.get("capabilities") or {}
+    for kind in ("permitted", "effective"):
+        for position, name in enumerate(caps.get(kind) or ()):
+            if capability_mask([name]) & ~own:
+                raise Unsupported(
+                    f"capability {name}",
+                    "this process does not have it itself: operation not permitted",
+                    pointer=f"/process/capabilities/{kind}/{position}",
+                )
+
+
 def rlimit_ops(process: dict[str, Any]) -> list[Op]:
     """The resource limits of process.rlimits."""
     return [

@@ -23,6 +23,7 @@ def probe() -> Host:
         apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         kcore=os.path.exists("/proc/kcore"),
+        capabilities=int(_content("/proc/self/status").partition(b"\nCapPrm:")[2][:17] or b"-1", 16),
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+from time import monotonic, sleep
 
 from knarr.base import fastjson
 from knarr.base.errors import HookError, KernelError, KnarrError, WrongStatus
+from knarr.kernel.process import process_stat
 from knarr.plan.ops import SYNC_LISTENER
 from knarr.runtime import record
 from knarr.runtime.launch import SYNC, Control
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from knarr.runtime.record import State
 
 STARTED = "started"
+_REAPED_WITHIN = 2.0
+"""Seconds a parent has to reap the process; it may not reap at all, or be this very process."""
 
 
 class _Starting(Control):
@@ -53,7 +57,14 @@ def start(state_root: str, id: str) -> None:
     fd = record.open_container(state_root, id)
     root_fd = record.open_root(state_root)
     try:
-        start_container(root_fd, fd, record.load(fd, id), None)
+        state = record.load(fd, id)
+        try:
+            start_container(root_fd, fd, state, None)
+        except WrongStatus:
+            raise
+        except KnarrError:
+            _await_end(state)
+            raise
     finally:
         os.close(fd)
         os.close(root_fd)
@@ -70,6 +81,16 @@ def start_container(root_fd: int, fd: int, state: State, config: dict[str, Any] 
     finally:
         control.close()
     poststart(root_fd, fd, state, config)
+
+
+def _await_end(state: State) -> None:
+    """Let the process's parent (containerd's shim, conmon) reap it before anybody hears that the start failed.
+
+    dockerd deletes the container at once, and what still counts as created cannot be deleted: it would stay for ever.
+    """
+    until = monotonic() + _REAPED_WITHIN
+    while (stat := process_stat(state.pid)) and stat[1] == state.starttime and monotonic() < until:
+        sleep(0.001)
 
 
 def connect(fd: int, state: State) -> Control:
