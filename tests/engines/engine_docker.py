@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -37,16 +36,8 @@ class Docker:
         folder = self.box.folder
         words = ["dockerd", "--config-file", f"{folder}/daemon.json", "--data-root", f"{folder}/data"]
         words += ["--exec-root", "/run/docker-test", "--pidfile", "/run/docker-test.pid", "-H", f"unix://{self.socket}"]
-        words += [
-            "--cgroup-parent",
-            self.box.cgroup,
-            "--add-runtime",
-            f"tested={self.runtime}",
-            "--default-runtime",
-            "tested",
-        ]
-        with self.log.open("ab") as log:
-            self.daemon = subprocess.Popen(self.box.command(*words), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        words += ["--cgroup-parent", self.box.cgroup, "--add-runtime", f"tested={self.runtime}", "--default-runtime", "tested"]
+        self.daemon = self.box.spawn(*words, log=self.log)
         end = time.monotonic() + 60
         while self.daemon.poll() is None and time.monotonic() < end:
             if not self.recorder().quiet("version").returncode:

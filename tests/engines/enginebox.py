@@ -53,6 +53,7 @@ class Box:
         self.folder = folder
         self.cgroup = f"/knarr-engines-{uuid.uuid4().hex[:8]}"
         """Parent of all cgroups the engine makes; removed with the box."""
+        self._daemons: list[subprocess.Popen[bytes]] = []
         words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
         words += ["--mount-proc", "--propagation", "private", "--", sys.executable, "-I", "-S", "-c", FIRST]
         self._outer = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
@@ -77,6 +78,13 @@ class Box:
         done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120, **options)
         assert done.returncode == 0, f"{words}: {done.returncode}: {done.stderr}{done.stdout}"
         return done.stdout
+
+    def spawn(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start a daemon that ends with the box, if not before; what it says is added to ``log``."""
+        with log.open("ab") as out:
+            daemon = subprocess.Popen(self.command(*words), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        self._daemons.append(daemon)
+        return daemon
 
     def put(self, path: str, text: str) -> None:
         """Show a file of our own at ``path``, in the box only."""
@@ -111,6 +119,8 @@ class Box:
         self._outer.wait()
         assert self._outer.stdout is not None
         self._outer.stdout.close()
+        for daemon in self._daemons:
+            daemon.wait()
         for top in hierarchies():
             remove_group(top / self.cgroup[1:])
 

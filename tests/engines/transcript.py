@@ -33,8 +33,6 @@ PATTERNS = tuple(
         (r"(Less than a second|About an? (minute|hour)|\d+ (seconds?|minutes?))( ago)?", "<age>"),
     )
 )
-# How often a shell asks its terminal where the cursor is, and then says its prompt again, is a matter of time.
-PROMPT = re.compile(r"\x1b\[[\d;]*[A-Za-z]|(?<=^)/\S* [#$] ")
 # Fields of inspect documents that say when, or which process, and nothing else.
 WHEN_AND_WHO = frozenset(
     ("Pid", "ConmonPid", "PidFile", "SandboxID", "EndpointID", "NetworkID", "Created", "StartedAt", "FinishedAt", "At")
@@ -254,6 +252,11 @@ class Talk:
     def send(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def ask(self, prompt: str, line: str) -> None:
+        """Wait for a prompt, type a line."""
+        self.until(prompt)
+        self.send(f"{line}\r")
+
     def resize(self, rows: int, columns: int) -> None:
         termios.tcsetwinsize(self.master, (rows, columns))
 
@@ -268,8 +271,7 @@ class Talk:
             raise Broken(f"{' '.join(self.words)}: did not end; the terminal has {self.all!r}") from None
         self.recorder.expect(self.words, found, code, self.all, "")
         text = view(self.all) if view else self.all
-        lines = [PROMPT.sub("", line) for line in text.splitlines()]
-        self.recorder.record(self.words, code, "\n".join(repr(line) for line in lines if line))
+        self.recorder.record(self.words, code, "\n".join(map(repr, text.splitlines())))
         return self.all
 
     def close(self) -> None:
