@@ -36,7 +36,14 @@ class Docker:
         folder = self.box.folder
         words = ["dockerd", "--config-file", f"{folder}/daemon.json", "--data-root", f"{folder}/data"]
         words += ["--exec-root", "/run/docker-test", "--pidfile", "/run/docker-test.pid", "-H", f"unix://{self.socket}"]
-        words += ["--cgroup-parent", self.box.cgroup, "--add-runtime", f"tested={self.runtime}", "--default-runtime", "tested"]
+        words += [
+            "--cgroup-parent",
+            self.box.cgroup,
+            "--add-runtime",
+            f"tested={self.runtime}",
+            "--default-runtime",
+            "tested",
+        ]
         self.daemon = self.box.spawn(*words, log=self.log)
         end = time.monotonic() + 60
         while self.daemon.poll() is None and time.monotonic() < end:

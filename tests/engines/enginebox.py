@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -73,9 +73,9 @@ class Box:
     def command(self, *words: str) -> list[str]:
         return ["nsenter", "-t", str(self.first), "-m", "-n", "-p", "--", *words]
 
-    def run(self, *words: str, **options: Any) -> str:
+    def run(self, *words: str) -> str:
         """Run a program that must succeed; its output."""
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120, **options)
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{words}: {done.returncode}: {done.stderr}{done.stdout}"
         return done.stdout
 

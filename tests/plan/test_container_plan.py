@@ -379,7 +379,7 @@ def test_a_capability_the_runtime_lacks_is_refused_at_creation() -> None:
     config["process"]["capabilities"]["permitted"] = ["CAP_CHOWN", "CAP_SYS_RESOURCE"]
     poor = ROOT_HOST.replace(capabilities=1 << CAPABILITIES["CAP_CHOWN"])
     with pytest.raises(
-        Unsupported, match="/process/capabilities/permitted/1: capability CAP_SYS_RESOURCE .*not permitted"
+        Unsupported, match=r"/process/capabilities/permitted/1: capability CAP_SYS_RESOURCE .*not permitted"
     ):
         compiled(config, poor)
     config["linux"]["namespaces"].append({"type": "user"})
