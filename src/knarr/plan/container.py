@@ -239,7 +239,10 @@ def _opened_before(options: Sequence[str], host: Host, user_slot: int) -> bool:
     For root with a new user namespace all are: its root may not reach what the caller can (I21). What is to be shared
     must be, as the copy in the new mount namespace is a slave of the host's, and nothing made in it would go out.
     """
-    return user_slot != NO_SLOT or (host.euid == 0 and ("shared" in options or "rshared" in options))
+    if user_slot != NO_SLOT:
+        return True
+    given = set(options)
+    return host.euid == 0 and bool(given & {"shared", "rshared"}) and not given & {"idmap", "ridmap"}
 
 
 def _before_clone(
