@@ -118,7 +118,7 @@ def script_terminal(d: Recorder) -> None:
     talk.resize(44, 99)
     talk.ask("> ", "sleep 1; stty size")
     talk.until("44 99\r\n")
-    talk.ask("> ", "echo re''ady; sleep 100; echo $?")
+    talk.ask("> ", "sh -c 'echo re\"\"ady; exec sleep 100'; echo $?")
     talk.until("ready\r\n")
     talk.send("\x03")
     talk.ask("> ", "ls -l /dev/console | cut -c1-10; stty -a | head -3; exit 5")
