@@ -204,3 +204,26 @@ def test_what_others_wrote_is_sound(kind: str, tmp_path: Path) -> None:
     assert [str(finding) for finding in validate(f"oci:{tmp_path}/o")] == []
     call(program("skopeo"), "copy", f"oci:{tmp_path}/l:v1", f"oci-archive:{tmp_path}/o.tar:v1")
     assert [str(finding) for finding in validate(f"oci-archive:{tmp_path}/o.tar")] == []
+
+
+def test_saved_anywhere(tmp_path: Path) -> None:
+    """Every place an image can be saved to gives it back."""
+    image = opened(tmp_path / "l", *STACK).remove(["/opt"])
+    index = Index.of([image, opened(tmp_path / "arm", [f("arm")], platform="linux/arm64")])
+    for text in (
+        "name:1",
+        "store:name:2",
+        f"oci:{tmp_path}/o",
+        f"oci-archive:{tmp_path}/o.tar:v1",
+        f"dir:{tmp_path}/dir",
+    ):
+        saved = image.save(text)
+        again = Image.open(text)
+        assert again.digest == saved.digest == image.digest, text
+        assert paths(again) == paths(image)
+        if not text.startswith("oci-archive"):
+            assert index.save(text).digest == Index.open(text).digest == index.digest, text
+            assert paths(Image.open(text, platform="linux/arm64")) == ["arm"]
+    image.save(f"docker-archive:{tmp_path}/d.tar:x:1")
+    assert paths(Image.open(f"docker-archive:{tmp_path}/d.tar")) == paths(image)
+    assert "manifest.json" in call("tar", "-tf", str(tmp_path / "d.tar"))

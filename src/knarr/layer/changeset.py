@@ -197,11 +197,11 @@ def _pick(wanted: Mapping[int, tuple[bytes, Node]], stream: Readable, out: Writa
         found = wanted.get(reader.count - 1)
         if found is None:
             continue
-        path, _node = found
+        path, node = found
         if entry.extents is not None and entry.size > _MOST_HOLES:
             why = f"it has {entry.size} bytes with its holes, at most {_MOST_HOLES} are written out"
             raise Unsupported(f"the sparse file {printable(path)}", why)
-        out.write(header(named(entry, path)))
+        out.write(header(named(node.entry, path)))
         copy(expanded(entry, reader), entry.size, out)
     reader.drain()
 

@@ -18,14 +18,16 @@ from knarr.base.errors import KnarrError, Unsupported
 from knarr.kernel.userns import IdMap, write_maps
 from knarr.layer import frames
 from knarr.layer.apply import Applied
+from knarr.layer.scan import Packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from knarr.content.verify import Readable
     from knarr.layer.apply import Mode
+    from knarr.layer.tarwriter import Writable
 
 _CHUNK = 1 << 20
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from knarr.layer.worker import main; main()"
@@ -150,6 +152,40 @@ class Helper:
                 return
             self._send(data)
         self._send(b"")
+
+    def record(self, root: str) -> bytes:
+        """What everything below a directory looks like now, to the namespace's root; as Direct.record."""
+        parts: list[bytes] = []
+        self._send(fastjson.dumps({"do": "record", "root": os.path.abspath(root)}))
+        self._take(parts.append)
+        return b"".join(parts)
+
+    def pack(
+        self, root: str, out: Writable, *, known: bytes | None, masks: Sequence[bytes], latest: int | None
+    ) -> Packed:
+        """Write a directory as a tar; as Direct.pack."""
+        request: dict[str, Any] = {
+            "do": "pack",
+            "root": os.path.abspath(root),
+            "known": known is not None,
+            "masks": [path.hex() for path in masks],
+            "latest": latest,
+        }
+        self._send(fastjson.dumps(request))
+        if known is not None:
+            for start in range(0, len(known), _CHUNK):
+                self._send(known[start : start + _CHUNK])
+            self._send(b"")
+        answer = self._take(out.write)
+        return Packed(answer["made"], answer["hidden"], tuple(answer["notes"]))
+
+    def _take(self, put: Callable[[bytes], object]) -> dict[str, Any]:
+        """Take the stream that comes before an answer, and the answer."""
+        while data := frames.receive(self._from):
+            put(data)
+        if data is None:
+            raise self._died()
+        return self._answer()
 
     def remove(self, path: str) -> None:
         """Remove a tree, also one owned by mapped ids; fine if it is not there."""

@@ -2,7 +2,7 @@
 
 What was unpacked is remembered as one short text a path (``record``): inode number and change time, which the kernel
 sets at every change of content or metadata and nobody else can. Finding what changed is then one look at each file
-(``changed``), and reading it only where the two differ. ``tree`` reads everything instead.
+(``changed``), and reading it only where the two differ.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from binascii import hexlify
 from errno import EINVAL, ENODATA, ENOENT, ENOTSUP, EXDEV
 
 from knarr.base.errors import FileError, FormatError, NotFound
+from knarr.base.record import Record
 from knarr.kernel.path import BENEATH, openat2, printable
 from knarr.layer.changeset import Changes, named, write_ends
 from knarr.layer.metadata import allowed_xattrs
@@ -256,36 +257,7 @@ def changed(
     return Changes(tuple(gone), tuple(made), tuple(links)), nodes, left_out
 
 
-# -- everything read ---------------------------------------------------------------------------------------
-
-
-def tree(root_fd: int, where: str, ids: Ids, masks: Masks) -> tuple[dict[bytes, Node], list[str]]:
-    """Everything below a directory, with digests of contents, as a picture to compare; and sockets left out."""
-    import hashlib
-
-    found: dict[bytes, Node] = {}
-    left_out: list[str] = []
-    links: dict[int, Node] = {}
-    for path, facts, dir_fd in walk(root_fd, where, masks):
-        many = facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode)
-        if many and facts.st_ino in links:
-            found[path] = links[facts.st_ino]
-            continue
-        entry = entry_of(path, facts, dir_fd, ids, where)
-        if entry is None:
-            left_out.append(f"{printable(path)} is a socket and left out")
-            continue
-        node = found[path] = Node(entry, -1, 0)
-        if many:
-            links[facts.st_ino] = node
-        if entry.kind == FILE:
-            name = path.rpartition(b"/")[2]
-            try:
-                with os.fdopen(openat2(dir_fd, name, _FILE, BENEATH), "rb", buffering=0) as file:
-                    node.digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise FileError("read", f"{where}/{printable(path)}", error.errno or EINVAL) from None
-    return found, left_out
+# -- writing -----------------------------------------------------------------------------------------------
 
 
 def write(
@@ -315,6 +287,40 @@ def write(
                 os.close(fd)
 
     write_ends(what, nodes, out, files)
+
+
+class Packed(Record):
+    """What was written: files made or changed, paths hidden, and what was left out."""
+
+    made: int
+    hidden: int
+    notes: tuple[str, ...]
+
+
+def record_of(root_fd: int, where: str) -> bytes:
+    """The record of a directory, as ``pack`` takes it; raises FileError."""
+    return pack_record(record(root_fd, where))
+
+
+def pack(
+    root_fd: int,
+    where: str,
+    out: Writable,
+    *,
+    known: bytes | None,
+    masks: Sequence[bytes],
+    ids: IdMap | None,
+    latest: int | None,
+) -> Packed:
+    """Write a directory as a tar: what changed since ``known`` was recorded, or (None) everything.
+
+    Owners are turned back by ``ids``; times are no later than ``latest`` (ns); what lies at ``masks`` is left alone.
+    Raises FileError, FormatError; ValueError for a record that is none.
+    """
+    looks = {} if known is None else unpack_record(known)
+    found, nodes, notes = changed(root_fd, where, looks, Ids(ids), Masks(masks))
+    write(found, nodes, root_fd, where, out, latest=latest)
+    return Packed(len(found.made) + len(found.links), len(found.hidden), tuple(notes))
 
 
 def add_tree(

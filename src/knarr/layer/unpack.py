@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from knarr.content.verify import Readable
     from knarr.layer.apply import Mode
+    from knarr.layer.scan import Packed
     from knarr.layer.source import Layer, Progress
+    from knarr.layer.tarwriter import Writable
 
     class Unpacker(Protocol):
-        """Applies layers to directories and removes what came of them."""
+        """Applies layers to directories, packs them again, and removes what came of them."""
 
         parallel: bool
 
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
         ) -> Applied: ...
 
         def remove(self, path: str) -> None: ...
+
+        def record(self, root: str) -> bytes: ...
+
+        def pack(
+            self, root: str, out: Writable, *, known: bytes | None, masks: Sequence[bytes], latest: int | None
+        ) -> Packed: ...
 
         def close(self) -> None: ...
 
@@ -96,6 +104,28 @@ class Direct:
     def remove(self, path: str) -> None:
         """Remove a tree; fine if it is not there."""
         remove_path(path)
+
+    def record(self, root: str) -> bytes:
+        """What everything below a directory looks like now; see scan.py. Raises FileError."""
+        from knarr.layer.scan import record_of
+
+        fd = open_directory(root)
+        try:
+            return record_of(fd, root)
+        finally:
+            os.close(fd)
+
+    def pack(
+        self, root: str, out: Writable, *, known: bytes | None, masks: Sequence[bytes], latest: int | None
+    ) -> Packed:
+        """Write a directory, or what changed in it since ``known`` was recorded, as a tar; see ``scan.pack``."""
+        from knarr.layer.scan import pack
+
+        fd = open_directory(root)
+        try:
+            return pack(fd, root, out, known=known, masks=masks, ids=self.ids, latest=latest)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Nothing to do."""

@@ -81,6 +81,53 @@ def _apply(request: dict[str, Any]) -> dict[str, Any]:
     return {"entries": done.entries, "size": done.size, "warnings": list(done.warnings), "opaque": done.opaque}
 
 
+class _Out:
+    """The stream that comes before an answer, in frames of some size."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self._parts.append(bytes(data))
+        self._size += len(data)
+        if self._size >= 1 << 20:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._parts:
+            frames.send(_OUT, b"".join(self._parts))
+        self._parts.clear()
+        self._size = 0
+
+
+def _stream(request: dict[str, Any]) -> dict[str, Any]:
+    """Record or pack a directory: the bytes first, then an empty frame; the answer or error comes after it."""
+    direct, out = Direct(None), _Out()
+    answer: dict[str, Any] = {}
+    try:
+        if request["do"] == "record":
+            out.write(direct.record(request["root"]))
+        else:
+            known = _whole() if request["known"] else None
+            masks = [bytes.fromhex(path) for path in request["masks"]]
+            done = direct.pack(request["root"], out, known=known, masks=masks, latest=request["latest"])
+            answer = {"made": done.made, "hidden": done.hidden, "notes": list(done.notes)}
+        out.flush()
+    except KnarrError as error:
+        answer = {"error": frames.told(error)}
+    frames.send(_OUT, b"")
+    return answer
+
+
+def _whole() -> bytes:
+    """All of a stream of frames."""
+    parts = []
+    while data := frames.receive(_IN):
+        parts.append(data)
+    return b"".join(parts)
+
+
 def _start() -> None:
     """Become root of the namespace, now that its maps are written."""
     try:
@@ -122,6 +169,8 @@ def main() -> None:
                     answer = _apply(request)
                     if not answer:
                         continue
+                elif request["do"] in ("record", "pack"):
+                    answer = _stream(request)
                 else:
                     remove_path(request["path"])
             except KnarrError as error:

@@ -279,9 +279,9 @@ class Image(Record):
     # -- elsewhere -----------------------------------------------------------------------------------------
 
     def save(self, reference: str, *, store: str | None = None) -> Image:
-        """Put it under a name into the store, or into a layout ``oci:DIR[:TAG]``; return it as it is there.
+        """Put it under a name into the store, ``oci:DIR[:TAG]``, an archive, ``docker://NAME``, …; return it so named.
 
-        Raises UsageError, InvalidReference, FileError, InUse.
+        Nothing is there if it fails. Raises UsageError, InvalidReference, FileError, InUse, RegistryError.
         """
         from knarr.engine.imaging.opening import save_image
 

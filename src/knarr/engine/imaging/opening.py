@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from knarr.base import fastjson
 from knarr.base.errors import InvalidReference, NotFound, Unsupported, UsageError
-from knarr.content.store import Store, name_of
+from knarr.content.store import Store
 from knarr.engine.imaging.blobs import Blobs, Counted, in_memory
 from knarr.engine.imaging.image import Image, Index, image_of
 from knarr.engine.paths import open_store, places
@@ -26,43 +26,13 @@ if TYPE_CHECKING:
 
     from knarr.content.verify import Readable
     from knarr.engine.imaging.blobs import Opener
+    from knarr.image.reference import Reference
     from knarr.image.source import ImageSource
     from knarr.spec.image import Descriptor
 
 REMOTE = "docker://"
-
-
-class StoreSource:
-    """One name, id or digest of a store as an image source."""
-
-    def __init__(self, store: Store, text: str) -> None:
-        self.what = text
-        self._store = store
-
-    def roots(self) -> list[Descriptor]:
-        """What the name means there: an index under that very name, else an image as ``lookup`` finds it."""
-        from knarr.image.catalog import lookup
-
-        try:
-            full = parse_reference(self.what).name
-        except InvalidReference:
-            full = ""
-        for entry in self._store.entries():
-            if entry["mediaType"] in mediatypes.INDEXES and (name_of(entry) == full or entry["digest"] == self.what):
-                return [entry]
-        return [lookup(self._store, self.what).descriptor]
-
-    def open_blob(self, descriptor: Descriptor) -> Readable:
-        return self._store.open_blob(descriptor)
-
-    def names(self) -> list[str]:
-        return [parse_reference(self.what).name]
-
-    def abort(self) -> None:
-        """Break off reads under way: there is none that lasts."""
-
-    def close(self) -> None:
-        """Nothing is held."""
+STORED = "store:"
+_OTHERS = frozenset(("oci", "oci-archive", "docker-archive", "docker-daemon", "dir", "-"))
 
 
 def source_of(text: str, *, store: str | None = None) -> ImageSource:
@@ -71,19 +41,23 @@ def source_of(text: str, *, store: str | None = None) -> ImageSource:
         from knarr.engine.images import remote
 
         return remote(parse_reference(text))
-    if _is_local(text):
+    if not _is_stored(text):
         return open_source(parse_reference(text))
-    return StoreSource(open_store(places(store)), text)
+    from knarr.image.catalog import entries_of
+    from knarr.image.storesource import StoreSource
+
+    opened = open_store(places(store))
+    return StoreSource(opened, entries_of(opened, text.removeprefix(STORED)), text)
 
 
-def _is_local(text: str) -> bool:
-    """Whether a reference names a transport; ``name:tag`` does not, and neither does a digest."""
-    if text.startswith("sha256:"):
-        return False
+def _is_stored(text: str) -> bool:
+    """Whether a reference means the store: ``name:tag``, an id, a digest; not another transport."""
+    if text.startswith((STORED, "sha256:")):
+        return True
     try:
-        return parse_reference(text).transport != "docker"
+        return parse_reference(text).transport == "docker"
     except InvalidReference:
-        return text.partition(":")[0] in {"oci", "oci-archive", "docker-archive", "dir", "docker-daemon"}
+        return text.partition(":")[0] not in _OTHERS
 
 
 def open_image(text: str, *, platform: str = "", store: str | None = None) -> Image:
@@ -229,47 +203,78 @@ def new_index(images: Sequence[Image | Index], *, annotations: Mapping[str, str]
 # -- saving ------------------------------------------------------------------------------------------------
 
 
-def place_of(text: str, *, store: str | None = None) -> tuple[Store, str]:
-    """The store or layout a reference names as a destination, and the name there. Raises UsageError."""
+class Made:
+    """An image or index made here as a source to copy from. See ``image.source.ImageSource``."""
+
+    def __init__(self, what: Image | Index) -> None:
+        self.what = what.name or what.digest
+        self._root = entry_of(what)
+        self._blobs = what.blobs
+
+    def roots(self) -> list[Descriptor]:
+        """Its own descriptor, with the platform its config says."""
+        return [self._root]
+
+    def open_blob(self, descriptor: Descriptor) -> Readable:
+        """A verified reader."""
+        return self._blobs.open_blob(descriptor)
+
+    def names(self) -> list[str]:
+        """None: whoever saves it says what it is called."""
+        return []
+
+    def abort(self) -> None:
+        """Break off reads under way: there is none that lasts."""
+
+    def close(self) -> None:
+        """The blobs are the image's."""
+
+
+def destination(text: str) -> Reference:
+    """The reference of a place to save to; a bare name is the store's. Raises UsageError, InvalidReference."""
+    reference = parse_reference(f"{STORED}{text}" if _is_stored(text) and not text.startswith(STORED) else text)
     if text.startswith(REMOTE):
-        raise UsageError(f"{text} cannot be written to here", hint="save it to the store, then: knarr image copy")
-    reference = parse_reference(text)
+        reference = parse_reference(text)
     if reference.digest:
         raise UsageError(f"{text} is a digest", hint="a changed image has another one: give it a name")
-    if reference.transport == "oci":
-        layout = Store.open(reference.path, create=True)
-        return layout, reference.tag or _only_name(layout) or DEFAULT_TAG
-    if reference.transport != "docker":
-        raise UsageError(
-            f"{text} cannot be changed in place", hint="name a destination: a name for the store, or oci:DIR:TAG"
-        )
-    return open_store(places(store)), reference.name
+    if reference.transport == "oci" and not reference.tag:
+        return reference.replace(tag=_only_name(reference.path) or DEFAULT_TAG)  # type: ignore[no-any-return]
+    return reference
 
 
-def _only_name(layout: Store) -> str:
-    names = list(layout.tags())
+def _only_name(path: str) -> str:
+    """The name of the only image of a layout, "" when there are more or none."""
+    try:
+        names = list(Store.open(path, create=False).tags())
+    except NotFound:
+        return ""
     return names[0] if len(names) == 1 else ""
+
+
+def save(what: Image | Index, text: str, *, store: str | None = None) -> None:
+    """Put an image or index with all that it names under a name, wherever that is, its digest kept.
+
+    Only docker's archives, and its daemon, cannot hold OCI documents: there the digest changes. Nothing is there if
+    it fails. Raises UsageError, InvalidReference, FileError, InUse, RegistryError.
+    """
+    from knarr.engine.copying import open_sink
+    from knarr.image.copy import Options, copy_image
+
+    where = places(store)
+    reference = destination(text)
+    converted = reference.transport in ("docker-archive", "docker-daemon")
+    with open_sink(where, reference, names=[]) as sink:
+        copy_image(Made(what), sink, Options(all=not converted, preserve_digests=not converted))
+        sink.finish()
 
 
 def save_image(image: Image, text: str, *, store: str | None = None) -> Image:
     """Put an image under a name; see ``Image.save``."""
-    target, name = place_of(text, store=store)
-    entry = entry_of(image)
-    _put(target, name, entry, image)
-    return Image(Blobs(Counted(StoreSource(target, text))), entry, image.manifest, image.config, text)
+    save(image, text, store=store)
+    return Image(image.blobs, entry_of(image), image.manifest, image.config, text)
 
 
 def save_index(index: Index, text: str, *, store: str | None = None) -> Index:
     """Put an index and what it names under a name; see ``Index.save``."""
-    target, name = place_of(text, store=store)
-    entry = entry_of(index)
-    _put(target, name, entry, index)
-    return Index(Blobs(Counted(StoreSource(target, text))), entry, index.document, text)
-
-
-def _put(target: Store, name: str, entry: Descriptor, what: Image | Index) -> None:
-    """Put every blob that is missing, then write the name; locked, so that no collection takes a blob in between."""
-    with target.lock(shared=True):
-        for part in parts_of(what):
-            target.put(_opener(what.blobs, part), part)
-        target.tag(name, entry)
+    save(index, text, store=store)
+    return Index(index.blobs, entry_of(index), index.document, text)

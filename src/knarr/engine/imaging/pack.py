@@ -14,22 +14,29 @@ from knarr.base.errors import FileError, FormatError, KnarrError, NotFound
 from knarr.base.files import read_file, write_atomic
 from knarr.base.record import Record
 from knarr.engine import host
+from knarr.engine.imaging.blobs import Spool
 from knarr.engine.imaging.layers import Making, epoch, model_of, put_on_top
 from knarr.engine.imaging.opening import open_image
 from knarr.layer import scan
-from knarr.layer.changeset import changes, is_equal, named
+from knarr.layer.changeset import changes, copy, from_layers, is_equal, named
 from knarr.layer.metadata import is_allowed
-from knarr.layer.model import Node
-from knarr.layer.tarball import BLOCK, CHAR, FILE
-from knarr.layer.unpack import materialise, open_directory
+from knarr.layer.model import Model, Node
+from knarr.layer.scan import Packed
+from knarr.layer.tarball import BLOCK, CHAR, FILE, Reader
+from knarr.layer.tarwriter import header
+from knarr.layer.unpack import materialise, unpacker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from knarr.bundle.options import RunOptions
+    from knarr.content.verify import Readable
     from knarr.engine.imaging.image import Image
     from knarr.kernel.userns import IdMap
+    from knarr.layer.tarball import Entry
+    from knarr.layer.tarwriter import Writable
+    from knarr.layer.unpack import Unpacker
 
 RECORD = "knarr-unpacked"
 _VERSION = 1
@@ -37,11 +44,11 @@ _LIMIT = 512 << 20  # bytes of a record: some four million paths
 
 
 class Unpacked(Record):
-    """What a record says: the reference and digest the files came from, and what each path looked like."""
+    """What a record says: the reference and digest the files came from, and (``body``) what each path looked like."""
 
     reference: str
     digest: str
-    looks: dict[bytes, bytes]
+    body: bytes
 
 
 def record_of(folder: str) -> tuple[str, str]:
@@ -86,11 +93,11 @@ def unpack(image: Image, folder: str, *, options: RunOptions | None = None) -> t
 def write_record(image: Image, rootfs: str, path: str) -> None:
     """Remember what the files look like now; raises FileError."""
     head = {"version": _VERSION, "reference": image.name, "digest": image.digest}
-    fd = open_directory(rootfs)
+    worker = unpacker(host.id_map())
     try:
-        body = scan.pack_record(scan.record(fd, rootfs))
+        body = worker.record(rootfs)
     finally:
-        os.close(fd)
+        worker.close()
     try:
         write_atomic(path, fastjson.dumps(head) + b"\n" + body, mode=0o600)
     except OSError as error:
@@ -103,16 +110,16 @@ def read_record(path: str) -> Unpacked:
         data = read_file(path, _LIMIT)
     except FileError as error:
         if error.number == ENOENT:
-            raise NotFound(
-                "record", path, hint="unpack with: knarr image unpack; or name the image with --base"
-            ) from None
+            hint = "unpack with: knarr image unpack; or name the image with --base"
+            raise NotFound("record", path, hint=hint) from None
         raise
     line, newline, body = data.partition(b"\n")
     try:
         head = fastjson.loads(line, path)
         if not newline or head["version"] != _VERSION:
             raise ValueError
-        return Unpacked(str(head["reference"]), str(head["digest"]), scan.unpack_record(body))
+        scan.unpack_record(body)
+        return Unpacked(str(head["reference"]), str(head["digest"]), body)
     except (KnarrError, ValueError, KeyError, TypeError):
         raise FormatError(path, "", "is no record of an unpacked image, or one of another version") from None
 
@@ -150,30 +157,22 @@ def repack(
     image = _base_of(known, base, store)
     config = image.image_config()
     paths = [*masks, *((config.get("config") or {}).get("Volumes") or {} if mask_volumes else ())]
-    masked = scan.Masks([b"/".join(part for part in os.fsencode(text).split(b"/") if part) for text in paths])
-    ids = host.id_map()
-    fd = open_directory(rootfs)
+    masked = [b"/".join(part for part in os.fsencode(text).split(b"/") if part) for text in paths]
+    worker = unpacker(host.id_map())
     try:
-        if known is not None and not strict:
-            found, nodes, notes = scan.changed(fd, rootfs, known.looks, scan.Ids(ids), masked)
-        else:
-            nodes, notes = scan.tree(fd, rootfs, scan.Ids(ids), masked)
-            below = _below(image, nodes, ids, masked)
-            if ids is not None and ids.squash:
-                _owned(nodes.items(), below)
-            found = changes(below, nodes, is_equal)
-        if found.made and known is not None and not strict and ids is not None and ids.squash:
-            _owned(found.made, model_of(image).flat())
-        if not found:
-            return Repacked(image, 0, 0, tuple(notes))
         making = Making(image, compression)
-        scan.write(found, nodes, fd, rootfs, making.out, latest=epoch())
+        if known is not None and not strict:
+            done = _quickly(image, worker, rootfs, making, (known.body, masked))
+        else:
+            done = _strictly(image, worker, rootfs, making, masked)
     finally:
-        os.close(fd)
+        worker.close()
+    if not done.made and not done.hidden:
+        return Repacked(image, 0, 0, done.notes)
     made = put_on_top(image, making, created_by or "knarr image repack")
     if refresh:
         write_record(made, rootfs, path)
-    return Repacked(made, len(found.made) + len(found.links), len(found.hidden), tuple(notes))
+    return Repacked(made, done.made, done.hidden, done.notes)
 
 
 def _base_of(known: Unpacked | None, base: str, store: str | None) -> Image:
@@ -196,6 +195,41 @@ def _base_of(known: Unpacked | None, base: str, store: str | None) -> Image:
         raise NotFound(
             "image", f"{known.digest}, which was {where},", hint="name the image to compare with: --base IMAGE"
         ) from None
+
+
+def _quickly(image: Image, worker: Unpacker, rootfs: str, making: Making, how: tuple[bytes, list[bytes]]) -> Packed:
+    """Write what changed since the record (``how``: it, and masks) was written."""
+    ids = host.id_map()
+    if ids is None or not ids.squash:
+        return worker.pack(rootfs, making.out, known=how[0], masks=how[1], latest=epoch())
+    spool = Spool()
+    done = worker.pack(rootfs, spool, known=how[0], masks=how[1], latest=epoch())
+    _owned_tar(spool.open(), model_of(image) if done.made else Model(), making.out)
+    return done
+
+
+def _strictly(image: Image, worker: Unpacker, rootfs: str, making: Making, masked: list[bytes]) -> Packed:
+    """Compare everything with what the image has; write what differs.
+
+    The directory comes as a tar, so that it may be read by somebody else: once to be hashed, once more for contents.
+    """
+    spool = Spool()
+    notes = worker.pack(rootfs, spool, known=None, masks=masked, latest=None).notes
+    model = Model()
+    model.apply(spool.open(), hashed=True, what=rootfs)
+    nodes = model.flat()
+    ids = host.id_map()
+    below = _below(image, nodes, ids, scan.Masks(masked))
+    if ids is not None and ids.squash:
+        for path, node in nodes.items():
+            _own(node.entry, below.get(path))
+    found = changes(below, nodes, is_equal)
+    latest = epoch()
+    if latest is not None:
+        for _path, node in found.made:
+            node.entry.mtime = min(node.entry.mtime, latest)
+    from_layers(found, nodes, making.out, lambda _number: spool.open())
+    return Packed(len(found.made) + len(found.links), len(found.hidden), notes)
 
 
 def _below(image: Image, nodes: dict[bytes, Node], ids: IdMap | None, masked: scan.Masks) -> dict[bytes, Node]:
@@ -228,9 +262,17 @@ def _stored(node: Node) -> Node:
     return made
 
 
-def _owned(made: Iterable[tuple[bytes, Node]], below: Mapping[bytes, Node]) -> None:
-    """Give files the owners they have in the image: where one id stands for all, the disk does not know them."""
-    for path, node in made:
-        old = below.get(path)
-        if old is not None:
-            node.entry.uid, node.entry.gid = old.entry.uid, old.entry.gid
+def _own(entry: Entry, old: Node | None) -> None:
+    """Give a file the owner it has in the image: where one id stands for all, the disk does not know it."""
+    if old is not None:
+        entry.uid, entry.gid = old.entry.uid, old.entry.gid
+
+
+def _owned_tar(stream: Readable, model: Model, out: Writable) -> None:
+    """The same changeset with the owners the image gives."""
+    reader = Reader(stream)
+    for entry in reader:
+        _own(entry, model.get(entry.name.rstrip(b"/").removeprefix(b".")))
+        out.write(header(entry))
+        copy(reader.chunks(), entry.size, out)
+    out.write(bytes(1024))
