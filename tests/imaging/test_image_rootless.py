@@ -13,7 +13,7 @@ from tarbuilder import d, f, s, x
 from knarr.engine.imaging.image import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-import enginekit  # noqa: E402  # it lies beside the engine's tests  # pyright: ignore[reportMissingImports]
+import enginekit  # it lies beside the engine's tests  # pyright: ignore[reportMissingImports]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
