@@ -116,20 +116,24 @@ def touches(
     """
     finder = Finder(image, quick=quick)
     parts = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]
-    where = b""
-    if parts:
-        above = b"/".join(parts[:-1])
+    where = b"/".join(parts)
+    found = _touches(finder, where, everything=everything) if b".." not in parts else []
+    if len(parts) > 1 and (not found or found[0].what == "replaced"):  # a directory above it may be a link
         try:
-            start = finder.find(os.fsdecode(above)).path if above else b""
+            where = finder.find(os.fsdecode(b"/".join(parts[:-1]))).path + b"/" + parts[-1]
         except NotFound:
-            start = above  # the directory is gone, too: some layer may have taken it away
-        where = start + b"/" + parts[-1] if start else parts[-1]
+            return where, found, finder.read
+        found = _touches(finder, where, everything=everything)
+    return where, found, finder.read
+
+
+def _touches(finder: Finder, where: bytes, *, everything: bool) -> list[Touch]:
     found = []
     for touch in finder.touches(where):
         found.append(touch)
         if not everything:
             break
-    return where, found, finder.read
+    return found
 
 
 def usage(image: Image) -> dict[str, Any]:
