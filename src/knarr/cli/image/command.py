@@ -34,6 +34,8 @@ COMMANDS = {
     "squash": ("squash", "make several layers one"),
     "rebase": ("rebase", "move an image onto another base"),
     "index": ("index", "make and change image indexes"),
+    "artifact": ("artifact", "push, attach and pull files that are no image"),
+    "referrers": ("referrers", "list what refers to an image"),
 }
 
 GROUP = Group(

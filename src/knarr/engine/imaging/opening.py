@@ -232,9 +232,8 @@ class Made:
 
 def destination(text: str) -> Reference:
     """The reference of a place to save to; a bare name is the store's. Raises UsageError, InvalidReference."""
-    reference = parse_reference(f"{STORED}{text}" if _is_stored(text) and not text.startswith(STORED) else text)
-    if text.startswith(REMOTE):
-        reference = parse_reference(text)
+    bare = _is_stored(text) and not text.startswith((STORED, REMOTE))
+    reference = parse_reference(f"{STORED}{text}" if bare else text)
     if reference.digest:
         raise UsageError(f"{text} is a digest", hint="a changed image has another one: give it a name")
     if reference.transport == "oci" and not reference.tag:
