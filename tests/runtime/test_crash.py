@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import statistics
@@ -59,22 +58,6 @@ def test_killed_at_any_moment_of_create(ours: Runtime, bundle: Bundle) -> None:
         assert left_behind(ours, id, 2) == []
         assert mounts_at(bundle.path) == []
     assert {"nothing", "complete"} <= reached, reached  # the moments were spread over the whole of it
-
-
-def test_killed_at_any_moment_of_start_kill_and_delete(ours: Runtime, bundle: Bundle) -> None:
-    path = bundle.write("sleep", "1000")
-    chance = random.Random(42)
-    for number in range(24):
-        id = ours.new_id()
-        ours.ok("create", "--bundle", path, id)
-        words = [("start", id), ("delete", "--force", id), ("exec", id, "true"), ("kill", id, "KILL")][number % 4]
-        process = ours.popen(*words, stdin=-3, stdout=-3, stderr=-3)
-        time.sleep(chance.uniform(0, 0.06))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = ours("delete", "--force", id)
-        assert done.returncode == 0, done.stderr
-        assert left_behind(ours, id, 2) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -133,22 +116,6 @@ def ours_is_up(runtime: Runtime, id: str) -> None:
     while runtime("state", id).returncode or runtime.state(id)["status"] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def test_a_killed_init(ours: Runtime, bundle: Bundle) -> None:
-    """L-3: the first process of a container killed from outside, created and running."""
-    path = bundle.write("sleep", "1000")
-    for started in (False, True):
-        id = ours.new_id()
-        ours.ok("create", "--bundle", path, id)
-        if started:
-            ours.ok("start", id)
-        os.kill(ours.state(id)["pid"], signal.SIGKILL)
-        ours.wait_for(id, "stopped", 5)
-        if not started:
-            assert ours("start", id).returncode == 1
-        ours.ok("delete", id)
-        assert left_behind(ours, id) == []
 
 
 def test_processes_left_without_a_pid_namespace_are_killed(ours: Runtime, bundle: Bundle, tmp_path: Path) -> None:

@@ -464,7 +464,8 @@ def open_directory(group: CgroupPlan | Intent) -> int:
 
 def frozen(recorded: Intent) -> bool:
     """Whether the freezer holds the container."""
-    for fd in _groups(recorded):
+    by_name = [group for group in recorded["groups"] if "freezer" in group[0]]  # v1: asked first, so mostly it alone
+    for fd in _groups({"groups": [*by_name, *recorded["groups"]]}):
         try:
             state = freezer_state(fd)
         finally:

@@ -194,18 +194,25 @@ def open_container(root: str, id: str) -> int:
             raise
         raise NotFound("container", id) from None
     try:
-        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
-    except OSError as error:
-        if error.errno in (ENOENT, ENOTDIR, ELOOP):
-            raise NotFound("container", id) from None
-        raise FileError("open", f"{root}/{id}", error.errno or 0) from None
+        return open_below(root_fd, id)
     finally:
         os.close(root_fd)
 
 
+def open_below(root_fd: int, id: str) -> int:
+    """As ``open_container``, with a descriptor of the state root."""
+    check_id(id)
+    try:
+        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError as error:
+        if error.errno in (ENOENT, ENOTDIR, ELOOP):
+            raise NotFound("container", id) from None
+        raise FileError("open", id, error.errno or 0) from None
+
+
 def load(fd: int, id: str) -> State:
     """Read the container's state. Raises FileError (ENOENT: its creation was interrupted at once), SpecError."""
-    document = fastjson.loads(read_file(STATE, _LIMIT, dir_fd=fd), f"state of container {id}", limit=_LIMIT)
+    document = fastjson.loads(_read(STATE, fd), f"state of container {id}", limit=_LIMIT)
     try:
         if document.pop("format") != FORMAT or document["id"] != id:
             raise ValueError
@@ -218,8 +225,17 @@ def load(fd: int, id: str) -> State:
 
 def config(fd: int) -> dict[str, Any]:
     """Read the configuration the container was made from (validated then)."""
-    document: dict[str, Any] = fastjson.loads(read_file(CONFIG, _LIMIT, dir_fd=fd), CONFIG, limit=_LIMIT)
+    document: dict[str, Any] = fastjson.loads(_read(CONFIG, fd), CONFIG, limit=_LIMIT)
     return document
+
+
+def _read(name: str, fd: int) -> bytes:
+    try:
+        return read_file(name, _LIMIT, dir_fd=fd)
+    except FileError as error:
+        if error.number == ENOENT:
+            error.hint = "the container is being created or removed, or that was cut short: delete --force"
+        raise
 
 
 def startable(fd: int) -> bool:
@@ -244,12 +260,12 @@ def computed(state: State, *, boot: str, process: tuple[str, int] | None, starta
     return "created" if startable else "running"
 
 
-def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True) -> str:
+def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True, boot: str = "") -> str:
     """The container's status now. With ``root_fd``, a creation still without a process is told from a dead one.
 
-    Without ``freezer`` a paused container counts as what it was before, which saves looking.
+    Without ``freezer`` a paused container counts as what it was before, which saves looking; ``boot`` if at hand.
     """
-    boot = boot_id()
+    boot = boot or boot_id()
     process = process_stat(state.pid) if state.pid else None
     if state.pid == 0 and state.boot == boot and root_fd >= 0 and being_made(root_fd, state.id):
         return "creating"

@@ -6,8 +6,8 @@ import os
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InvalidId, KnarrError, NotFound, UsageError
-from knarr.base.ids import check_id
 from knarr.cli.runtime.state import shape
+from knarr.kernel.process import boot_id
 from knarr.runtime import record
 
 TYPE_CHECKING = False
@@ -42,17 +42,18 @@ def _containers(context: Context) -> list[dict[str, Any]]:
         root_fd = record.open_root(root)
     except FileError:
         return []  # nothing was ever created there
+    boot = boot_id()
     found = []
     for name in sorted(os.listdir(root_fd)):
         if name.startswith("."):
             continue
         try:
-            fd = record.open_container(root, check_id(name))
+            fd = record.open_below(root_fd, name)
         except (NotFound, InvalidId):
             continue  # gone meanwhile, or not ours
         try:
             state = record.load(fd, name)
-            found.append(shape(state, record.status(fd, state, root_fd), _owner(fd)))
+            found.append(shape(state, record.status(fd, state, root_fd, boot=boot), _owner(fd)))
         except KnarrError as error:
             if not (isinstance(error, FileError) and record.being_made(root_fd, name)):
                 warning = f"container {name}: {error}"
