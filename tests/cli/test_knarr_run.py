@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import enginekit
 import pytest
 
+from knarr.kernel.landlock import landlock_version
+
 if TYPE_CHECKING:
     import subprocess
 
@@ -205,6 +207,20 @@ def test_security_options(person: Person, image: str) -> None:
     done = person.knarr("run", "--rm", "--security-opt", f"seccomp={profile}", image, "mkdir", "/x")
     assert b"Input/output error" in done.stderr
     sentence(person.knarr("run", "--security-opt", "apparmor=nosuch", image, "true"), 125, "nosuch")
+
+
+@pytest.mark.skipif(landlock_version() < 3, reason="this kernel has no Landlock, or an old one")
+def test_landlock(person: Person, image: str) -> None:
+    rules = person.folder / "rules.json"
+    paths = [{"path": "/", "access": ["read", "execute"]}, {"path": "/tmp", "access": ["read", "write"]}]
+    rules.write_text(json.dumps({"paths": paths}))
+    script = "touch /tmp/x && echo made; touch /x"
+    words = ("run", "--rm", "--security-opt", f"landlock={rules}", image, "sh", "-c", script)
+    done = person.knarr(*words)
+    assert done.stdout == b"made\n", done
+    assert b"/x: Permission denied" in done.stderr
+    rules.write_text("{}")
+    sentence(person.knarr(*words), 125, "org.knarr.landlock", "paths, ports or scopes")
 
 
 def test_privileged(person: Person, image: str) -> None:

@@ -92,7 +92,7 @@ def add_container_options(parser: Parser) -> None:
     group.add_argument("--cap-add", action="append", default=[], metavar="NAME", help="add a capability (or ALL)")
     group.add_argument("--cap-drop", action="append", default=[], metavar="NAME", help="take one away (or ALL)")
     group.add_argument("--security-opt", action="append", default=[], metavar="OPTION",
-                       help="seccomp=FILE|unconfined, apparmor=PROFILE, label=LABEL")  # fmt: skip
+                       help="seccomp=FILE|unconfined, landlock=FILE, apparmor=PROFILE, label=LABEL")  # fmt: skip
     group.add_argument("--allow-new-privs", action="store_true", help="let sudo, ping and the like gain rights")
     group.add_argument("--sysctl", action="append", default=[], metavar="NAME=VALUE", help="a kernel setting inside")
     group.add_argument("--privileged", action="store_true", help="lift nearly all protection; for trusted programs")
@@ -162,6 +162,12 @@ def options_of(given: argparse.Namespace) -> RunOptions:
         annotations=tuple(texts.parse_pair(text, "annotation") for text in given.annotation),
         labels=tuple(texts.parse_pair(text, "label") for text in given.label),
     )
+    if "landlock" in security:
+        from knarr.base.files import read_file
+        from knarr.plan.host import LANDLOCK
+
+        rules = read_file(security["landlock"], 1 << 20).decode("utf-8", "replace")
+        options = options.replace(annotations=(*options.annotations, (LANDLOCK, rules)))
     if "seccomp" in security:
         options = options.replace(seccomp=_seccomp(security["seccomp"], options))
     return options

@@ -197,7 +197,7 @@ def _variable(entry: str, where: str, host: Mapping[str, str]) -> list[str]:
 
 
 def parse_security(entries: Iterable[str]) -> dict[str, Any]:
-    """``--security-opt`` texts -> fields of RunOptions (``seccomp`` is a path for the caller to read)."""
+    """``--security-opt`` texts -> fields of RunOptions (``seccomp``, ``landlock``: paths to read)."""
     found: dict[str, Any] = {}
     for entry in entries:
         key, separator, value = entry.partition("=")
@@ -207,6 +207,8 @@ def parse_security(entries: Iterable[str]) -> dict[str, Any]:
             found["allow_new_privs"] = value == "false"
         elif key == "seccomp" and value:
             found["seccomp"] = value
+        elif key == "landlock" and value:
+            found["landlock"] = value
         elif key == "apparmor" and value:
             found["apparmor"] = "" if value == "unconfined" else value
         elif key == "label" and value == "disable":
@@ -214,7 +216,8 @@ def parse_security(entries: Iterable[str]) -> dict[str, Any]:
         elif key == "label" and value.count(":") >= 3:
             found["selinux_label"] = value
         else:
-            known = "seccomp=FILE|unconfined, no-new-privileges[=true|false], apparmor=PROFILE, label=LABEL|disable"
+            known = "seccomp=FILE|unconfined, landlock=FILE, no-new-privileges[=true|false], apparmor=PROFILE, "
+            known += "label=LABEL|disable"
             raise UsageError(f"security option {entry!r} is not known", hint=f"there is {known}")
     return found
 

@@ -9,7 +9,7 @@ static int keep_as[MAX_SLOTS];    /* per slot: the number it keeps over exec, +1
 /* Opens a path in the process's own root, not through magic links. A container's seccomp filter that is in force
  * already may not know openat2 (ENOSYS, or EPERM): then the links are not refused here, but what they could reach is
  * by what follows, getcwd and the closing of descriptors before exec. */
-static long open_inside(const char *path, u64 flags)
+long open_inside(const char *path, u64 flags)
 {
     struct open_how_v0 how = {.flags = flags | O_CLOEXEC, .resolve = NO_MAGICLINKS};
     long fd = kcall(openat2, AT_FDCWD, path, &how, sizeof how);

@@ -82,6 +82,7 @@ void detail_bytes(const void *bytes, size_t length);
 
 /* process.c */
 extern u32 program_umask;
+void raise_permitted(void);
 long fork_like(u64 flags, u64 exit_signal, int cgroup, int *pidfd);
 
 /* paths.c: names below a root descriptor. */
@@ -106,6 +107,7 @@ long load_with_listener(const struct op *op, long (*load)(const struct op *));
 long copy_up(int target, int mount, int owner);
 
 /* exec.c */
+long open_inside(const char *path, u64 flags);
 long prepare_exec(void);
 void prepare_explanation(void);
 long split_vectors(const u8 *first, u32 count, u64 argc, char ***argv, char ***envp);

@@ -63,6 +63,12 @@ typedef int64_t i64;
 #define __NR_faccessat2 439
 #undef __NR_mount_setattr
 #define __NR_mount_setattr 442
+#undef __NR_landlock_create_ruleset
+#define __NR_landlock_create_ruleset 444
+#undef __NR_landlock_add_rule
+#define __NR_landlock_add_rule 445
+#undef __NR_landlock_restrict_self
+#define __NR_landlock_restrict_self 446
 
 /* openat2 */
 struct open_how_v0 {

@@ -68,7 +68,11 @@
     X(io_priority, 81, 1, 0)                                                                                           \
     X(cpu_affinity, 82, 0 | MORE, 0)                                                                                   \
     X(personality, 83, 1, 0)                                                                                           \
-    X(memory_policy, 84, 1 | MORE, 0)
+    X(memory_policy, 84, 1 | MORE, 0)                                                                                  \
+    X(landlock_create, 85, 4, 0)                                                                                       \
+    X(landlock_path, 86, 3, 1)                                                                                         \
+    X(landlock_port, 87, 3, 0)                                                                                         \
+    X(landlock_restrict, 88, 1, 0)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

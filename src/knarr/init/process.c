@@ -465,7 +465,7 @@ long op_no_new_privs(const struct op *op)
     return kcall(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-static void raise_permitted(void)
+void raise_permitted(void)
 {
     struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct sets[2];

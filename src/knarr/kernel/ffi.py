@@ -40,6 +40,7 @@ _NUMBERS = {
     "clone3": (435, 435),
     "openat2": (437, 437),
     "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444),
 }
 
 MACHINE = os.uname().machine

@@ -9,6 +9,7 @@ from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
+from knarr.plan.host import LANDLOCK
 from knarr.plan.mountopts import PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_ops
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
@@ -91,6 +92,15 @@ def inherited(options: Options, cgroup: CgroupPlan | None) -> _Slots:
     if cgroup is not None and cgroup.clone_into:
         names.append("cgroup")
     return _Slots(names + [f"fd{3 + number}" for number in range(options.preserve_fds)])
+
+
+def landlock_rules(config: dict[str, Any], host: Host, slots: _Slots) -> list[Op]:
+    """The operations of the annotation org.knarr.landlock."""
+    if LANDLOCK not in (config.get("annotations") or {}):
+        return []
+    from knarr.plan.landlock import landlock_ops  # cold: only with the annotation
+
+    return landlock_ops(config, host.landlock, slots.new())
 
 
 def seccomp_argument(linux: dict[str, Any], seccomp: bytes | None) -> tuple[int, bytes] | None:
@@ -193,6 +203,7 @@ def plan_container(
         set_rlimits=not by_init,
         setgroups_denied=setgroups_deny,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
+        landlock=landlock_rules(config, host, slots),
     )
     return ContainerPlan(
         tuple(plan),

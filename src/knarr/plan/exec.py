@@ -7,7 +7,7 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, divided, inherited, own_id_alone, seccomp_argument
+from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_argument
 from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import label_ops, process_tail, search_path
@@ -91,5 +91,6 @@ def plan_exec(
         set_rlimits=not by_parent,
         setgroups_denied=denied,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
+        landlock=landlock_rules(config, host, slots),
     )
     return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, ())

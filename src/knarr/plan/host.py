@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from knarr.plan.cgroup import CgroupHost
 
 
+LANDLOCK = "org.knarr.landlock"
+"""The annotation with a container's Landlock rules (docs/config.md)."""
+
+
 class Host(Record):
     """The facts a plan depends on; none is read while planning."""
 
@@ -22,6 +26,7 @@ class Host(Record):
     selinux: bool = False
     kcore: bool = True  # /proc/kcore exists, so /dev/core is made
     capabilities: int = -1  # those permitted to this process, a bit each
+    landlock: int = 0  # the version of Landlock; gathered only for a container with rules
 
     @property
     def privileged(self) -> bool:

@@ -96,6 +96,11 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "cpu_affinity": (82, ("cpus*",), ()),
     "personality": (83, ("persona",), ()),
     "memory_policy": (84, ("mode", "nodes*"), ()),
+    # what it gives up
+    "landlock_create": (85, ("slot", "fs", "net", "scoped"), ()),
+    "landlock_path": (86, ("slot", "access", "flags"), ("path",)),
+    "landlock_port": (87, ("slot", "access", "port"), ()),
+    "landlock_restrict": (88, ("slot",), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 
@@ -105,7 +110,7 @@ WRITE_OPTIONAL = 1  # a missing file is not an error
 CREATE_DIR, CREATE_FILE, CREATE_LIKE_SOURCE = 1, 2, 3  # what to make when the target is missing (low two bits)
 RECURSIVE = 4  # bind: the whole tree below the source
 SOURCE_IS_TREE = 8  # bind: the slot holds a detached tree of open_source, to be moved as it is
-OPTIONAL = 16  # a missing source (bind) or target (remount, readonly) is not an error
+OPTIONAL = 16  # a missing source (bind), target (remount, readonly) or path (landlock_path) is not an error
 OVER_PROC = 32  # mount and bind: the target may lie in a procfs
 COPY_UP = 64  # mount: what the target holds is copied into the new file system
 COPY_OWNER = 128  # and its root gets the target's owner
@@ -184,7 +189,21 @@ class Op:
         return " ".join(words)
 
 
-_HEX = {"flags", "attr", "attr_set", "attr_clear", "rec_set", "rec_clear", "propagation", "mask", "nstype"} | {
+_HEX = {
+    "fs",
+    "net",
+    "scoped",
+    "access",
+    "flags",
+    "attr",
+    "attr_set",
+    "attr_clear",
+    "rec_set",
+    "rec_clear",
+    "propagation",
+    "mask",
+    "nstype",
+} | {
     "effective",
     "permitted",
     "inheritable",

@@ -103,10 +103,12 @@ def process_tail(
     set_rlimits: bool,
     setgroups_denied: bool,
     keep: list[tuple[int, int]],
+    landlock: list[Op],
 ) -> list[Op]:
     """Everything from "all mounts are made" to exec, in the order that keeps each step possible.
 
-    ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor number) to survive the exec.
+    ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor number) to survive the exec; ``landlock`` are
+    the operations of its rules.
     """
     user = process.get("user") or {}
     uid, gid, groups = user.get("uid", 0), user.get("gid", 0), dict.fromkeys(user.get("additionalGids") or ())
@@ -137,11 +139,12 @@ def process_tail(
     # CVE-2022-29162 and its kin: what is inheritable and ambient is what was asked for, normally nothing.
     sets = (masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"])
     capabilities = Op("capabilities", sets, (), "/process/capabilities")
+    # Landlock before the filter, which may not know its calls; like that it takes no_new_privs or CAP_SYS_ADMIN.
     # The filter as late as can be: all that follows it must pass it. Without no_new_privs loading it takes
     # CAP_SYS_ADMIN, which is still permitted after `user` with KEEP_CAPS, but not after `capabilities`.
     if no_new_privs:
-        tail += [capabilities, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *filter_op]
+        tail += [capabilities, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *landlock, *filter_op]
     else:
-        tail += [*filter_op, capabilities]
+        tail += [*landlock, *filter_op, capabilities]
     tail.append(Op("exec", (len(arguments),), (*arguments, *(process.get("env") or ())), "/process/args"))
     return tail

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
-from errno import ESRCH
+from errno import EACCES, ESRCH
 
 from knarr.base import fastjson
 from knarr.base.clock import now_rfc3339
@@ -105,12 +105,15 @@ class Process:
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
         """The exception for operation ``index`` of the plan."""
-        from knarr.runtime.explain import init_error  # cold: only for an error
+        from knarr.runtime.explain import LANDLOCK_HINT, init_error  # cold: only for an error
 
         if index >= len(self.plan.ops):
             return InitError("", "read its plan", number)
         op = self.plan.ops[index]
-        return init_error(op.kind, op.arguments(), op.pointer, number, detail, machine=self.host.arch)
+        error = init_error(op.kind, op.arguments(), op.pointer, number, detail, machine=self.host.arch)
+        if op.kind == "exec" and number == EACCES and any(each.kind == "landlock_restrict" for each in self.plan.ops):
+            error.hint = LANDLOCK_HINT
+        return error
 
     def on_pid(self, pid: int) -> None:
         """The process exists."""
@@ -407,10 +410,9 @@ def begin(
     """
     check_id(id)
     stdio = io or Stdio()
-    if host is None:
-        from knarr.runtime.probe import probe
+    from knarr.runtime.probe import probe_for
 
-        host = probe()
+    host = probe_for(config, host)
     wishes = (options or Options()).replace(
         terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=wait_start
     )

@@ -75,10 +75,6 @@ def begin_exec(
     Unsupported, SpecError, KernelError.
     """
     stdio = io or Stdio()
-    if host is None:
-        from knarr.runtime.probe import probe
-
-        host = probe()
     fd = record.open_container(state_root, id)
     pidfd = groups_fd = root_fd = -1
     try:
@@ -87,6 +83,9 @@ def begin_exec(
         if status not in ("created", "running") and not (status == "paused" and ignore_paused):
             raise WrongStatus(id, "exec in", status, hint="--ignore-paused waits" if status == "paused" else "")
         config = record.config(fd)
+        from knarr.runtime.probe import probe_for
+
+        host = probe_for(config, host)
         opened = open_pid(state.pid, state.starttime)
         if opened is None:
             raise WrongStatus(id, "exec in", "stopped")

@@ -10,7 +10,22 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EACCES, EBUSY, EINVAL, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EPERM, ETXTBSY
+from errno import (
+    E2BIG,
+    EACCES,
+    EBUSY,
+    EINVAL,
+    ELOOP,
+    ENOENT,
+    ENOEXEC,
+    ENOMEM,
+    ENOMSG,
+    ENOSPC,
+    ENOSYS,
+    ENOTDIR,
+    EPERM,
+    ETXTBSY,
+)
 from struct import error as struct_error
 from struct import unpack_from
 
@@ -34,6 +49,8 @@ MACHINES = {
     258: "loongarch64",
 }
 _RUNS = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm")}
+
+LANDLOCK_HINT = "its Landlock rules must let it execute and read the program, its loader and libraries"
 
 # kind -> sentence over the operation's named arguments
 _DOING = {
@@ -82,6 +99,10 @@ _DOING = {
     "io_priority": "set the I/O priority",
     "cpu_affinity": "set the CPU affinity",
     "memory_policy": "set the memory policy",
+    "landlock_create": "make Landlock rules",
+    "landlock_path": "make a Landlock rule for {path}",
+    "landlock_port": "make a Landlock rule for port {port}",
+    "landlock_restrict": "put Landlock rules in force",
 }
 
 
@@ -170,6 +191,10 @@ def _general_hint(kind: str, number: int) -> str:
             return "this kernel knows no memory nodes (CONFIG_NUMA)"
         if number == EINVAL:
             return "this kernel does not know the mode, or none of the nodes is there and in the container's cpuset"
+    if kind == "landlock_path" and number == ENOMSG:
+        return "it is a file, and the rule names kinds of access to a directory only"
+    if kind == "landlock_restrict" and number == E2BIG:
+        return "the kernel stacks sixteen of them, and as many are in force around this container"
     if kind == "seccomp" and number == EBUSY:
         return "a filter above this one has a listener, and the kernel has one for a process"
     if kind == "seccomp" and number == EINVAL:

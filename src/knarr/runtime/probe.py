@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import os
 
-from knarr.plan.host import Host
+from knarr.plan.host import LANDLOCK, Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def probe_for(config: dict[str, Any], host: Host | None) -> Host:
+    """The facts for one container: ``host``, or else gathered now, and what only its own config makes of interest."""
+    facts = probe() if host is None else host
+    if LANDLOCK in (config.get("annotations") or {}):
+        from knarr.kernel.landlock import landlock_version  # cold: only with rules
+
+        facts = facts.replace(landlock=landlock_version())
+    return facts
 
 
 def probe() -> Host:

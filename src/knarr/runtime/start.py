@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+from errno import EACCES
 from time import monotonic, sleep
 
 from knarr.base import fastjson
@@ -112,11 +113,14 @@ def connect(fd: int, state: State) -> Control:
         raise WrongStatus(state.id, "start", "stopped") from None
 
     def failed(index: int, number: int, detail: bytes) -> KnarrError:
-        from knarr.runtime.explain import later_error  # cold: only for an error
+        from knarr.runtime.explain import LANDLOCK_HINT, later_error  # cold: only for an error
 
         position = index - state.tail_index
         kind, pointer, text = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
-        return later_error(kind, pointer, text, number, detail)
+        error = later_error(kind, pointer, text, number, detail)
+        if kind == "exec" and number == EACCES and any(each[0] == "landlock_restrict" for each in state.tail):
+            error.hint = LANDLOCK_HINT
+        return error
 
     control = _Starting(sock, failed, fd, state)
     inside = "startContainer" in state.hooks  # which the init runs, and gives the state document

@@ -11,7 +11,7 @@ from knarr.cli.runtime import making
 from knarr.plan.container import Options, plan_container
 from knarr.runtime import cgroup
 from knarr.runtime.create import compiled_seccomp
-from knarr.runtime.probe import probe
+from knarr.runtime.probe import probe_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         raise UsageError(f"option --format: {form!r} is neither text nor json")
     id = check_id(options.get("id", "ID"))
     bundle, config, _ = making.read_bundle({"bundle": operands[0]})
-    host = probe()
+    host = probe_for(config, None)
     groups = cgroup.plan(config, host, id, rootless=context.rootless, manager=context.cgroup_manager)
     plan = plan_container(
         config,
