@@ -14,6 +14,7 @@ import time
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import parse_qs
 
 from knarr.spec import mediatypes
 
@@ -82,6 +83,8 @@ class Sample:
 class Request(NamedTuple):
     path: str
     headers: dict[str, str]
+    method: str = "GET"
+    body: int = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -93,13 +96,26 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, Server)
         return self.server.registry
 
+    body: bytes = b""
+
     def do_GET(self) -> None:
         registry = self.registry
-        registry.log.append(Request(self.path, {name.lower(): value for name, value in self.headers.items()}))
+        length = int(self.headers.get("Content-Length") or 0)
+        names = {name.lower(): value for name, value in self.headers.items()}
+        registry.log.append(Request(self.path, names, self.command, length))
+        for prefix, rule in list(registry.early):  # before the body is read
+            if self.path.startswith(prefix) and rule(self):
+                return
+        self.body = self.rfile.read(length)
         for prefix, rule in list(registry.rules):
             if self.path.startswith(prefix) and rule(self):
                 return
-        registry.answer(self)
+        if self.command in {"GET", "HEAD"}:
+            registry.answer(self)
+        else:
+            registry.take(self)
+
+    do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815  # http.server asks for these names
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> bool:
         """Answer, and say so; header names are written with _ for -."""
@@ -110,7 +126,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in names.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         return True
 
     def raw(self, data: bytes) -> bool:
@@ -146,6 +163,13 @@ class FakeRegistry:
     def __init__(self, certificate: tuple[str, str] | None = None) -> None:
         self.log: list[Request] = []
         self.rules: list[tuple[str, Callable[[Handler], bool]]] = []
+        self.early: list[tuple[str, Callable[[Handler], bool]]] = []
+        self.uploads: dict[str, bytearray] = {}
+        self.pieces = True  # takes PATCH
+        self.least = 0  # OCI-Chunk-Min-Length
+        self.knows_referrers = True
+        self.mountable: dict[str, bytes] = {}  # blobs of other repositories
+        self.committed: list[str] = []
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.tags: list[str] = []
@@ -168,7 +192,7 @@ class FakeRegistry:
 
     def put(self, tag: str, data: bytes, media_type: str) -> None:
         self.manifests[tag] = self.manifests[digest_of(data)] = (data, media_type)
-        if tag not in self.tags:
+        if tag not in self.tags and ":" not in tag:
             self.tags.append(tag)
 
     def rule(self, path: str, function: Callable[[Handler], bool]) -> None:
@@ -176,8 +200,17 @@ class FakeRegistry:
 
     def answer(self, handler: Handler) -> None:
         """Answer as a registry should."""
-        kind, _, reference = handler.path.removeprefix(f"/v2/{REPOSITORY}/").partition("/")
-        if kind == "manifests" and reference in self.manifests:
+        kind, _, reference = handler.path.partition("?")[0].removeprefix(f"/v2/{REPOSITORY}/").partition("/")
+        if kind == "blobs" and reference.startswith("uploads/") and reference[8:] in self.uploads:
+            have = len(self.uploads[reference[8:]])
+            handler.reply(204, Location=handler.path, Range=f"0-{max(have - 1, 0)}")
+        elif kind == "referrers" and self.knows_referrers:
+            self._list_referrers(handler, reference)
+        elif handler.path == "/v2/":
+            handler.reply(200, b"{}")
+        elif handler.path.startswith("/v2/_catalog"):
+            handler.reply(200, json.dumps({"repositories": [REPOSITORY]}).encode())
+        elif kind == "manifests" and reference in self.manifests:
             data, media_type = self.manifests[reference]
             handler.reply(200, data, Content_Type=media_type, Docker_Content_Digest=digest_of(data))
         elif kind == "blobs" and reference in self.blobs:
@@ -194,6 +227,81 @@ class FakeRegistry:
         else:
             code = "MANIFEST_UNKNOWN" if kind == "manifests" else "BLOB_UNKNOWN"
             handler.reply(404, json.dumps({"errors": [{"code": code, "message": "it is unknown"}]}).encode())
+
+    def _list_referrers(self, handler: Handler, digest: str) -> None:
+        found = []
+        for data, media_type in {key: value for key, value in self.manifests.items() if ":" in key}.values():
+            document = json.loads(data)
+            if (document.get("subject") or {}).get("digest") == digest:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                found.append(
+                    {"mediaType": media_type, "digest": digest_of(data), "size": len(data), "artifactType": kind}
+                )
+        index = {"schemaVersion": 2, "mediaType": mediatypes.INDEX, "manifests": found}
+        handler.reply(200, json.dumps(index).encode(), Content_Type=mediatypes.INDEX)
+
+    def take(self, handler: Handler) -> None:
+        """Take what is sent, as a registry should."""
+        path, _, text = handler.path.partition("?")
+        query = {key: values[0] for key, values in parse_qs(text).items()}
+        kind, _, reference = path.removeprefix(f"/v2/{REPOSITORY}/").partition("/")
+        if handler.command == "POST" and reference == "uploads/":
+            self._begin(handler, query)
+        elif handler.command == "PATCH" and reference[8:] in self.uploads:
+            upload = self.uploads[reference[8:]]
+            start = int(handler.headers.get("Content-Range", "0-").partition("-")[0])
+            if not self.pieces:
+                handler.reply(405, b'{"errors": [{"code": "UNSUPPORTED", "message": "no"}]}')
+            elif start != len(upload):
+                handler.reply(416, Location=handler.path, Range=f"0-{len(upload) - 1}")
+            else:
+                upload += handler.body
+                handler.reply(202, Location=path, Range=f"0-{len(upload) - 1}")
+        elif handler.command == "PUT" and kind == "blobs" and reference[8:] in self.uploads:
+            data = bytes(self.uploads.pop(reference[8:])) + handler.body
+            if digest_of(data) != query.get("digest"):
+                handler.reply(400, b'{"errors": [{"code": "DIGEST_INVALID", "message": "wrong digest"}]}')
+            else:
+                self.blobs[query["digest"]] = data
+                self.committed.append(query["digest"])
+                handler.reply(
+                    201, Location=f"/v2/{REPOSITORY}/blobs/{query['digest']}", Docker_Content_Digest=query["digest"]
+                )
+        elif handler.command == "PUT" and kind == "manifests":
+            self._take_manifest(handler, reference)
+        elif handler.command == "DELETE" and kind == "manifests" and reference in self.manifests:
+            del self.manifests[reference]
+            handler.reply(202)
+        else:
+            handler.reply(404, b'{"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "unknown"}]}')
+
+    def _begin(self, handler: Handler, query: dict[str, str]) -> None:
+        if query.get("mount") in self.mountable and query.get("from"):
+            self.blobs[query["mount"]] = self.mountable[query["mount"]]
+            handler.reply(201, Location=f"/v2/{REPOSITORY}/blobs/{query['mount']}")
+            return
+        if "digest" in query and handler.body:
+            self.blobs[query["digest"]] = handler.body
+            handler.reply(201, Location=f"/v2/{REPOSITORY}/blobs/{query['digest']}")
+            return
+        name = str(len(self.log))
+        self.uploads[name] = bytearray()
+        least = {"OCI_Chunk_Min_Length": str(self.least)} if self.least else {}
+        handler.reply(202, Location=f"/v2/{REPOSITORY}/blobs/uploads/{name}?state=a%20b", Range="0-0", **least)  # type: ignore[arg-type]
+
+    def _take_manifest(self, handler: Handler, reference: str) -> None:
+        document = json.loads(handler.body)
+        media_type = handler.headers["Content-Type"]
+        parts = [document["config"], *document["layers"]] if "layers" in document else []
+        missing = [part["digest"] for part in parts if part["digest"] not in self.blobs]
+        missing += [one["digest"] for one in document.get("manifests", []) if one["digest"] not in self.manifests]
+        if missing and not reference.startswith("sha256-"):
+            message = {"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "message": missing[0]}]}
+            handler.reply(404, json.dumps(message).encode())
+            return
+        self.put(reference, handler.body, media_type)
+        more = {"OCI_Subject": document["subject"]["digest"]} if "subject" in document and self.knows_referrers else {}
+        handler.reply(201, Docker_Content_Digest=digest_of(handler.body), **more)
 
     def asked(self, part: str) -> list[Request]:
         """Return the requests whose path holds ``part``."""

@@ -70,10 +70,9 @@ class Authorizer:
 
     def challenged(self, response: Response) -> bool:
         """Answer a 401: be ready with another header and return True, or raise AuthError saying what is wanted."""
-        sent = self.header()
         with self._lock:
-            if self.header() != sent:
-                return True  # another thread has just answered
+            if self.header() != response.authorization:
+                return True  # another thread has answered meanwhile
             challenge = choose(parse_challenges(response.headers.getlist("WWW-Authenticate")))
             if challenge is None:
                 raise self._denied(response, "it wants a login, but by no method knarr knows (Basic, Bearer)")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 # What registries answer that do not take a blob in pieces.
-_NO_PIECES = (400, 404, 405, 411, 413, 415, 416, 501)
+_NO_PIECES = (400, 405, 411, 413, 415, 416, 501)
 
 
 class _Session(Record):
@@ -200,12 +200,12 @@ class Pusher:
                 count = sum(map(len, parts))
                 last = offset + count == size
                 url = self._send_piece(url, parts, offset, digest, last=last)
-                moved(count)
                 offset += count
+                if self._uploads is not None and not last:
+                    self._uploads.note(self.client.registry, self.client.repository, digest, url)
+                moved(count)
                 if last:
                     return
-                if self._uploads is not None:
-                    self._uploads.note(self.client.registry, self.client.repository, digest, url)
         finally:
             reader.close()
 

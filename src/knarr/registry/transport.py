@@ -226,6 +226,8 @@ class Response:
         self.headers = raw.headers
         self.url = url
         self.method = method
+        self.authorization = ""
+        """the header it was asked with"""
         self._raw = raw
         self._transport = transport
 
@@ -354,7 +356,9 @@ class Transport:
                     raise RegistryError(method, shown(url), 0, broken.why, hint=broken.hint) from None
                 self.wait(attempt)
             else:
-                if response.status == 400 and self._other_language(None):
+                # A server that expects TLS says 400 in words of its own; a registry's 400 is JSON.
+                foreign = response.status == 400 and "json" not in response.header("Content-Type")
+                if foreign and self._other_language(None):
                     response.close()
                     continue
                 self._schemes = []
@@ -408,6 +412,7 @@ class Transport:
             if at_home and (value := self.authorize()):
                 sent["Authorization"] = value
             response = self.send(method, url, sent, strict=not at_home, body=body, patient=patient)
+            response.authorization = sent.get("Authorization", "")
             if response.status == 401 and at_home and answered < 2 and self.challenged(response):
                 if body is not None and not isinstance(body, (bytes, list)):
                     return response  # it cannot be sent again; the caller begins anew, with the login at hand
