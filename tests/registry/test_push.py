@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -327,7 +326,7 @@ def test_a_push_that_was_killed_goes_on(store: Store, fake: FakeRegistry, tmp_pa
     deadline = time.monotonic() + 30
     while len([one for one in fake.log if one.method == "PATCH"]) <= point and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     time.sleep(0.1)
     slow[0] = False

@@ -23,7 +23,7 @@ from knarr.registry.transport import ERROR_LIMIT, Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from knarr.registry.credentials import Credentials, Found
     from knarr.registry.transport import Response, Transport
@@ -44,25 +44,38 @@ class Authorizer:
     """The login at one registry for one repository; shared by the threads of a copy.
 
     ``scopes`` are what to ask a token server for, whatever the challenge names; without them what it names, or
-    pulling from ``repository``.
+    pulling from ``repository``. ``look`` are the credentials, or finds them when they are asked for.
     """
 
     def __init__(
-        self, transport: Transport, registry: str, repository: str, found: Found, scopes: Sequence[str] = ()
+        self,
+        transport: Transport,
+        registry: str,
+        repository: str,
+        look: Found | Callable[[], Found],
+        scopes: Sequence[str] = (),
     ) -> None:
         self._transport = transport
         self._registry = registry
         self._scope = f"repository:{repository}:pull" if repository else ""
         self._scopes = list(scopes)
-        self._found = found
+        self._look = look
+        self._known: Found | None = None if callable(look) else look
         self._lock = threading.Lock()
         self._basic = False
         self._token: _Token | None = None
         self._told = ""  # the token server elsewhere that was logged
 
+    @property
+    def _found(self) -> Found:
+        """What is known of a login; looked up when the registry asks for one, and not before."""
+        if self._known is None:
+            self._known = self._look() if callable(self._look) else self._look
+        return self._known
+
     def header(self) -> str:
         """Return the Authorization header for the registry, "" before it has asked for one."""
-        credentials = self._found.credentials
+        credentials = self._known.credentials if self._known is not None else None
         if self._basic and credentials is not None:
             return _basic(credentials.user, credentials.password)
         token = self._token
@@ -79,6 +92,8 @@ class Authorizer:
             if challenge.scheme == "basic":
                 if self._found.credentials is None:
                     raise self._denied(response, "it wants a login")
+                if self._found.credentials.identity_token:
+                    raise self._denied(response, "it wants a login by name and password, not by identity token")
                 if self._basic:
                     raise self._denied(response, _refused(self._found.credentials))
                 self._basic = True
@@ -91,8 +106,9 @@ class Authorizer:
     def scrub(self, text: str) -> str:
         """Return a registry's words without our secrets, should it echo them."""
         secrets = [self._token.value] if self._token is not None else []
-        if self._found.credentials is not None:
-            credentials = self._found.credentials
+        if self._known is not None and self._known.credentials is not None:
+            credentials = self._known.credentials
+            secrets.append(credentials.identity_token)
             secrets += [_basic(credentials.user, credentials.password).partition(" ")[2], credentials.password]
         for secret in secrets:
             if secret:
@@ -102,7 +118,7 @@ class Authorizer:
     def _denied(self, response: Response, why: str) -> AuthError:
         hint = self._found.remark
         if not hint and self._found.credentials is None:
-            hint = f"log in with podman login {self._registry} or docker login {self._registry}, or give credentials"
+            hint = f"log in with knarr login {self._registry}"
         return AuthError(response.method, shown(response.url), response.status, why, hint=hint)
 
     def _fetch(self, parameters: dict[str, str], response: Response) -> _Token:
@@ -118,16 +134,22 @@ class Authorizer:
         if parameters.get("service"):
             query.append(("service", parameters["service"]))
         headers = {}
+        body = b""
         credentials = self._found.credentials
         if credentials is not None:
-            headers["Authorization"] = _basic(credentials.user, credentials.password)
+            if credentials.identity_token:
+                body = _refresh(query, credentials.identity_token)
+                headers["Content-Type"] = "application/x-www-form-urlencoded"
+            else:
+                headers["Authorization"] = _basic(credentials.user, credentials.password)
             host = split(url)[1].host
             if host not in {self._transport.origin.host, self._told}:
                 self._told = host
                 _log.info("the login for %s is sent to its token server %s", self._registry, host)
-        url += ("&" if "?" in url else "?") + urlencode(query)
-        answer = self._ask(url, headers)
-        if answer.status in {401, 403}:
+        if not body:
+            url += ("&" if "?" in url else "?") + urlencode(query)
+        answer = self._ask(url, headers, body)
+        if answer.status in {401, 403} or (body and answer.status == 400):
             answer.close()
             why = "it wants a login" if credentials is None else _refused(credentials)
             raise self._denied(answer, why)
@@ -136,13 +158,14 @@ class Authorizer:
             raise RegistryError("GET", shown(url), answer.status, "the token server does not give a token")
         return _read_token(answer.document(TOKEN_LIMIT, "the token"), shown(url))
 
-    def _ask(self, url: str, headers: dict[str, str]) -> Response:
+    def _ask(self, url: str, headers: dict[str, str], body: bytes) -> Response:
         transport = self._transport
         same_place = url.startswith(f"{transport.base}/")
         attempt = 1
         while True:
             try:
-                answer = transport.send("GET", url, headers, strict=not same_place)
+                method = "POST" if body else "GET"
+                answer = transport.send(method, url, headers, strict=not same_place, body=body or None)
             except Broken as broken:
                 if not broken.again or attempt >= transport.policy.tries:
                     raise RegistryError("GET", shown(url), 0, broken.why, hint=broken.hint) from None
@@ -156,9 +179,19 @@ class Authorizer:
             attempt += 1
 
 
+def _refresh(query: list[tuple[str, str]], token: str) -> bytes:
+    """Return the form that turns an identity token into a token (distribution's OAuth 2 token authentication)."""
+    scope = " ".join(value for name, value in query if name == "scope")
+    form = [(name, value) for name, value in query if name != "scope"]
+    form += [("scope", scope)] if scope else []
+    form += [("grant_type", "refresh_token"), ("client_id", "knarr"), ("refresh_token", token)]
+    return urlencode(form).encode()
+
+
 def _refused(credentials: Credentials) -> str:
     kept = f" kept in {credentials.origin}" if credentials.origin else ""
-    return f"it refuses the login as {printable(credentials.user, 60)}{kept}"
+    who = f"as {printable(credentials.user, 60)}" if credentials.user else "by identity token"
+    return f"it refuses the login {who}{kept}"
 
 
 def _basic(user: str, password: str) -> str:

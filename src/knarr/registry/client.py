@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from knarr.base import fastjson
 from knarr.base.errors import (
     AuthError,
@@ -20,6 +22,7 @@ from knarr.content.verify import VerifiedReader, verify_bytes
 from knarr.registry.auth import Authorizer, reason
 from knarr.registry.credentials import DOCKER_HUB, Credentials, Found, find_credentials
 from knarr.registry.origin import Refused, check_next, shown
+from knarr.registry.settings import Certificates, certificates_of
 from knarr.registry.transport import Broken, Policy, Transport
 from knarr.spec import mediatypes
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from knarr.registry.transport import Response
     from knarr.spec.image import Descriptor
 
-_HUB_HOST = "registry-1.docker.io"
+HUB_HOST = "registry-1.docker.io"
 _ACCEPT = ", ".join((*mediatypes.ACCEPTED, *sorted(mediatypes.SCHEMA1)))
 _KNOWN = frozenset((*mediatypes.ACCEPTED, *mediatypes.SCHEMA1))
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-/")
@@ -66,10 +69,17 @@ class Client:
             raise NotFound("repository", printable(repository))
         self.registry = registry
         self.repository = repository
-        host = _HUB_HOST if registry == DOCKER_HUB else registry
-        self.transport = Transport(host, policy or Policy(), insecure=insecure, ca_file=ca_file)
-        found = Found(credentials) if credentials is not None else find_credentials(registry, repository)
-        self._authorizer = Authorizer(self.transport, registry, repository, found, scopes)
+        host = HUB_HOST if registry == DOCKER_HUB else registry
+        certificates = Certificates() if ca_file else certificates_of(registry, os.environ)
+        self.transport = Transport(
+            host, policy or Policy(), insecure=insecure, ca_file=ca_file, certificates=certificates
+        )
+
+        def look() -> Found:
+            return find_credentials(registry, repository)
+
+        given = Found(credentials) if credentials is not None else look
+        self._authorizer = Authorizer(self.transport, registry, repository, given, scopes)
         self.transport.authorize = self._authorizer.header
         self.transport.challenged = self._authorizer.challenged
 

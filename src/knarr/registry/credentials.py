@@ -1,8 +1,8 @@
 """Which credentials belong to a registry: given ones, or those Docker and Podman keep (read only).
 
-Looked up by the registry's exact host and port; no netrc, no proxy variables, and never another host's
-(CVE-2021-41092, CVE-2024-47081). Credential helpers are not run yet; that one would be needed is remembered
-for the message when the registry wants a login.
+Looked up by the registry's exact host and port; no netrc, and never another host's (CVE-2021-41092, CVE-2024-47081).
+A credential helper that fails gives nothing, and nothing else is tried in its place; why is remembered for the message
+when the registry wants a login.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from errno import ENOENT, ENOTDIR
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, SpecError, SpecFinding
+from knarr.base.errors import FileError, KnarrError, SpecError, SpecFinding
 from knarr.base.files import read_file
 from knarr.base.record import Record
 
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_LIMIT = 1 << 20
+FILE_LIMIT = 1 << 20
 DOCKER_HUB = "docker.io"
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
 
 
 class Credentials(Record):
-    """A user name and password, and the file they are from, "" when given. The password never shows in a repr."""
+    """A user name and password, and where they are from, "" when given. No secret ever shows in a repr.
+
+    With ``identity_token`` that is what the token server wants instead (OAuth 2 refresh token).
+    """
 
     user: str
     password: str
     origin: str = ""
+    identity_token: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials(user={self.user!r}, password=…, origin={self.origin!r})"
@@ -64,20 +68,22 @@ def files(environ: Mapping[str, str]) -> list[str]:
 
 
 def find_credentials(registry: str, repository: str, environ: Mapping[str, str] | None = None) -> Found:
-    """Look for the credentials of a registry; raises SpecError for a file that is not what it should be."""
+    """Look for the credentials of a registry, at most one helper asked.
+
+    Raises SpecError for a file that is not what it should be.
+    """
     remark = ""
     for path in files(os.environ if environ is None else environ):
         try:
-            data = read_file(path, _LIMIT)
+            data = read_file(path, FILE_LIMIT)
         except FileError as error:
             if error.number in {ENOENT, ENOTDIR}:
                 continue
             remark = remark or str(error)  # unreadable: somebody else's; anonymous pulls go on
             continue
         found = _in_file(_object(data, path), path, registry, repository)
-        if found.credentials is not None:
+        if found.credentials is not None or found.remark:
             return found
-        remark = remark or found.remark
     return Found(None, remark)
 
 
@@ -93,13 +99,13 @@ def _object(data: bytes, path: str) -> dict[str, Any]:
 def _in_file(document: dict[str, Any], path: str, registry: str, repository: str) -> Found:
     helpers = document.get("credHelpers")
     if isinstance(helpers, dict):
-        for key in _keys(registry, ""):
+        for key in keys_of(registry, ""):
             if isinstance(helpers.get(key), str) and helpers[key]:
-                return Found(None, _remark(registry, path, helpers[key]))
+                return _ask(helpers[key], registry, path)
     auths = document.get("auths")
     if isinstance(auths, dict):
-        for key in _keys(registry, repository):
-            for spelling in (key, f"https://{key}", f"http://{key}", f"https://{key}/v1/", f"https://{key}/v2/"):
+        for key in keys_of(registry, repository):
+            for spelling in spellings_of(key):
                 entry = auths.get(spelling)
                 if isinstance(entry, dict):
                     credentials = _entry(entry, path, spelling)
@@ -107,16 +113,22 @@ def _in_file(document: dict[str, Any], path: str, registry: str, repository: str
                         return Found(credentials)
     store = document.get("credsStore")
     if isinstance(store, str) and store:
-        return Found(None, _remark(registry, path, store))
+        return _ask(store, registry, path)
     return Found(None)
 
 
-def _remark(registry: str, path: str, helper: str) -> str:
-    name = "".join(c if c.isprintable() else "?" for c in helper)[:60]
-    return f"{path} leaves logins for {registry} to docker-credential-{name}, which knarr does not ask yet"
+def _ask(helper: str, registry: str, path: str) -> Found:
+    """Ask a credential helper that ``path`` names."""
+    from knarr.registry import helpers
+
+    try:
+        found = helpers.get(helper, _HUB_KEYS[0] if registry == DOCKER_HUB else registry)
+    except KnarrError as error:
+        return Found(None, f"{path} leaves logins for {registry} to a credential helper, and {error}")
+    return Found(found)
 
 
-def _keys(registry: str, repository: str) -> list[str]:
+def keys_of(registry: str, repository: str) -> list[str]:
     """Return the keys that may hold a login, the most exact first: containers-auth.json(5) allows repositories."""
     if registry == DOCKER_HUB:
         return [*_HUB_KEYS]
@@ -124,10 +136,16 @@ def _keys(registry: str, repository: str) -> list[str]:
     return [*("/".join([registry, *parts[:count]]) for count in range(len(parts), 0, -1)), registry]
 
 
+def spellings_of(key: str) -> tuple[str, ...]:
+    """Return the ways a key is written in the files."""
+    return (key, f"https://{key}", f"http://{key}", f"https://{key}/v1/", f"https://{key}/v2/")
+
+
 def _entry(entry: dict[str, Any], path: str, key: str) -> Credentials | None:
     where = f"{path} auths {key}"
-    if isinstance(entry.get("identitytoken"), str) and entry["identitytoken"]:
-        raise SpecError(where, [SpecFinding("/identitytoken", "is not understood yet; log in with a password")])
+    token = entry.get("identitytoken")
+    if isinstance(token, str) and token:
+        return Credentials("", "", path, token)
     user, password = entry.get("username"), entry.get("password")
     text = entry.get("auth")
     if isinstance(text, str) and text:

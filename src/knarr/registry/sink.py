@@ -5,6 +5,7 @@ from __future__ import annotations
 from knarr.base.errors import DigestMismatch
 from knarr.registry.client import Client
 from knarr.registry.push import Pusher
+from knarr.registry.settings import settings_for
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
@@ -103,14 +104,17 @@ def open_sink(
     policy: Policy | None = None,
 ) -> RegistrySink:
     """Return the sink for an image of a registry; nothing is asked yet. See ``Client`` for the options."""
-    scopes = [f"repository:{repository}:pull,push"]
+    place = settings_for(registry, repository).endpoints[-1]  # never a mirror
+    scopes = [f"repository:{place.repository}:pull,push"]
+    if (place.registry, place.repository) != (registry, repository):
+        mount_from = ""  # what another repository is called there is not known
     if mount_from and mount_from != repository:
         scopes.append(f"repository:{mount_from}:pull")
     client = Client(
-        registry,
-        repository,
+        place.registry,
+        place.repository,
         credentials=credentials,
-        insecure=insecure,
+        insecure=insecure or place.insecure,
         ca_file=ca_file,
         policy=policy,
         scopes=scopes,

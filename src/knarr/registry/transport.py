@@ -14,8 +14,10 @@ import random
 import socket
 import ssl
 import threading
+from errno import EINVAL
 from functools import cache
 from time import monotonic
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -26,13 +28,16 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
 )
 from urllib3.exceptions import SSLError as PoolSSLError
 
-from knarr.base.errors import Interrupted, RegistryError
+from knarr.base.errors import FileError, Interrupted, RegistryError
 from knarr.base.record import Record
 from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, split
+from knarr.registry.proxy import proxy_for
+from knarr.registry.settings import Certificates
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,30 +194,62 @@ def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnecti
 
 
 @cache
-def _context(ca_file: str) -> ssl.SSLContext:
-    """Return a context that verifies everything; kept, because reading the system's authorities takes 20 ms."""
+def _context(ca_file: str, own: Certificates, _times: tuple[int, ...]) -> ssl.SSLContext:
+    """Return a context that verifies everything; kept, because reading the system's authorities takes 20 ms.
+
+    ``_times`` are the files' times of change: a certificate that was renewed is read again.
+    """
     context = ssl.create_default_context(cafile=ca_file or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, own)
     return context
 
 
-def _lax_context() -> ssl.SSLContext:
+def _times(own: Certificates) -> tuple[int, ...]:
+    paths = [path for path in (*own.authorities, own.certificate, own.key) if path]
+    return tuple(os.stat(path).st_mtime_ns for path in paths if os.path.exists(path))
+
+
+def _lax_context(own: Certificates) -> ssl.SSLContext:
     """Return a context that verifies nothing, for a registry the user calls insecure."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    _load(context, own)
     return context
 
 
-def _manager(policy: Policy, context: ssl.SSLContext | None) -> urllib3.PoolManager:
-    manager = urllib3.PoolManager(
-        num_pools=8,
-        maxsize=8,
-        retries=False,
-        timeout=urllib3.Timeout(connect=policy.connect, read=policy.read),
-        ssl_context=context,
-        assert_hostname=None if context is None or context.check_hostname else False,
-    )
+def _load(context: ssl.SSLContext, own: Certificates) -> None:
+    """Add a registry's own authorities and our certificate for it; raises FileError naming the file."""
+    for path in (*own.authorities, own.certificate):
+        try:
+            if path and path == own.certificate:
+                context.load_cert_chain(path, own.key, password=lambda: "")  # never a question on the terminal
+            elif path:
+                context.load_verify_locations(path)
+        except (ssl.SSLError, ValueError):
+            hint = "it is no certificate in PEM form, or its key does not belong to it"
+            raise FileError("use", path, EINVAL, hint=hint) from None
+        except OSError as error:
+            raise FileError("read", path, error.errno or EINVAL) from None
+
+
+def _manager(policy: Policy, context: ssl.SSLContext | None, proxy: str) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "num_pools": 8,
+        "maxsize": 8,
+        "retries": False,
+        "timeout": urllib3.Timeout(connect=policy.connect, read=policy.read),
+        "ssl_context": context,
+        "assert_hostname": None if context is None or context.check_hostname else False,
+    }
+    manager = urllib3.PoolManager(**options)
+    if proxy:
+        parts = urlsplit(proxy)
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+        headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
+        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        manager = urllib3.ProxyManager(place, proxy_headers=headers, **options)
     plain, secure = _pools(policy)
     manager.pool_classes_by_scheme = {"http": plain, "https": secure}
     return manager
@@ -295,20 +332,29 @@ class Transport:
     ``challenged(response)`` is told of a 401 from the registry and returns whether to try once more.
     """
 
-    def __init__(self, registry: str, policy: Policy, *, insecure: bool = False, ca_file: str = "") -> None:
+    def __init__(
+        self,
+        registry: str,
+        policy: Policy,
+        *,
+        insecure: bool = False,
+        ca_file: str = "",
+        certificates: Certificates | None = None,
+    ) -> None:
         self.policy = policy
         self.authorize: Callable[[], str] = str
         self.challenged: Callable[[Response], bool] = lambda _response: False
         self._insecure = insecure
         self._ca_file = ca_file
-        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._certificates = certificates or Certificates()
+        self._managers: dict[tuple[str, bool, Certificates, str], urllib3.PoolManager] = {}
         self._registry = registry
         # What to try, in order. Plain HTTP needs a registry on this machine or the user's word; nothing secret is
         # sent before the registry has answered in the language tried.
         self._schemes = ["https"]
         if insecure:
             self._schemes = ["https", "http"]
-        elif not ca_file and is_loopback(split(f"https://{registry}")[1].host):
+        elif not ca_file and self._certificates == Certificates() and is_loopback(split(f"https://{registry}")[1].host):
             self._schemes = ["http", "https"]
         self._first_try: Broken | None = None
         self._speak(self._schemes[0])
@@ -477,14 +523,18 @@ class Transport:
     def _manager(self, url: str, *, strict: bool, patient: bool) -> urllib3.PoolManager:
         """Return the connections for a URL, made when first needed: reading the authorities costs 20 ms."""
         tls = "plain" if url.startswith("http:") else "strict" if strict or not self._insecure else "lax"
-        kind = f"{tls} patient" if patient else tls
+        origin = split(url)[1]
+        # What the operator keeps for this registry is for it alone, not for where it sends us.
+        own = self._certificates if origin.host == self.origin.host else Certificates()
+        proxy = proxy_for(origin.scheme, origin.host, origin.port)
+        kind = (tls, patient, own, proxy)
         with self._lock:
             if kind not in self._managers:
                 context = None
                 if tls != "plain":
-                    context = _context(self._ca_file) if tls == "strict" else _lax_context()
+                    context = _context(self._ca_file, own, _times(own)) if tls == "strict" else _lax_context(own)
                 policy = self.policy.replace(headers=self.policy.commit) if patient else self.policy
-                self._managers[kind] = _manager(policy, context)
+                self._managers[kind] = _manager(policy, context, proxy)
             return self._managers[kind]
 
     def wait(self, attempt: int, asked: str = "") -> None:
@@ -540,6 +590,9 @@ def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> B
         return Broken(f"TLS failed: {words}", again=False, language=not at_body and reason in _NOT_TLS)
     if first(PoolSSLError) is not None:
         return Broken("TLS failed", again=False)
+    if (failed := first(ProxyError)) is not None:
+        detail = _broken(failed.original_error, policy).why if failed.original_error is not None else str(failed)
+        return Broken(f"the proxy fails: {detail}", again=False, hint="see HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
     if first(socket.gaierror, NameResolutionError) is not None:
         return Broken("the host name is not known", again=False, hint="is the name right, and the network up?")
     if first(ConnectionRefusedError) is not None:
