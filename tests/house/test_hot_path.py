@@ -130,6 +130,11 @@ def test_a_container_s_life(container: tuple[str, str, str]) -> None:
         ("start", name),
         ("exec", name, "true"),
         ("list",),
+        ("ps", "--format", "json", name),
+        ("events", "--stats", name),
+        ("pause", name),
+        ("update", "--pids-limit", "90", name),
+        ("resume", name),
         ("kill", name, "KILL"),
     ):
         done = run("--root", root, verb, *rest)

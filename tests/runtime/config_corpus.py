@@ -203,7 +203,9 @@ def dest_through_link(how: str) -> Prepare:
 
 def node(bundle: Bundle) -> None:
     os.mknod(bundle.rootfs / "dev/own", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
-    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if not entry["destination"].startswith("/dev")]
+    bundle.config["mounts"] = [
+        entry for entry in bundle.config["mounts"] if not entry["destination"].startswith("/dev")
+    ]
     bundle.config["linux"]["devices"] = [{**CHAR, "path": "/dev/own"}]
     bundle.write()
 

@@ -24,9 +24,10 @@ KEPT = ("KNARR_TEST_INSTALLED", "KNARR_TEST_RUNTIME")
     ("files", "wanted"),
     [
         (("test_cgroup_groups.py",), ""),
+        (("test_options.py",), "admits and not crun or knarr and (cgroup or sigkill)"),
         (("test_pause.py", "test_update.py", "test_events.py"), "not runc and not crun and not size and not sense"),
     ],
-    ids=["groups", "verbs"],
+    ids=["groups", "options", "verbs"],
 )
 @pytest.mark.skipif(HOST is not None and HOST.mode == "v2", reason="the same tests have run on this v2 host")
 def test_on_cgroup_v2(files: tuple[str, ...], wanted: str) -> None:

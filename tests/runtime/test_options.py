@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -140,6 +143,61 @@ def test_orphans_in_the_host_s_pid_namespace(runtime: Runtime, bundle: Bundle, t
         assert (parent == pid_of.pid) == (not option), (parent, pid_of.pid, option)
         (bundle.rootfs / "tmp/parent").unlink()
         assert left_behind(runtime, id) == []
+
+
+def keyrings(runtime: Runtime, bundle: Bundle, *options: str) -> tuple[str, str]:
+    """The id of a container, and the session keyring its program has."""
+    bundle.config["linux"]["maskedPaths"] = []
+    id = runtime.new_id()
+    # of several keyrings that may be seen, the newest is the one that was joined last
+    return id, runtime.ok("run", *options, "--bundle", bundle.write("cat", "/proc/keys"), id)
+
+
+def test_a_session_keyring_of_its_own(runtime: Runtime, bundle: Bundle) -> None:
+    id, shown = keyrings(runtime, bundle)
+    assert f"_ses.{id}" in shown or runtime.name == "crun"  # which takes the id alone as its name
+    assert id in shown
+
+
+def test_the_caller_s_session_keyring(runtime: Runtime, bundle: Bundle) -> None:
+    id, shown = keyrings(runtime, bundle, "--no-new-keyring")
+    assert id not in shown
+
+
+def without_pivot_root() -> None:
+    """Have the kernel refuse pivot_root(2) to this process and its children, as it does on an initramfs."""
+    number = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
+    # load the call's number; is it this one? EINVAL : allow
+    steps = ((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | errno.EINVAL), (0x06, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+    if ctypes.CDLL(None, use_errno=True).prctl(22, 2, program, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def test_no_pivot(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.write("sh", "-c", "ls / && exit 6")
+    bundle.config["process"]["noNewPrivileges"] = False
+    for option, code in ((["--no-pivot"], 6), ([], 1)):
+        words = ("run", *option, "--bundle", str(bundle.path), runtime.new_id())
+        done = runtime(*words, preexec_fn=without_pivot_root)
+        assert done.returncode == code, done.stderr
+        if option:
+            assert done.stdout.split() == sorted(path.name for path in bundle.rootfs.iterdir())
+        else:
+            assert "pivot" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--apparmor", "--process-label"])
+def test_labels_where_there_is_no_such_module(runtime: Runtime, bundle: Bundle, option: str) -> None:
+    there = "/sys/module/apparmor" if option == "--apparmor" else "/sys/fs/selinux/enforce"
+    if os.path.exists(there):
+        pytest.skip("this kernel has the module")
+    id = started(runtime, bundle)
+    done = runtime("exec", option, "some_label", id, "true")
+    if runtime.name == "knarr":  # the others pass over a profile or a label that nobody enforces
+        assert done.returncode == 255
+        assert ("AppArmor" if option == "--apparmor" else "SELinux") in done.stderr
 
 
 # -- kill, delete ------------------------------------------------------------------------------------------------------
@@ -367,6 +425,20 @@ def test_log_to_no_daemon(ours: Runtime) -> None:
         done = ours("--log", "journald:me", "list")
         assert done.returncode == 1
         assert "cannot log to journald at /run/systemd/journal/socket: no such file or directory" in done.stderr
+
+
+def test_debug_says_more(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.write("true")
+    sizes = []
+    for option in ((), ("--debug",)):
+        log = tmp_path / f"log{len(option)}"
+        runtime.ok(
+            "--log", str(log), "--log-format", "json", *option, "run", "--bundle", str(bundle.path), runtime.new_id()
+        )
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        assert all({"level", "msg", "time"} <= line.keys() for line in lines)
+        sizes.append(len(lines))
+    assert sizes[1] > sizes[0] or runtime.name == "crun"
 
 
 def test_log_level(ours: Runtime, bundle: Bundle, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def _general_hint(kind: str, number: int) -> str:
         return "the root must be a real directory, not a symbolic link"
     if kind in ("mount", "bind") and number == ELOOP:
         return "the target must be an ordinary directory, not a symbolic link"
+    if kind == "pivot" and number == EINVAL:
+        return "pivot_root cannot leave an initramfs: --no-pivot moves the root instead"
     if kind == "rlimit" and number == EPERM:
         return "raising a hard limit needs CAP_SYS_RESOURCE"
     if kind in ("clone", "unshare") and number == EPERM:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from knarr import __version__
 from knarr.base.errors import Unsupported
 from knarr.plan.mountopts import PROPAGATION, parse_options
 from knarr.plan.seccomp import ACTIONS, FLAGS, OPERATORS
@@ -33,6 +34,8 @@ def features() -> dict[str, Any]:
         "ociVersionMax": OCI_VERSION,
         "hooks": [*HOOKS],
         "mountOptions": _mount_options(),
+        "annotations": {"knarr.version": __version__},
+        "potentiallyUnsafeConfigAnnotations": [],  # none makes a container less confined
         "linux": {
             "namespaces": sorted(NAMESPACES),
             "capabilities": [*CAPABILITIES],

@@ -68,7 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         if rootless not in _ROOTLESS:
             raise UsageError(f"option --rootless: {rootless!r} is not true, false or auto")
         context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless], cgroup_manager=manager)
-        return _run(verb, options, operands, context)
+        code = _run(verb, options, operands, context)
+        if given.get("debug"):
+            said = f"{' '.join((verb, *operands[:1]))} below {context.root}: exit code {code}"
+            log.debug(said)
+        return code
     except KnarrError as error:
         return _report(str(error), error, verb, log)
     except Exception as error:
