@@ -20,12 +20,12 @@ from knarr.base.errors import Exists, InitError, InUse, KernelError, KnarrError,
 from knarr.kernel import bpf
 from knarr.plan.cgroup import CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 from knarr.plan.host import Host
-from knarr.runtime import cgroup, cgroup_fs
+from knarr.runtime import cgroup, cgroup_fs, cgroup_probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HOST = cgroup.probe()
+HOST = cgroup_probe.probe()
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups needs root"),
@@ -151,7 +151,7 @@ def test_probe_finds_what_is_mounted() -> None:
     assert HOST.mode == ("v2" if not HOST.mounts else "hybrid" if HOST.unified else "v1")
     for place in places(""):
         assert (place / "cgroup.procs").exists()
-    by_table = cgroup._mounted(
+    by_table = cgroup_probe._mounted(
         [
             (tuple(names.split(",")) if names else (), path)
             for _, names, path in (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
@@ -163,10 +163,10 @@ def test_probe_finds_what_is_mounted() -> None:
 
 
 def test_a_mount_of_a_part_of_the_hierarchy() -> None:
-    assert cgroup._below("/docker/x/y", "/docker/x") == "/y"
-    assert cgroup._below("/docker/x", "/docker/x") == "/"
-    assert cgroup._below("/docker/xy", "/docker/x") == "/docker/xy"
-    assert cgroup._below("/", "/") == "/"
+    assert cgroup_probe._below("/docker/x/y", "/docker/x") == "/y"
+    assert cgroup_probe._below("/docker/x", "/docker/x") == "/"
+    assert cgroup_probe._below("/docker/xy", "/docker/x") == "/docker/xy"
+    assert cgroup_probe._below("/", "/") == "/"
 
 
 # Making and removing

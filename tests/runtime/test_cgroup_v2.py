@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "uml"))
 import uml
 
-from knarr.runtime import cgroup
+from knarr.runtime import cgroup_probe
 
-HOST = cgroup.probe()
+HOST = cgroup_probe.probe()
 HERE = Path(__file__)
 KEPT = ("KNARR_TEST_INSTALLED", "KNARR_TEST_RUNTIME")
 

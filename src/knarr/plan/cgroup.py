@@ -15,10 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from knarr.plan.cgroup_systemd import Scope
     from knarr.plan.devices import Rule
 
 _PATH_MAX = 4096 - 256  # leaves room for the mount point and the files below
 _NAME_MAX = 255
+CGROUPFS, SYSTEMD, DISABLED = "cgroupfs", "systemd", "disabled"
+"""Who makes the groups: the runtime, systemd, nobody (--cgroup-manager)."""
 
 
 class CgroupMount(Record):
@@ -37,6 +40,7 @@ class CgroupHost(Record):
     unified: str = ""  # mount point of the v2 hierarchy
     unified_own: str = "/"
     controllers: tuple[str, ...] = ()  # of the v2 hierarchy
+    units: str = ""  # the group below which the manager of systemd keeps its units, for the systemd driver
 
 
 class Write(Record):
@@ -72,10 +76,21 @@ class CgroupPlan(Record):
     device_rules: tuple[Rule, ...] = ()
     device_mount: str = ""
     clone_into: bool = False  # v2 only: the process is born in its group (CLONE_INTO_CGROUP)
+    scope: Scope | None = None  # what systemd makes around the process
 
 
-def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str, *, devices: bool = True) -> CgroupPlan:
+def plan_cgroup(
+    config: dict[str, Any],
+    host: CgroupHost,
+    id: str,
+    *,
+    devices: bool = True,
+    driver: str = CGROUPFS,
+    user: bool = False,
+) -> CgroupPlan:
     """Decide on groups and values for a validated config.json.
+
+    With the systemd ``driver`` they belong to a scope of the system's manager or, ``user``, of the user's.
 
     Without ``devices`` the device rules are left out: a user namespace can neither make nor restrict devices. Raises
     Unsupported, with the JSON pointer, for a limit whose controller this host does not have, and SpecError for a path
@@ -84,7 +99,15 @@ def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str, *, devices: b
     linux = config.get("linux") or {}
     resources = linux.get("resources") or {}
     rules = device_rules(config) if devices else ()
-    path = str(linux.get("cgroupsPath") or "")
+    scope = None
+    if driver == SYSTEMD:
+        from knarr.plan.cgroup_systemd import plan_scope
+
+        v2 = host.mode == "v2"
+        scope = plan_scope(config, id, user=user, v2=v2, rules=() if v2 else rules)
+        path = f"{host.units}{scope.path}" + (f"/{scope.subgroup}" if scope.subgroup else "")
+    else:
+        path = str(linux.get("cgroupsPath") or "")
     place = _relative(path, id)
     top = path.startswith("/")
     if host.mode == "v2":
@@ -92,7 +115,8 @@ def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str, *, devices: b
 
         own = "" if top else _above(host.unified_own)
         where = CgroupDirectory(host.unified, f"{own}/{place}", host.controllers)
-        return CgroupPlan((where,), tuple(v2_writes(resources, where)), rules, host.unified if devices else "", True)
+        writes = tuple(v2_writes(resources, where))
+        return CgroupPlan((where,), writes, rules, host.unified if devices else "", scope is None, scope)
     from knarr.plan.cgroup_v1 import v1_writes
 
     directories = [
@@ -108,8 +132,8 @@ def plan_cgroup(config: dict[str, Any], host: CgroupHost, id: str, *, devices: b
         if not host.unified:
             raise missing("devices", "/linux/resources/devices")
         device_mount = host.unified
-    writes = v1_writes(resources, () if device_mount else rules, directories)
-    return CgroupPlan(tuple(directories), tuple(writes), rules if device_mount else (), device_mount)
+    v1 = tuple(v1_writes(resources, () if device_mount else rules, directories))
+    return CgroupPlan(tuple(directories), v1, rules if device_mount else (), device_mount, scope=scope)
 
 
 def _relative(path: str, id: str) -> str:

@@ -14,7 +14,7 @@ from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTS
 
 from knarr.base.errors import Exists, InitError, InUse, KernelError, Unsupported
 from knarr.base.files import read_file
-from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
+from knarr.plan.cgroup import CGROUPFS, DISABLED, SYSTEMD, CgroupDirectory, CgroupPlan, plan_cgroup
 from knarr.runtime.cgroup_fs import (
     children,
     enter,
@@ -34,104 +34,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from knarr.plan.cgroup import Write
+    from knarr.plan.cgroup import CgroupHost, Write
     from knarr.plan.host import Host
 
-    # {"v2": bool, "groups": [[mount point, path, number of its parents that we make], …]}
+    # {"v2": bool, "groups": [[mount point, path, number of its parents that we make], …]}; with the systemd driver also
+    # "unit", "user" (of the user's manager) and "subgroup"
     Intent = dict[str, Any]
 
-_LIMIT = 1 << 24  # mountinfo of a host with a hundred thousand mounts
-_USUAL = "/sys/fs/cgroup"
 _RESTARTS = 100  # how often a parent may vanish under us while we make a group
-
-
-# -- what this machine has ---------------------------------------------------------------------------------------------
-
-
-def probe() -> CgroupHost | None:
-    """Return the hierarchies mounted here, None without any. Raises FileError.
-
-    Where they are mounted as usual no mount table is read: it has a line for every mount of the machine.
-    """
-    own: list[tuple[tuple[str, ...], str]] = []  # (controllers, our group), none for the unified hierarchy
-    for line in read_file("/proc/self/cgroup", _LIMIT).decode("utf-8", "surrogateescape").splitlines():
-        _, names, path = line.split(":", 2)
-        own.append((tuple(names.split(",")) if names else (), path))
-    host = _usual(own)
-    return host if host is not None else _mounted(own)
-
-
-def _usual(own: list[tuple[tuple[str, ...], str]]) -> CgroupHost | None:
-    """The hierarchies if each is where systemd and cgroupfs-mount put it, with our own group in it."""
-    places = []
-    pure = os.path.exists(f"{_USUAL}/cgroup.controllers")
-    for names, path in own:
-        if not names:
-            place = _USUAL if pure else f"{_USUAL}/unified"
-        else:
-            place = f"{_USUAL}/{','.join(name.removeprefix('name=') for name in names)}"
-        if not os.path.exists(f"{place}{path}/cgroup.procs"):
-            return None
-        places.append((names, place, path))
-    if pure and len(places) > 1:
-        return None
-    return _host(places)
-
-
-def _mounted(own: list[tuple[tuple[str, ...], str]]) -> CgroupHost | None:
-    """The hierarchies by /proc/self/mountinfo."""
-    path_of = {name: path for names, path in own for name in names or ("",)}
-    places: list[tuple[tuple[str, ...], str, str]] = []
-    for line in read_file("/proc/self/mountinfo", _LIMIT).decode("utf-8", "surrogateescape").splitlines():
-        if " - cgroup" not in line:
-            continue
-        before, _, after = line.partition(" - ")
-        _, _, _, root, mountpoint, *_ = before.split(" ")
-        fstype, _, options = after.split(" ", 2)
-        names = tuple(name for name in options.split(",") if name in path_of) if fstype == "cgroup" else ()
-        if (names or fstype == "cgroup2") and not any(place[0] == names for place in places):
-            own_path = path_of.get(names[0] if names else "", "/")
-            places.append((names, mountpoint, _below(own_path, root)))
-    return _host(places) if places else None
-
-
-def _host(places: list[tuple[tuple[str, ...], str, str]]) -> CgroupHost:
-    mounts = tuple(CgroupMount(names, place, path) for names, place, path in places if names)
-    unified = next(((place, path) for names, place, path in places if not names), ("", "/"))
-    controllers: tuple[str, ...] = ()
-    if not mounts:
-        # Always there, and without a word in cgroup.controllers: devices (by eBPF) and the freezer.
-        controllers = tuple(read_file(f"{unified[0]}/cgroup.controllers", 4096).decode().split())
-    return CgroupHost("v2" if not mounts else "hybrid" if unified[0] else "v1", mounts, *unified, controllers)
-
-
-def _below(path: str, root: str) -> str:
-    """A group of /proc/self/cgroup as seen below a mount whose root is the group ``root``."""
-    if root != "/" and (path == root or path.startswith(root + "/")):
-        path = path[len(root) :]
-    return path or "/"
 
 
 # -- planning and recording --------------------------------------------------------------------------------------------
 
 
 def plan(
-    config: dict[str, Any], host: Host, id: str, *, rootless: bool | None = None, manager: str = "cgroupfs"
+    config: dict[str, Any], host: Host, id: str, *, rootless: bool | None = None, manager: str = CGROUPFS
 ) -> CgroupPlan | None:
     """Decide on the container's groups; None where there are none or, asked for nothing, none may be made.
 
-    ``manager``: who makes them; "disabled": nobody, and asking for a limit is an error.
+    ``manager``: who makes them (cgroupfs, systemd, disabled); nobody: asking for a limit is an error.
 
     ``rootless``: True: groups that may not be made are done without, unless limits or a path were asked for; None: so
     for everyone but root. Raises Unsupported and SpecError with the JSON pointer.
     """
     linux = config.get("linux") or {}
     wanted = _first_limit(linux.get("resources") or {})
-    if manager == "systemd":
-        raise Unsupported(
-            "the systemd cgroup driver", "this version manages cgroups itself", hint="use the cgroupfs driver"
-        )
-    if manager == "disabled":
+    if manager == DISABLED:
         if wanted:
             raise Unsupported("a resource limit", "cgroups are switched off", pointer=wanted)
         return None
@@ -139,6 +67,8 @@ def plan(
         if wanted:
             raise Unsupported("a resource limit", "this host has no cgroups mounted", pointer=wanted)
         return None
+    if manager == SYSTEMD:
+        return _plan_scope(config, host, host.cgroup, id)
     planned = plan_cgroup(config, host.cgroup, id, devices=host.privileged)
     if (host.privileged if rootless is None else not rootless) or _may_make(planned):
         return planned
@@ -150,6 +80,20 @@ def plan(
             hint="run as root, or on cgroup v2 have a group delegated to you (systemd-run --user --scope)",
         )
     return None
+
+
+def _plan_scope(config: dict[str, Any], host: Host, groups: CgroupHost, id: str) -> CgroupPlan:
+    """For the systemd driver; to others than root its units are the user's manager's."""
+    user = not host.privileged
+    if user:
+        from knarr.runtime import systemd  # cold: only with that driver
+
+        root = systemd.unit_root(user=True)
+        groups = groups.replace(units=root)
+        if groups.mode == "v2":  # what was delegated to the user
+            given = read_file(f"{groups.unified}{root}/cgroup.controllers", 4096).decode().split()
+            groups = groups.replace(controllers=tuple(given))
+    return plan_cgroup(config, groups, id, devices=host.privileged, driver=SYSTEMD, user=user)
 
 
 def _first_limit(resources: dict[str, Any]) -> str:
@@ -187,7 +131,10 @@ def intent(planned: CgroupPlan) -> Intent:
         while path and not os.path.isdir(directory.mountpoint + path):
             path, parents = path.rpartition("/")[0], parents + 1
         groups.append([directory.mountpoint, directory.path, parents])
-    return {"v2": planned.clone_into, "groups": groups}
+    if planned.scope is None:
+        return {"v2": planned.clone_into, "groups": groups}
+    scope = planned.scope
+    return {"v2": scope.v2, "groups": groups, "unit": scope.name, "user": scope.user, "subgroup": scope.subgroup}
 
 
 def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
@@ -211,16 +158,23 @@ def create(planned: CgroupPlan, *, devices: bool = True) -> None:
     Without ``devices`` the caller still has to call restrict_devices. Raises InitError with the JSON pointer, the file
     and the value; KernelError, Exists, InUse for the group itself.
     """
+    if planned.scope is not None:
+        return  # systemd makes it around the process: join
     for directory in planned.directories:
-        fd = _make(directory, v2=planned.clone_into)
+        fd = make_group(directory, v2=planned.clone_into)
         try:
-            for limit in planned.writes:
-                if limit.mountpoint == directory.mountpoint and not is_device_rule(limit):
-                    write_limit(fd, directory, limit)
+            _limit(fd, directory, planned)
         finally:
             os.close(fd)
     if devices:
         restrict_devices(planned)
+
+
+def _limit(fd: int, directory: CgroupDirectory, planned: CgroupPlan) -> None:
+    """Write the limits of one group, but for device rules."""
+    for limit in planned.writes:
+        if limit.mountpoint == directory.mountpoint and not is_device_rule(limit):
+            write_limit(fd, directory, limit)
 
 
 def restrict_devices(planned: CgroupPlan) -> None:
@@ -248,18 +202,21 @@ def is_device_rule(limit: Write) -> bool:
     return limit.choices[0][0].startswith("devices.")
 
 
-def _make(directory: CgroupDirectory, *, v2: bool) -> int:
-    """Make the group and its parents, give the parents' controllers on (v2), return its descriptor."""
+def make_group(directory: CgroupDirectory, *, v2: bool, adopt: bool = False) -> int:
+    """Make the group and its parents, give the parents' controllers on (v2), return its descriptor.
+
+    ``adopt``: it may be there already, made by systemd for us. Raises KernelError, Exists, InUse.
+    """
     parts = directory.path.strip("/").split("/")
     for _ in range(_RESTARTS):
         at = os.open(directory.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for number, part in enumerate(parts):
                 if v2:
-                    _enable_controllers(at, directory.controllers)
+                    enable_controllers(at, directory.controllers)
                 below, made = _child(at, part, f"{directory.mountpoint}/{'/'.join(parts[: number + 1])}")
                 try:
-                    if not made and number + 1 == len(parts):
+                    if not made and not adopt and number + 1 == len(parts):
                         _check_left_over(below, directory)
                     if "cpuset" in directory.controllers and not v2 and (made or marked(below)):
                         _inherit_cpuset(at, below)
@@ -297,7 +254,7 @@ def _child(at: int, part: str, shown: str) -> tuple[int, bool]:
     return fd, made
 
 
-def _enable_controllers(at: int, controllers: tuple[str, ...]) -> None:
+def enable_controllers(at: int, controllers: tuple[str, ...]) -> None:
     """On v2 a group has only the controllers its parent gives on.
 
     What cannot be given on shows when a limit is written, with the limit's name.
@@ -378,14 +335,31 @@ def _attach_devices(fd: int, planned: CgroupPlan) -> None:
 
 
 def join(planned: CgroupPlan, pid: int) -> None:
-    """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises InitError."""
-    if not planned.clone_into:
+    """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises InitError.
+
+    With the systemd driver the groups are made by that. Raises also Exists, Unsupported, KernelError.
+    """
+    if planned.scope is not None:
+        from knarr.runtime import systemd  # cold: only with that driver
+
+        systemd.make_scope(planned, planned.scope, pid)
+        for directory in planned.directories:
+            fd = open_group(directory.mountpoint, directory.path)
+            try:
+                _limit(fd, directory, planned)
+            finally:
+                os.close(fd)
+    elif not planned.clone_into:
         _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid)
 
 
 def join_recorded(recorded: Intent | None, pid: int) -> None:
-    """Put a further process into a container's groups. Raises InitError."""
-    if recorded is not None and not recorded["v2"]:
+    """Put a further process into a container's groups. Raises InitError, Unsupported."""
+    if recorded is not None and recorded["v2"] and recorded.get("user"):
+        from knarr.runtime import systemd  # cold: only with that driver
+
+        systemd.attach(recorded, pid)
+    elif recorded is not None and not recorded["v2"]:
         _join([(mountpoint, path) for mountpoint, path, _ in recorded["groups"]], pid)
 
 
@@ -411,6 +385,8 @@ def expel(recorded: Intent, pid: int) -> None:
     """Take a process of ours out of a frozen v1 group, where not even SIGKILL would end it. On v2 it does."""
     if recorded["v2"]:
         return
+    from knarr.runtime.cgroup_probe import probe
+
     host = probe()
     for mount in host.mounts if host is not None else ():
         if "freezer" in mount.controllers:
@@ -449,7 +425,8 @@ def for_exec(recorded: Intent | None) -> CgroupPlan | None:
     if recorded is None:
         return None
     places = tuple(CgroupDirectory(mountpoint, path, ()) for mountpoint, path, _ in recorded["groups"])
-    return CgroupPlan(places, (), clone_into=recorded["v2"])
+    # A user's caller may be in a group from which it could not go to this one, but systemd can move what it started.
+    return CgroupPlan(places, (), clone_into=recorded["v2"] and not recorded.get("user"))
 
 
 def open_directory(group: CgroupPlan | Intent) -> int:
@@ -600,6 +577,11 @@ def remove(recorded: Intent, patience: float) -> None:
     Raises KernelError; a group without our mark is not emptied.
     """
     deadline = time.monotonic() + patience
+    if "unit" in recorded:
+        from knarr.runtime import systemd  # cold: only with that driver
+
+        signal_all(recorded, 9)  # systemd would send SIGTERM first, and wait
+        systemd.stop_scope(recorded)
     for mountpoint, path, parents in recorded["groups"]:
         pause = 0.0005
         while not _remove_group(mountpoint, path):

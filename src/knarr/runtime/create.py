@@ -405,7 +405,8 @@ def begin(
     ``config`` is a validated config.json, ``raw`` its bytes if at hand; ``bundle`` an absolute path. ``options`` are
     the caller's wishes; what follows from ``io`` and ``wait_start`` is put in here. With ``wait_start`` the program
     waits for ``start``, else it runs as soon as it can. ``rootless`` True: cgroups that may not be made are done
-    without when no limit was asked for; None decides by who we are. ``host`` saves gathering the facts again.
+    without when no limit was asked for; None decides by who we are. ``host`` saves gathering the facts
+    again.
     Raises InvalidId, Exists, SpecError, Unsupported, FileError, KernelError; nothing is left behind then.
     """
     check_id(id)

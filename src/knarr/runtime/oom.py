@@ -11,7 +11,7 @@ from errno import ENODEV, ENOENT
 from select import POLLIN, POLLPRI
 
 from knarr.base.errors import KernelError, Unsupported
-from knarr.runtime import cgroup
+from knarr.runtime import cgroup, cgroup_probe
 from knarr.runtime.cgroup_fs import open_group, write
 from knarr.runtime.stats import table
 
@@ -28,7 +28,7 @@ class OomWatch:
         self.over = False
         self._kills = 0
         self._v2 = bool(recorded and recorded["v2"])
-        host = cgroup.probe()
+        host = cgroup_probe.probe()
         where = None
         if recorded is not None and host is not None:
             places = {mountpoint: path for mountpoint, path, _ in recorded["groups"]}

@@ -23,7 +23,7 @@ def probe_for(config: dict[str, Any], host: Host | None) -> Host:
 
 def probe() -> Host:
     """Return the facts. Raises FileError, KernelError when /proc cannot be read."""
-    from knarr.runtime import cgroup
+    from knarr.runtime import cgroup_probe
 
     name = os.uname()
     numbers = name.release.split("-")[0].split(".")
@@ -33,7 +33,7 @@ def probe() -> Host:
         arch=name.machine,
         kernel=(_number(numbers[0]), _number(numbers[1]) if len(numbers) > 1 else 0),
         in_userns=_in_userns(),
-        cgroup=cgroup.probe(),
+        cgroup=cgroup_probe.probe(),
         apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         kcore=os.path.exists("/proc/kcore"),

@@ -11,7 +11,7 @@ import os
 
 from knarr.base.errors import Unsupported
 from knarr.base.record import Record
-from knarr.runtime import cgroup
+from knarr.runtime import cgroup, cgroup_probe
 from knarr.runtime.cgroup_fs import open_group, read
 
 TYPE_CHECKING = False
@@ -103,7 +103,7 @@ class Stats(Record):
 
 def stats(recorded: cgroup.Intent | None) -> Stats:
     """Read the files of a container's groups. Raises Unsupported without groups, KernelError when they are gone."""
-    host = cgroup.probe()
+    host = cgroup_probe.probe()
     if recorded is None or host is None:
         raise Unsupported("statistics of this container", "it has no cgroup of its own")
     places = {mountpoint: path for mountpoint, path, _ in recorded["groups"]}

@@ -6,8 +6,9 @@ import os
 from errno import EBUSY, EINVAL
 
 from knarr.base import fastjson
-from knarr.base.errors import InitError, SpecError, Unsupported, WrongStatus
+from knarr.base.errors import InitError, KnarrError, SpecError, Unsupported, WrongStatus
 from knarr.base.files import write_atomic
+from knarr.plan.devices import device_rules
 from knarr.plan.update import asked, before, merged, plan_update
 from knarr.runtime import cgroup, record
 from knarr.runtime.cgroup_fs import open_group, read, write
@@ -54,7 +55,10 @@ def update(state_root: str, id: str, resources: Any, *, document: str = "resourc
         groups = [(mountpoint, path) for mountpoint, path, _ in state.cgroup["groups"]]
         try:
             changed, plan = plan_update(config, given, host.cgroup, groups, devices=host.privileged)
-            _apply(plan)
+            if "unit" in state.cgroup:
+                _tell_systemd(state.cgroup, config, changed, plan)
+            else:
+                _apply(plan)
         except (InitError, Unsupported) as error:
             error.pointer = ""  # points into config.json, where this does not come from
             raise
@@ -64,6 +68,27 @@ def update(state_root: str, id: str, resources: Any, *, document: str = "resourc
             taken.release()
         os.close(fd)
         os.close(root_fd)
+
+
+def _tell_systemd(recorded: dict[str, Any], config: dict[str, Any], changed: dict[str, Any], plan: CgroupPlan) -> None:
+    """Have systemd change what it knows of, then write all of it exactly."""
+    from knarr.plan.cgroup_systemd import v1_properties, v2_properties  # cold: only with that driver
+    from knarr.runtime import systemd
+
+    sides = []
+    for document in (config, changed):
+        resources = (document.get("linux") or {}).get("resources") or {}
+        sides.append(v2_properties(resources) if recorded["v2"] else v1_properties(resources, device_rules(document)))
+    old, new = sides
+    systemd.set_properties(recorded, [each for each in new if each not in old])
+    try:
+        _apply(plan)
+    except BaseException as error:
+        try:
+            systemd.set_properties(recorded, [each for each in old if each not in new])
+        except KnarrError as trouble:
+            error.add_note(f"and {trouble}")
+        raise
 
 
 def _apply(plan: CgroupPlan) -> None:
