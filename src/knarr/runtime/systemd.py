@@ -1,4 +1,4 @@
-"""Have systemd keep a container's cgroup: a transient scope, over D-Bus (imported only for the systemd driver; hot).
+"""Have systemd keep a container's cgroup: a transient scope, over D-Bus (cold: only for the systemd driver).
 
 org.freedesktop.systemd1(5). The scope is made around the container's first process while that waits; afterwards the
 group is ours (Delegate=yes), is marked, and is used like any other. Whatever is stopped here is marked.
@@ -47,7 +47,7 @@ class Manager:
 
     def __init__(self, *, user: bool) -> None:
         try:
-            from jeepney.low_level import Parser  # cold: 15 ms, and only for this driver
+            from jeepney.low_level import Parser  # 15 ms
         except ImportError:
             raise Unsupported(_DRIVER, "the Python package jeepney is not installed") from None
         if not user and not os.path.isdir("/run/systemd/system"):

@@ -73,7 +73,7 @@ def update(state_root: str, id: str, resources: Any, *, document: str = "resourc
 def _tell_systemd(recorded: dict[str, Any], config: dict[str, Any], changed: dict[str, Any], plan: CgroupPlan) -> None:
     """Have systemd change what it knows of, then write all of it exactly."""
     from knarr.plan.cgroup_systemd import v1_properties, v2_properties  # cold: only with that driver
-    from knarr.runtime import systemd
+    from knarr.runtime import systemd  # cold: the same
 
     sides = []
     for document in (config, changed):
