@@ -146,3 +146,28 @@ def test_directories_of_the_host_are_given_away_when_they_are_made(launcher: Lau
     assert (stat.S_IMODE(made.st_mode), made.st_uid, made.st_gid) == (0o750, 5, 6)
     launcher.run([Op("host_mkdir", [0o700, 8, 9], [f"{tmp_path}/new"])]).succeeded()
     assert (tmp_path / "new").stat().st_uid == 5, "one that is there stays as it is"
+
+
+def test_a_new_file_system_is_shown_where_it_is_wanted(launcher: Launcher, layer: Path) -> None:
+    plan = [
+        *OWN,
+        Op("unshare", [NEWNS]),
+        Op("propagation", [MS_REC | MS_PRIVATE], ["/"]),
+        Op("new_tree", [TREE, 1], ["tmpfs", "ours", "size=64k", "mode=711"]),
+        Op("cover", [TREE], [str(layer)]),
+        Op("sync", [STOP]),
+    ]
+    run = launcher.start(plan).stop()
+    inside = Path(f"/proc/{run.pid}/root{layer}")
+    assert (os.listdir(inside), inside.stat().st_mode & 0o7777) == ([], 0o711)
+    assert os.statvfs(inside).f_flag & os.ST_RDONLY
+    assert os.listdir(layer), "the host sees what it saw"
+    run.go()
+    run.finish().succeeded()
+
+
+def test_a_file_system_that_cannot_be_is_refused_with_the_kernels_words(launcher: Launcher) -> None:
+    refused = launcher.run([Op("new_tree", [TREE, 0], ["tmpfs", "t", "colour=red"])]).refused(0, errno.EINVAL)
+    assert b"colour" in refused.detail
+    launcher.run([Op("new_tree", [TREE, 0], ["nosuchfs", "t"])]).refused(0, errno.ENODEV)
+    launcher.run([Op("new_tree", [TREE, 0], ["erofs", "/nowhere"])]).refused(0, errno.ENOENT)

@@ -60,7 +60,7 @@ def _shown(value: Any) -> str:
 
 def gather() -> dict[str, Any]:
     """Everything ``info`` tells, as JSON-ready values."""
-    from knarr.engine import containers, host, rootfs
+    from knarr.engine import containers, driver, host
     from knarr.engine.images import listing
     from knarr.engine.paths import places
     from knarr.runtime.launch import init_path
@@ -90,7 +90,7 @@ def gather() -> dict[str, Any]:
             "Cpus": os.cpu_count() or 0,
             "Rootless": facts.rootless,
             "UserNamespace": _own_ids(where) if ids is None else _ids(ids.uids),
-            "Driver": rootfs.driver(where),
+            "Driver": driver.driver(where),
             "Overlayfs": host.overlay(),
             "Cgroups": _cgroup(cgroup),
             "CgroupLimits": facts.cgroup_limits,
@@ -146,7 +146,7 @@ def _free(path: str) -> int:
 
 
 def _warnings() -> list[str]:
-    from knarr.engine import host, rootfs
+    from knarr.engine import driver, host
     from knarr.engine.paths import places
     from knarr.runtime.launch import init_memfd
 
@@ -162,7 +162,7 @@ def _warnings() -> list[str]:
         found.append("--memory, --cpus and --pids-limit need root, or a delegated cgroup (v2)")
     if len(facts.uid_map) == 1 and facts.uid_map[0][2] == 1:
         found.append("files of images all get this user's id: no range in /etc/subuid, or newuidmap is missing")
-    if rootfs.driver(places()) == "copy":
+    if driver.driver(places()) == "copy":
         found.append("each container gets a copy of its image: overlayfs cannot be used here")
     return found
 

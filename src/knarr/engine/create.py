@@ -72,7 +72,7 @@ def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> 
         return _prepare_bundle(where, request)
     ready = images.ready(where, request.image, platform=request.platform, pull=request.pull, watcher=watcher)
     # Between looking a layer up and recording that a container needs it, nobody may remove it.
-    with images.snapshots(where).hold():
+    with images.layers(where, mounted=ready.mounted).hold():
         return _prepare(where, request, ready)
 
 
@@ -214,7 +214,7 @@ def _user(where: Places, ready: Ready | None, text: str) -> users.ContainerUser:
     if ready is None:
         passwd, group = _of_host("/etc/passwd"), _of_host("/etc/group")
     else:
-        with images.snapshots(where).view(ready.chain) as view:
+        with images.layers(where, mounted=ready.mounted).view(ready.chain) as view:
             passwd, group = (_in_image(view, path) for path in ("/etc/passwd", "/etc/group"))
     found = users.resolve_user(text, passwd, group)
     if len(_users) > 1000:

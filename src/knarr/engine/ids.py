@@ -87,7 +87,7 @@ def count_for(where: Places, userns: str, *, privileged: bool, host_root: bool) 
 
 def why_not(where: Places, *, host_root: bool) -> str:
     """Why a container in this store, or one of ``host:``, cannot have ids of its own; "" if it can."""
-    from knarr.engine.rootfs import driver
+    from knarr.engine.driver import driver, existing
 
     try:
         if int(read_file("/proc/sys/user/max_user_namespaces", 64)) == 0:
@@ -100,16 +100,10 @@ def why_not(where: Places, *, host_root: bool) -> str:
     elif driver(where) == "copy":
         return ""
     else:
-        kinds = [(where.store, hostroot.file_system(_existing(where.store)))]
+        kinds = [(where.store, hostroot.file_system(existing(where.store)))]
     if kernel < _OVERLAY:
         return f"this kernel cannot shift the ids of layers, Linux {_OVERLAY[0]}.{_OVERLAY[1]} can"
     return next((f"{name} {why}" for name, kind in kinds if (why := _not_shiftable(kind, kernel))), "")
-
-
-def _existing(path: str) -> str:
-    while not os.path.isdir(path) and path != "/":
-        path = os.path.dirname(path)
-    return path
 
 
 def _not_shiftable(kind: str, kernel: tuple[int, int]) -> str:

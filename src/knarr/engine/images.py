@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from knarr.base.errors import NotFound, RegistryError, UsageError
+from knarr.base.errors import NotFound, RegistryError, Unsupported, UsageError
 from knarr.base.record import Record
 from knarr.engine.paths import open_store
 from knarr.image.catalog import Image, lookup
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from knarr.image.transfer import BlobProgress
     from knarr.layer.snapshot import Snapshots
     from knarr.layer.source import Layer
+    from knarr.layer.tarstore import TarStore
 
     class Watcher(Protocol):
         """Whoever wants to see how far things are; every method may be called from any thread."""
@@ -41,15 +42,17 @@ if TYPE_CHECKING:
 
 PULL_POLICIES = ("missing", "always", "never", "newer")
 _snapshots: dict[str, Snapshots] = {}
+_tars: dict[str, TarStore] = {}
 _ready: dict[tuple[str, str, str], tuple[tuple[tuple[int, ...], ...], Ready]] = {}
 
 
 class Ready(Record):
-    """An image that can be run: unpacked, with the chainID of its top layer."""
+    """An image that can be run, with the chainID of its top layer: unpacked, or ``mounted`` from its tars."""
 
     image: Image
     chain: str
     reference: str
+    mounted: bool = False
 
 
 def snapshots(where: Places) -> Snapshots:
@@ -61,6 +64,20 @@ def snapshots(where: Places) -> Snapshots:
 
         _snapshots[where.snapshots] = Snapshots(where.snapshots, ids=host.id_map())
     return _snapshots[where.snapshots]
+
+
+def tars(where: Places) -> TarStore:
+    """The tars of the store and the indexes over them; one object per process and place."""
+    from knarr.layer.tarstore import TarStore
+
+    if where.tars not in _tars:
+        _tars[where.tars] = TarStore(where.tars)
+    return _tars[where.tars]
+
+
+def layers(where: Places, *, mounted: bool) -> Snapshots | TarStore:
+    """Where the layers of an image are."""
+    return tars(where) if mounted else snapshots(where)
 
 
 def remote(reference: Reference) -> ImageSource:
@@ -144,13 +161,26 @@ def _meant(store: Store, reference: Reference) -> str:
     return f"the store has {', '.join(sorted(found)[:3])}" if found else ""
 
 
-def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> str:
-    """Unpack what is missing of an image's layers; return the chainID of the top one. Not for artifacts."""
+def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> tuple[str, bool]:
+    """Unpack what is missing of an image's layers, or index their tars; not for artifacts.
+
+    Returns the chainID of the top one, and whether it is to be mounted from tars (driver.py says when).
+    """
+    from knarr.engine.driver import driver
+    from knarr.layer.chain import chain_ids
+    from knarr.layer.snapshot import NO_LAYERS
     from knarr.layer.source import layers_of
 
     store = open_store(where)
-    layers = layers_of(store, image.manifest, image.image_config())
-    return snapshots(where).ensure(layers, progress=watcher.unpacked if watcher else None)
+    found = layers_of(store, image.manifest, image.image_config())
+    progress = watcher.unpacked if watcher else None
+    chain = (chain_ids([layer.diff_id for layer in found]) or [NO_LAYERS])[-1]
+    if driver(where) == "erofs" and not snapshots(where).has(chain):
+        try:
+            return tars(where).ensure(found, progress=progress), True
+        except Unsupported:
+            pass  # an index cannot say what it holds: it is unpacked
+    return snapshots(where).ensure(found, progress=progress), False
 
 
 def ready(
@@ -164,12 +194,13 @@ def ready(
         and signature
         and known[0] == signature
         and pull in ("missing", "never")
-        and snapshots(where).has(known[1].chain)
+        and layers(where, mounted=known[1].mounted).has(known[1].chain)
     ):
         return known[1]
     image = find(where, text, platform=platform, pull=pull, watcher=watcher)
     image.image_config()
-    found = Ready(image, unpacked(where, image, watcher=watcher), text)
+    chain, mounted = unpacked(where, image, watcher=watcher)
+    found = Ready(image, chain, text, mounted)
     if len(_ready) > 200:
         _ready.clear()
     _ready[key] = (_signature(where, text), found)
@@ -262,10 +293,10 @@ def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
     for one in images(store)[0]:
         if one.config is not None and one.diff_ids:
             keep.add(chain_ids(one.diff_ids)[-1])
-    layers = snapshots(where).gc(keep)
+    removed = [*snapshots(where).gc(keep), *(tars(where).gc(keep) if os.path.isdir(where.tars) else ())]
     return {
         "Untagged": list(gone.names),
         "Deleted": list(gone.digests),
-        "Layers": layers,
+        "Layers": removed,
         "Freed": gone.size,
     }

@@ -40,6 +40,11 @@ class Places(Record):
         """One directory per unpacked layer; the layer room's."""
         return f"{self.store}/snapshots"
 
+    @property
+    def tars(self) -> str:
+        """The plain tars of layers, and an index over them for each image; the layer room's."""
+        return f"{self.store}/tars"
+
 
 def places(store: str | None = None, state: str | None = None) -> Places:
     """Return the places in force: the argument, the environment, or the user's usual one."""

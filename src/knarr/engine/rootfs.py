@@ -10,9 +10,11 @@ import os
 import stat
 from errno import EINVAL
 
-from knarr.base.errors import FileError, NotFound, Unsupported, UsageError
+from knarr.base.errors import FileError, NotFound, Unsupported
 from knarr.base.record import Record
 from knarr.engine import host, hostroot, images
+from knarr.engine.driver import driver
+from knarr.layer.view import Found
 from knarr.plan.root import Root
 
 TYPE_CHECKING = False
@@ -22,11 +24,10 @@ if TYPE_CHECKING:
     from knarr.engine.images import Ready
     from knarr.engine.paths import Places
     from knarr.kernel.userns import IdMap
+    from knarr.layer.erofsview import ErofsView
+    from knarr.layer.view import MergedView
 
-# File systems that overlayfs does not take as its writable layer.
-_NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
 _DATA_LIMIT = 3800  # of the page that mount(2) has for options
-_kept: dict[str, str] = {}
 
 
 class Rootfs(Record):
@@ -37,24 +38,6 @@ class Rootfs(Record):
     below: tuple[dict[str, Any], ...] = ()
 
 
-def driver(where: Places) -> str:
-    """How roots are made from layers in this store: ``overlay`` or ``copy``. KNARR_DRIVER decides, if it is set.
-
-    Raises UsageError for a driver that does not exist.
-    """
-    asked = os.environ.get("KNARR_DRIVER", "")
-    if asked not in ("", "overlay", "copy"):
-        raise UsageError(f"KNARR_DRIVER {asked!r} is not known", hint="there are overlay and copy")
-    if asked:
-        return asked
-    if where.store not in _kept:
-        usable = host.overlay() and hostroot.file_system(where.store) not in _NO_UPPER
-        if host.rootless() and host.kernel() < (5, 11):
-            usable = False  # no overlayfs in user namespaces before
-        _kept[where.store] = "overlay" if usable else "copy"
-    return _kept[where.store]
-
-
 def of_image(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Rootfs:
     """Prepare the root of a container of an image in its directory ``folder``; ``ids`` if root's container has its own.
 
@@ -62,11 +45,13 @@ def of_image(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Roo
     """
     if driver(where) == "copy":
         return _copied(where, folder, ready, ids)
+    if ready.mounted:
+        return _mounted(where, folder, ready, ids)
     snapshots = images.snapshots(where)
     lower_dir, lowers = snapshots.lower_names(ready.chain)
     _make(folder, "upper", "work", "root")
     # The merged root takes its mode and owner from the writable layer.
-    _like(f"{folder}/upper", f"{lower_dir}/{lowers[0]}", ids)
+    _like(f"{folder}/upper", _looks(f"{lower_dir}/{lowers[0]}"), ids)
     root = Root(
         "overlay",
         f"{folder}/root",
@@ -77,6 +62,26 @@ def of_image(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Roo
         userxattr=snapshots.userxattr,
         apart=ids is not None,
         shifted=((where.snapshots, where.snapshots),) if ids else (),
+    )
+    return Rootfs(root, f"{folder}/root")
+
+
+def _mounted(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Rootfs:
+    """An overlay over the image's index, which is mounted on a directory of the container's own."""
+    tars = images.tars(where)
+    image = tars.get(ready.chain)
+    _make(folder, "upper", "work", "root", "image")
+    with tars.view(ready.chain) as view:
+        top = view.resolve("")[1]
+    _like(f"{folder}/upper", (top.mode, top.uid, top.gid), ids)
+    root = Root(
+        "overlay",
+        f"{folder}/root",
+        lowers=(f"{folder}/image",),
+        upper=f"{folder}/upper",
+        work=f"{folder}/work",
+        apart=ids is not None,
+        image=(f"{folder}/image", image.index, *image.tars),
     )
     return Rootfs(root, f"{folder}/root")
 
@@ -154,20 +159,28 @@ def _host_in_pieces(where: Places, folder: str, hiding: tuple[str, str], shown: 
                 if part.kind == "overlay" and os.path.isdir(part.path):  # some come and go, as those of /tmp
                     over = [layer + part.path for layer in hiding if os.path.isdir(layer + part.path)]
                     lowers = [*over, part.path]
-                    mounts.append(_overlay(folder, str(number), part.path, lowers, None, userxattr=True))
+                    looks = _looks(lowers[0])
+                    mounts.append(_overlay(folder, str(number), part.path, lowers, looks, None, userxattr=True))
     except OSError as error:
         raise FileError("prepare", f"{rootfs}", error.errno or EINVAL) from None
     return Rootfs(Root("bind", rootfs), rootfs, tuple(mounts))
 
 
 def _overlay(
-    folder: str, name: str, target: str, lowers: list[str], ids: IdMap | None, *, userxattr: bool
+    folder: str,
+    name: str,
+    target: str,
+    lowers: list[str],
+    looks: tuple[int, int, int],
+    ids: IdMap | None,
+    *,
+    userxattr: bool,
 ) -> dict[str, Any]:
-    """An overlay as an entry of config.json, with a writable layer of its own; raises OSError."""
+    """An overlay as an entry of config.json, with a writable layer of its own that ``looks`` so; raises OSError."""
     upper, work = f"{folder}/upper/{name}", f"{folder}/work/{name}"
     os.mkdir(upper, 0o755)
     os.mkdir(work, 0o700)
-    _like(upper, lowers[0], ids)
+    _like(upper, looks, ids)
     options = [f"lowerdir={':'.join(map(escaped, lowers))}", f"upperdir={upper}", f"workdir={work}", "nodev"]
     if userxattr:
         options.append("userxattr")
@@ -187,16 +200,24 @@ def _make(folder: str, *names: str) -> None:
             raise FileError("make", f"{folder}/{name}", error.errno or EINVAL) from None
 
 
-def _like(path: str, model: str, ids: IdMap | None) -> None:
-    """Give a directory of ours the mode and, where that is possible, the owner of another; raises FileError."""
+def _looks(model: str) -> tuple[int, int, int]:
+    """Mode and owner of a directory; raises FileError."""
     try:
         facts = os.stat(model)
-        owner = (facts.st_uid, facts.st_gid)
+    except OSError as error:
+        raise FileError("read", model, error.errno or EINVAL) from None
+    return facts.st_mode, facts.st_uid, facts.st_gid
+
+
+def _like(path: str, looks: tuple[int, int, int], ids: IdMap | None) -> None:
+    """Give a directory of ours a mode and, where that is possible, an owner; raises FileError."""
+    try:
+        mode, *owner = looks
         if ids is not None:
-            owner = (max(ids.uid(owner[0]), ids.uid(0)), max(ids.gid(owner[1]), ids.gid(0)))
-        if owner != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+            owner = [max(ids.uid(owner[0]), ids.uid(0)), max(ids.gid(owner[1]), ids.gid(0))]
+        if owner != [os.geteuid(), os.getegid()] and os.geteuid() == 0:
             os.chown(path, *owner)
-        os.chmod(path, stat.S_IMODE(facts.st_mode))
+        os.chmod(path, stat.S_IMODE(mode))
     except OSError as error:
         raise FileError("prepare", path, error.errno or EINVAL) from None
 
@@ -211,15 +232,14 @@ def image_volumes(
     """
     if driver(where) == "copy" or not paths:
         return dict.fromkeys(paths)  # the copy is the container's own already
-    snapshots = images.snapshots(where)
     result: dict[str, dict[str, Any] | None] = {}
     base = f"{folder}/volumes"
     _make(folder, "volumes")
     _make(base, "upper", "work")
-    with snapshots.view(ready.chain) as view:
+    with images.layers(where, mounted=ready.mounted).view(ready.chain) as view:
         for number, path in enumerate(paths):
             try:
-                found = view.resolve(path)[1]
+                lowers, looks = _shown(view, path, f"{folder}/image")
             except NotFound:
                 _make(base, str(number))
                 os.chmod(f"{base}/{number}", 0o755)
@@ -229,11 +249,25 @@ def image_volumes(
                 source = f"{base}/{number}"
                 result[path] = {"destination": path, "type": "bind", "source": source, "options": options}
                 continue
-            lowers = [os.readlink(f"/proc/self/fd/{fd}") for fd in found.stack]
             if not lowers or sum(map(len, lowers)) > _DATA_LIMIT - 2 * len(base):
                 notes.append(f"the image's volume {path} is kept in the container's own layer")
                 result[path] = None
                 continue
-            result[path] = _overlay(base, str(number), path, lowers, ids, userxattr=snapshots.userxattr)
+            userxattr = not ready.mounted and images.snapshots(where).userxattr
+            result[path] = _overlay(base, str(number), path, lowers, looks, ids, userxattr=userxattr)
             result[path]["options"].append("nosuid")  # type: ignore[index]  # it was just set
     return result
+
+
+def _shown(view: ErofsView | MergedView, path: str, mounted: str) -> tuple[list[str], tuple[int, int, int]]:
+    """The directories that show a path of an image, top first, none if it is no directory; mode and owner.
+
+    ``mounted``: where an image that is not unpacked will be mounted. Raises NotFound.
+    """
+    canonical, found = view.resolve(path)
+    if isinstance(found, Found):
+        facts = found.facts
+        lowers = [os.readlink(f"/proc/self/fd/{fd}") for fd in found.stack]
+        return lowers, (facts.st_mode, facts.st_uid, facts.st_gid)
+    lowers = [f"{mounted}/{os.fsdecode(canonical)}"] if stat.S_ISDIR(found.mode) else []
+    return lowers, (found.mode, found.uid, found.gid)

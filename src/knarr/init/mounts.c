@@ -243,9 +243,10 @@ static long set_mode(int context, int target)
     return got < 0 ? got : kcall(fsconfig, context, SET_STRING, "mode", octal, 0);
 }
 
-static long new_mount(const struct op *op, int target, u64 flags)
+/* A file system of the type and source that an operation begins with, its options being the strings from `first` on;
+ * as a detached mount. `target`: a directory whose mode it gets, or -1. */
+static long new_file_system(const struct op *op, u32 first, int target, u64 attributes)
 {
-    u64 late = flags & COPY_UP ? op->numbers[1] & MNT_RDONLY : 0; /* nothing can be copied into what is read-only */
     const u8 *at = op->first_string;
     struct text option;
     long got, mount, context = kcall(fsopen, op->strings[0].bytes, 1 /* FSOPEN_CLOEXEC */);
@@ -258,19 +259,34 @@ static long new_mount(const struct op *op, int target, u64 flags)
         got = kcall(fsconfig, context, SET_STRING, "source", op->strings[1].bytes, 0);
     for (each = 0; got == 0 && each < op->string_count; each++) {
         at = next_string(at, &option);
-        if (each >= 3)
+        if (each >= first)
             got = set_option((int)context, &option);
     }
-    if (got == 0 && flags & MODE_OF_TARGET)
+    if (got == 0 && target >= 0)
         got = set_mode((int)context, target);
     if (got == 0)
         got = kcall(fsconfig, context, CREATE, NULL, NULL, 0);
     if (got < 0)
         return with_log((int)context, got);
-    mount = kcall(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, op->numbers[1] & ~late);
+    mount = kcall(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, attributes);
     if (mount < 0)
         return with_log((int)context, mount);
     close_fd(context);
+    return mount;
+}
+
+long op_new_tree(const struct op *op)
+{
+    return slot_set(op->numbers[0], new_file_system(op, 2, -1, op->numbers[1]));
+}
+
+static long new_mount(const struct op *op, int target, u64 flags)
+{
+    u64 late = flags & COPY_UP ? op->numbers[1] & MNT_RDONLY : 0; /* nothing can be copied into what is read-only */
+    long got = 0, mount = new_file_system(op, 3, flags & MODE_OF_TARGET ? target : -1, op->numbers[1] & ~late);
+
+    if (mount < 0)
+        return mount;
     if (flags & COPY_UP)
         got = copy_up(target, (int)mount, (flags & COPY_OWNER) != 0);
     if (got == 0)

@@ -72,7 +72,8 @@
     X(landlock_create, 85, 4, 0)                                                                                       \
     X(landlock_path, 86, 3, 1)                                                                                         \
     X(landlock_port, 87, 3, 0)                                                                                         \
-    X(landlock_restrict, 88, 1, 0)
+    X(landlock_restrict, 88, 1, 0)                                                                                     \
+    X(new_tree, 89, 2, 2 | MORE)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

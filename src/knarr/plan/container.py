@@ -166,7 +166,7 @@ def plan_container(
         spaces, options, id=id, new_user=new_user, asks=not by_init, process=process, host=host, proc=proc
     )
     own_mounts = spaces.own("mount")
-    plan += root_ops(root, root_slot, linux, own_mounts=own_mounts)
+    plan += root_ops(root, root_slot, linux, slots.new, own_mounts=own_mounts)
     context = MountContext(
         host,
         bundle=bundle,

@@ -101,6 +101,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "landlock_path": (86, ("slot", "access", "flags"), ("path",)),
     "landlock_port": (87, ("slot", "access", "port"), ()),
     "landlock_restrict": (88, ("slot",), ()),
+    # a file system that is shown somewhere by cover
+    "new_tree": (89, ("slot", "attr"), ("fstype", "source", "options*")),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from knarr.base.errors import Unsupported
 from knarr.base.record import Record
-from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, parse_options
+from knarr.plan.mountopts import MS_PRIVATE, MS_REC, MS_SLAVE, RDONLY, parse_options
 from knarr.plan.namespaces import CLONE_FLAG, outside_id
-from knarr.plan.ops import Op
+from knarr.plan.ops import NO_SLOT, Op
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ class Root(Record):
     ``apart``, for a privileged caller and a new user namespace: its root may not reach ``path``, so the first stage
     makes the root, in a mount namespace of its own. ``shifted`` are (directory, place) pairs: trees of the host's to
     be shown at a place, or where they are, with the container's ids, before the overlay is mounted over them.
+
+    ``image`` are a directory, the path of an EROFS index and those of the tars it is about, bottom first: mounted there
+    before the overlay, whose lower layer it is (layer/erofs.py).
     """
 
     kind: str
@@ -36,9 +39,12 @@ class Root(Record):
     userxattr: bool = False
     apart: bool = False
     shifted: tuple[tuple[str, str], ...] = ()
+    image: tuple[str, ...] = ()
 
 
-def root_ops(root: Root, slot: int, linux: dict[str, Any], *, own_mounts: bool) -> list[Op]:
+def root_ops(
+    root: Root, slot: int, linux: dict[str, Any], new_slot: Callable[[], int], *, own_mounts: bool
+) -> list[Op]:
     """The root as a descriptor."""
     if not own_mounts:
         if root.kind != "bind":
@@ -47,7 +53,8 @@ def root_ops(root: Root, slot: int, linux: dict[str, Any], *, own_mounts: bool) 
     if root.kind == "bind" and not root.apart:
         return [_propagation(linux), Op("bind_root", (slot,), (root.path,), "/root/path")]
     if not root.apart:
-        return [_propagation(linux), *_overlay(root), Op("open_root", (slot,), (root.path,), "/root")]
+        opening = Op("open_root", (slot,), (root.path,), "/root")
+        return [_propagation(linux), *_image(root, new_slot), *_overlay(root), opening]
     first = [_propagation(linux)] if root.kind == "bind" else []
     return [*first, Op("root_tree", (slot,), (), "/root")]
 
@@ -58,6 +65,18 @@ def _propagation(linux: dict[str, Any]) -> Op:
     # Even for a shared root our copy of "/" is a slave: what is mounted below it must not reach the host.
     flags = MS_SLAVE | MS_REC if asked in ("slave", "rslave", "shared", "rshared") else MS_PRIVATE | MS_REC
     return Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")
+
+
+def _image(root: Root, new_slot: Callable[[], int], user_slot: int = NO_SLOT) -> list[Op]:
+    """Mount the image's index, with the ids of a user namespace if there is one."""
+    if not root.image:
+        return []
+    place, index, *tars = root.image
+    slot = new_slot()
+    plan = [Op("new_tree", (slot, RDONLY), ("erofs", index, *(f"device={tar}" for tar in tars)), "/root")]
+    if user_slot != NO_SLOT:
+        plan.append(Op("idmap", (slot, user_slot, 0), (), "/root"))
+    return [*plan, Op("cover", (slot,), (place,), "/root")]
 
 
 def _overlay(root: Root, owner: tuple[int, int] = (0, 0)) -> list[Op]:
@@ -107,6 +126,7 @@ def root_apart(
         plan.append(Op("open_source", (copy, 0), (tree,), "/root"))
         plan.append(Op("idmap", (copy, user_slot, 0), (), "/root"))
         plan.append(Op("cover", (copy,), (place,), "/root"))
+    plan += _image(root, new_slot, user_slot)
     for position, entry in enumerate(config.get("mounts") or ()):
         if entry.get("type") == "overlay":
             pointer = f"/mounts/{position}"

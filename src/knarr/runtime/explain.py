@@ -95,6 +95,7 @@ _DOING = {
     "idmap": "show files with the container's ids",
     "cover": "show {path} with the container's ids",
     "root_tree": "attach the root",
+    "new_tree": "mount {fstype} from {source}",
     "scheduler": "set the scheduling policy",
     "io_priority": "set the I/O priority",
     "cpu_affinity": "set the CPU affinity",

@@ -1,0 +1,64 @@
+"""How the roots of containers are made from the layers of images: mounted, overlaid or copied.
+
+    erofs      layers stay tars, an index of them is mounted (layer/erofs.py): root, Linux 6.12, nothing is extracted
+    overlay    each layer is unpacked once (layer/snapshot.py): also for ordinary users
+    copy       each container gets a copy: where overlayfs cannot be used
+
+What is seen inside is the same. An image that is unpacked already stays so.
+"""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.errors import FileError, UsageError
+from knarr.base.files import read_file
+from knarr.engine import host, hostroot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from knarr.engine.paths import Places
+
+DRIVERS = ("erofs", "overlay", "copy")
+# File systems that overlayfs does not take as its writable layer.
+_NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
+# Those in whose files the kernel mounts EROFS: it wants to read them by pages, which tmpfs and overlayfs do not offer.
+_FILES_MOUNTABLE = frozenset(("ext4", "xfs", "btrfs", "f2fs"))
+_kept: dict[str, str] = {}
+
+
+def driver(where: Places) -> str:
+    """How roots are made from layers in this store, one of ``DRIVERS``. KNARR_DRIVER decides, if it is set.
+
+    Raises UsageError for a driver that does not exist, or cannot be used by an ordinary user.
+    """
+    asked = os.environ.get("KNARR_DRIVER", "")
+    if asked not in ("", *DRIVERS):
+        raise UsageError(f"KNARR_DRIVER {asked!r} is not known", hint=f"there are {', '.join(DRIVERS)}")
+    if asked == "erofs" and host.rootless():
+        raise UsageError("KNARR_DRIVER erofs is for root", hint="the kernel lets nobody else mount an image")
+    if asked:
+        return asked
+    if where.store not in _kept:
+        kind = hostroot.file_system(existing(where.store))
+        usable = host.overlay() and kind not in _NO_UPPER
+        if host.rootless() and host.kernel() < (5, 11):
+            usable = False  # no overlayfs in user namespaces before
+        mountable = usable and not host.rootless() and host.kernel() >= (6, 12) and kind in _FILES_MOUNTABLE
+        _kept[where.store] = "erofs" if mountable and _knows_erofs() else "overlay" if usable else "copy"
+    return _kept[where.store]
+
+
+def existing(path: str) -> str:
+    """The path, or the nearest directory above it that is there."""
+    while not os.path.isdir(path) and path != "/":
+        path = os.path.dirname(path)
+    return path
+
+
+def _knows_erofs() -> bool:
+    try:
+        known = b"\terofs\n" in read_file("/proc/filesystems", 1 << 16)
+    except FileError:
+        return False
+    return known or os.path.exists(f"/lib/modules/{os.uname().release}/kernel/fs/erofs")
