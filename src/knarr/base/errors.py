@@ -185,6 +185,18 @@ class SizeMismatch(KnarrError):
         return f"{self.what} has {least}{self.got} bytes, expected {self.want}"
 
 
+class SignatureError(KnarrError):
+    """An image has no signature that counts: none at all, or ``reasons``, one for each that was looked at."""
+
+    def __init__(self, what: str, reasons: list[str], *, hint: str = "") -> None:
+        super().__init__(hint=hint)
+        self.what = what
+        self.reasons = tuple(reasons)
+
+    def sentence(self) -> str:
+        return f"{self.what} has no signature that counts: {'; '.join(self.reasons) or 'there is none'}"
+
+
 class FormatError(KnarrError):
     """A byte stream is not what it claims: tar, gzip, zstd, archive; ``where`` is an offset or an entry."""
 

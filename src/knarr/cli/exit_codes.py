@@ -26,6 +26,7 @@ _ENGINE: dict[type[errors.KnarrError], int] = {
     errors.WrongStatus: ENGINE_ERROR,
     errors.DigestMismatch: ENGINE_ERROR,
     errors.SizeMismatch: ENGINE_ERROR,
+    errors.SignatureError: ENGINE_ERROR,
     errors.FormatError: ENGINE_ERROR,
     errors.Unsupported: ENGINE_ERROR,
     errors.SafetyViolation: ENGINE_ERROR,

@@ -60,6 +60,9 @@ FOREIGN_LAYERS = frozenset(
     )
 )
 
+# What cosign puts into manifests that call themselves images: they are none, and their layers no layers.
+SIGSTORE = frozenset(("application/vnd.dev.cosign.simplesigning.v1+json", "application/vnd.dsse.envelope.v1+json"))
+
 # Docker's name -> the OCI name (media-types.md, compatibility matrix)
 TO_OCI = {
     DOCKER_LIST: INDEX,

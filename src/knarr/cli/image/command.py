@@ -36,6 +36,9 @@ COMMANDS = {
     "index": ("index", "make and change image indexes"),
     "artifact": ("artifact", "push, attach and pull files that are no image"),
     "referrers": ("referrers", "list what refers to an image"),
+    "key": ("sign", "make a key pair to sign with"),
+    "sign": ("sign", "sign an image with a key"),
+    "verify": ("sign", "check an image's signatures, by key or policy"),
 }
 
 GROUP = Group(

@@ -200,6 +200,10 @@ class Validator:
         kind = config_descriptor["mediaType"]
         if kind == mediatypes.EMPTY and not manifest.get("artifactType"):
             self.add("artifact-type", where, "/artifactType", "is missing, and the config is empty")
+        if {layer["mediaType"] for layer in layers} & mediatypes.SIGSTORE:
+            for part in (config_descriptor, *layers):  # signatures in an image's clothes
+                self.blob(part, part["digest"])
+            return
         if kind not in mediatypes.CONFIGS:
             if not manifest.get("artifactType") and kind != mediatypes.EMPTY:
                 self.add("config-media-type", where, "/config/mediaType", f"is {kind}: an artifact, not an image")
