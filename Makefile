@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint bench conformance clean help arm64
+.PHONY: build demo test test-vm lint bench bench-images conformance clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -46,6 +46,10 @@ bench: build ## measure knarr beside runc, crun and bubblewrap
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/runtime.py $(ARGS)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/library.py $(ARGS)
+
+bench-images: build ## measure image jobs beside umoci; the image is made the first time
+	@scripts/prepare system test
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/images.py $(ARGS)
 
 conformance: build ## build and run the official conformance suite (downloads it; needs root)
 	@scripts/prepare system test
