@@ -262,3 +262,29 @@ def test_entries_of_a_layer(tmp_path: Path) -> None:
     stream = layer.stream()
     assert io.BytesIO(stream.read(1 << 20)).getvalue() == tar(*STACK[2])
     stream.close()
+
+
+def test_inspect_command(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    from knarr.cli.command import run_command
+    from knarr.engine.imaging.image import Index
+
+    ref = layout(tmp_path / "l", *STACK)
+    image = Image.open(ref)
+    arm = opened(tmp_path / "arm", [f("arm")], platform="linux/arm64")
+    run_command(["image", "inspect", ref])
+    told = json.loads(capfdbinary.readouterr().out)
+    assert (told["Digest"], told["Platform"], told["Created"]) == (image.digest, "linux/amd64", "2026-01-02T03:04:05Z")
+    assert [layer["CreatedBy"] for layer in told["Layers"]] == ["layer 0", "layer 1", "layer 2"]
+    assert told["Config"]["Cmd"] == ["/bin/sh"]
+    index = Index.of([image, arm]).save("app:1")
+    run_command(["image", "inspect", "app:1"])
+    told = json.loads(capfdbinary.readouterr().out)
+    assert told["Index"]["Digest"] == index.digest
+    assert [entry["Platform"] for entry in told["Index"]["Manifests"]] == ["linux/amd64", "linux/arm64"]
+    run_command(["image", "inspect", "--platform", "linux/arm64", "--format", "{{.Digest}}", "app:1"])
+    assert capfdbinary.readouterr().out.decode().strip() == arm.digest
+    run_command(["image", "inspect", "--raw", "app:1"])
+    assert sha256(capfdbinary.readouterr().out) == index.digest.partition(":")[2]
+    run_command(["image", "inspect", "--config", ref])
+    assert sha256(capfdbinary.readouterr().out) == image.id.partition(":")[2]
+    assert run_command(["image", "inspect", "--config", "--raw", ref]) == 125

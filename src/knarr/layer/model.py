@@ -305,6 +305,9 @@ class _Work:
         """What apply.py refuses in an entry."""
         if entry.kind == SYMLINK and not entry.link:
             raise BadName("the symbolic link leads nowhere: its target is empty")
+        major, minor = entry.device
+        if not 0 <= major < 1 << 12 or not 0 <= minor < 1 << 20:
+            raise BadName(f"device number {major}:{minor} is out of range")
         if entry.kind == CHAR and entry.device == (0, 0):
             raise BadName("device 0:0 is overlayfs's whiteout, which a layer must write as .wh.NAME")
 

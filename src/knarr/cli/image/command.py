@@ -15,6 +15,7 @@ COMMANDS = {
     "push": ("push", "send an image of the store to a registry"),
     "save": ("save", "write images of the store into an archive"),
     "load": ("load", "take the images of an archive into the store"),
+    "inspect": ("inspect", "show all that an image's documents say"),
     "ls": ("ls", "list the files of an image"),
     "cat": ("cat", "write a file of an image to standard output"),
     "tree": ("tree", "draw the files of an image as a tree"),
