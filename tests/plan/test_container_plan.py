@@ -354,6 +354,56 @@ def test_time_offsets_are_set_before_the_clone() -> None:
     assert not only(plan, "clone").ints[0] & CLONE_FLAG["time"]
 
 
+def test_in_a_new_user_namespace_the_offsets_are_set_with_its_power() -> None:
+    config = rootless()
+    config["linux"]["namespaces"].append({"type": "time"})
+    config["linux"]["timeOffsets"] = {"monotonic": {"secs": 5}}
+    seen = kinds(compiled(config, ROOT_HOST))
+    assert seen.index("user_ns") < seen.index("setns") < seen.index("unshare") < seen.index("clone")
+    plan = compiled(config, USER_HOST)
+    seen = kinds(plan)
+    assert seen.index("clone") < seen.index("sync") < seen.index("unshare") < seen.index("become_root")
+    assert not only(plan, "clone").ints[0] & CLONE_FLAG["time"]
+    with pytest.raises(Unsupported, match=r"Linux 6\.3"):
+        compiled(config, USER_HOST.replace(kernel=(6, 2)))
+
+
+def test_root_makes_the_user_namespace_before_the_process_and_enters_it_last() -> None:
+    config = rootless()
+    config["linux"]["namespaces"].append({"type": "network", "path": "/run/netns/a"})
+    config["linux"]["namespaces"] = [entry for entry in config["linux"]["namespaces"] if entry != {"type": "network"}]
+    plan = compiled(config, ROOT_HOST)
+    seen = kinds(plan)
+    made = only(plan, "user_ns")
+    assert made.ints[2:] == (1, 0, 1000, 1, 0, 1000, 1)
+    # Dumpable until then, or it could not be opened; with the caller's power until the very end.
+    assert seen.index("user_ns") < seen.index("dumpable") < seen.index("open_source") if "open_source" in seen else True
+    entered = [op.ints for op in plan.ops if op.kind == "setns"]
+    assert entered[-1] == (made.ints[0], CLONE_FLAG["user"])
+    assert seen.index("own_stdio") < len(seen) - 1 - seen[::-1].index("setns") < seen.index("clone")
+    assert not only(plan, "clone").ints[0] & CLONE_FLAG["user"]
+    assert plan.uid_map == ()
+    assert (ops.SYNC_IDMAP,) not in [op.ints for op in plan.ops if op.kind == "sync"]
+
+
+def test_an_overlay_apart_is_mounted_with_the_callers_power_over_shifted_layers() -> None:
+    config = rootless()
+    options = ["lowerdir=/s/a/data", "upperdir=/c,v/upper", "workdir=/c,v/work", "nodev"]
+    config["mounts"].append({"destination": "/data", "type": "overlay", "source": "overlay", "options": options})
+    root = Root("overlay", "/c/root", ("a",), "/s", scratch="/c/scratch", apart=True, shifted=(("/s", "/s"),))
+    plan = compiled(config, ROOT_HOST, root=root)
+    seen = kinds(plan)
+    first = [op for op in plan.ops[: seen.index("clone")] if op.kind in ("idmap", "cover", "host_mount", "host_mkdir")]
+    assert [op.kind for op in first] == ["idmap", "cover", *["host_mount"] * 2, *["host_mkdir"] * 2, "host_mount"]
+    assert first[2].strs[3] == "lowerdir=/s/a/data,upperdir=/c\\,v/upper,workdir=/c\\,v/work"
+    assert first[4].ints == (0o755, 1000, 1000)  # the writable layer's root is the container's root's
+    assert seen.index("unshare") < seen.index("propagation") < seen.index("idmap")
+    assert seen.index("clone") < seen.index("root_tree") < seen.index("mount")
+    bound = next(op for op in plan.ops if op.kind == "bind" and op.strs[1] == "/data")
+    assert bound.ints[2] & ops.SOURCE_IS_TREE
+    assert "overlay" not in [op.strs[0] for op in plan.ops if op.kind == "mount"]
+
+
 @pytest.mark.parametrize("place", ["/proc", "/proc/self/attr", "/proc/sys/net", "//proc/./sys", "/proc/cpuinfo"])
 def test_nothing_but_a_procfs_lies_over_proc(place: str) -> None:
     config = default_config()

@@ -146,6 +146,27 @@ def test_an_ordinary_users_container_lives_and_ends(rootless: Rootless) -> None:
     assert rootless("list", "-q").stdout == ""
 
 
+def test_an_ordinary_users_time(rootless: Rootless) -> None:
+    """The offsets are written before the program enters the namespace, which it does at exec since Linux 6.3."""
+    rootless.bundle.config["linux"]["namespaces"].append({"type": "time"})
+    rootless.bundle.config["linux"]["timeOffsets"] = {"boottime": {"secs": 2_000_000}}
+    done = rootless("run", "--bundle", rootless.bundle.write("cat", "/proc/uptime"), "mine")
+    if tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) < (6, 3):
+        assert "it takes root, or Linux 6.3" in done.stderr
+    else:
+        assert float(done.stdout.split()[0]) > 2_000_000, done.stderr
+
+
+def test_an_ordinary_user_cannot_shift_the_ids_of_the_hosts_file_systems(rootless: Rootless) -> None:
+    options = ["bind", "idmap"]
+    entry = {"destination": "/tmp", "type": "bind", "source": "/tmp", "options": options}
+    rootless.bundle.config["mounts"].append(entry)
+    done = rootless("run", "--bundle", rootless.bundle.write("true"), "mine")
+    assert done.returncode == 1
+    assert "/mounts/5" in done.stderr
+    assert "an id-mapped mount is not supported: it takes root" in done.stderr
+
+
 def test_without_a_user_namespace_the_hint_says_what_to_do(rootless: Rootless) -> None:
     linux = rootless.bundle.config["linux"]
     linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != "user"]

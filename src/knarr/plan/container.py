@@ -10,8 +10,9 @@ from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
 from knarr.plan.host import LANDLOCK
+from knarr.plan.idmounts import shift_ops, user_ns_op
 from knarr.plan.mountopts import PROPAGATION
-from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_ops
+from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_op
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import check_capabilities, label_ops, process_tail, rlimit_ops, search_path
@@ -137,11 +138,11 @@ def plan_container(
     new_user = "user" in spaces.new
     # A privileged caller's first stage makes the user namespace itself; anyone else's maps are written by the parent.
     by_init = new_user and host.privileged
-    uid_map = id_map(linux.get("uidMappings") or []) if new_user and not by_init else ()
-    gid_map = id_map(linux.get("gidMappings") or []) if new_user and not by_init else ()
+    uid_map, gid_map = own_maps(linux) if new_user and not by_init else ((), ())
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
     setgroups_deny = new_user and not by_init and own_id_alone(gid_map, host.egid)
-    if not new_user and not any(kind == "user" for kind, _, _ in spaces.joins):  # else all are had in there
+    # In a user namespace all are had; an ordinary user without one has another, greater problem (see clone).
+    if host.euid == 0 and not spaces.own("user"):
         check_capabilities(process, host.capabilities)
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
@@ -162,9 +163,7 @@ def plan_container(
         opened=opened,
         bundle=bundle,
     )
-    plan += _identity(
-        spaces, options, id=id, new_user=new_user, asks=not by_init, process=process, host=host, proc=proc
-    )
+    plan += _identity(config, spaces, options, id=id, asks=new_user and not by_init, host=host, proc=proc)
     own_mounts = spaces.own("mount")
     plan += root_ops(root, root_slot, linux, slots.new, own_mounts=own_mounts)
     context = MountContext(
@@ -253,7 +252,7 @@ def _opened_before(options: Sequence[str], host: Host, user_slot: int) -> bool:
     if user_slot != NO_SLOT:
         return True
     given = set(options)
-    return host.euid == 0 and bool(given & {"shared", "rshared"}) and not given & {"idmap", "ridmap"}
+    return host.euid == 0 and bool(given & {"shared", "rshared"})
 
 
 def _before_clone(
@@ -277,20 +276,23 @@ def _before_clone(
     if score is not None:
         # Here, while the process is dumpable and has the caller's capabilities; the child inherits it.
         plan.append(Op("proc_write", (proc, 0), ("self/oom_score_adj", str(score)), "/process/oomScoreAdj"))
+    # User namespaces while dumpable: the process in one has to be looked at to open it.
     if user_slot != NO_SLOT:
-        # While dumpable: the process in that namespace has to be looked at to open it.
-        plan.append(
-            user_ns_op(user_slot, proc, linux.get("uidMappings"), linux.get("gidMappings"), "/linux/uidMappings")
-        )
+        plan.append(user_ns_op(user_slot, proc, *own_maps(linux), "/linux/uidMappings"))
+    shifting, shifts = shift_ops(config, host, proc=proc, user_slot=user_slot, new_slot=slots.new)
+    plan += shifting
     if not host.in_userns and host.euid == 0:
         plan.append(Op("dumpable", (0,), (), ""))
     if root.apart:
         plan += root_apart(config, root, root_slot, slots.new, user_slot=user_slot, opened=opened)
     for position, entry in enumerate(config.get("mounts") or ()):
         options = entry.get("options") or ()
-        if is_bind(entry) and "remount" not in options and _opened_before(options, host, user_slot):
+        apart = is_bind(entry) and "remount" not in options and _opened_before(options, host, user_slot)
+        if apart or position in shifts:
             slot = opened[position] = slots.new()
-            plan += source_ops(entry, f"/mounts/{position}", bundle, slot, user_slot)
+            plan.append(source_op(entry, f"/mounts/{position}", bundle, slot))
+            if position in shifts:
+                plan.append(Op("idmap", (slot, *shifts[position]), (), f"/mounts/{position}"))
     plan += join_ops(spaces, slots)
     if user_slot != NO_SLOT:
         uid = (process.get("user") or {}).get("uid", 0)
@@ -304,26 +306,25 @@ def _before_clone(
             flags |= CLONE_FLAG[kind]
     offsets = linux.get("timeOffsets")
     if offsets and "time" in spaces.new:
-        if "user" in spaces.new and user_slot == NO_SLOT:
-            raise Unsupported(
-                "linux.timeOffsets with a new user namespace",
-                "this version does not do it",
-                pointer="/linux/timeOffsets",
-            )
-        # Offsets can be set only before the first process enters: unshare here, the clone enters (time_namespaces(7)).
         flags &= ~CLONE_FLAG["time"]
-        plan.append(Op("unshare", (CLONE_FLAG["time"],), (), "/linux/timeOffsets"))
-        for clock, offset in sorted(offsets.items()):
-            line = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
-            plan.append(Op("proc_write", (proc, 0), ("self/timens_offsets", line), f"/linux/timeOffsets/{clock}"))
+        if flags & CLONE_FLAG["user"] == 0:
+            plan += _time_ops(offsets, proc)  # the clone enters
     plan.append(Op("clone", (flags, slots.of("cgroup")), (), "/linux/namespaces"))
     return plan
 
 
-def user_ns_op(slot: int, proc: int, uids: Any, gids: Any, pointer: str) -> Op:
-    """A user namespace with these mappings of config.json, into a slot."""
-    ranges = [number for row in (*id_map(uids or []), *id_map(gids or [])) for number in row]
-    return Op("user_ns", (slot, proc, len(uids or ()), *ranges), (), pointer)
+def own_maps(linux: dict[str, Any]) -> tuple[IdMap, IdMap]:
+    """The maps of the container's user namespace, users' first."""
+    return id_map(linux.get("uidMappings") or []), id_map(linux.get("gidMappings") or [])
+
+
+def _time_ops(offsets: dict[str, Any], proc: int) -> list[Op]:
+    """A time namespace. Its offsets can be set only before the first process enters (time_namespaces(7))."""
+    plan = [Op("unshare", (CLONE_FLAG["time"],), (), "/linux/timeOffsets")]
+    for clock, offset in sorted(offsets.items()):
+        line = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
+        plan.append(Op("proc_write", (proc, 0), ("self/timens_offsets", line), f"/linux/timeOffsets/{clock}"))
+    return plan
 
 
 def join_ops(spaces: Namespaces, slots: _Slots) -> list[Op]:
@@ -338,29 +339,27 @@ def join_ops(spaces: Namespaces, slots: _Slots) -> list[Op]:
 
 
 def _identity(
-    spaces: Namespaces,
-    options: Options,
-    *,
-    id: str,
-    new_user: bool,
-    asks: bool,
-    process: dict[str, Any],
-    host: Host,
-    proc: int,
+    config: dict[str, Any], spaces: Namespaces, options: Options, *, id: str, asks: bool, host: Host, proc: int
 ) -> list[Op]:
     """The child's first steps; ``asks``: the parent writes the maps of a new user namespace."""
     # Should the runtime die before the container is recorded, the container dies too.
     plan = [Op("pdeathsig", (9,), (), "")]
-    if new_user and asks:
+    if asks:
         plan.append(Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"))
-    if new_user or any(kind == "user" for kind, _, _ in spaces.joins):
+        offsets = (config.get("linux") or {}).get("timeOffsets")
+        if offsets and "time" in spaces.new:
+            # Only here is there the power to make one; it is exec that enters it, which older kernels do not do.
+            if host.kernel < (6, 3):
+                raise Unsupported("linux.timeOffsets", "it takes root, or Linux 6.3", pointer="/linux/timeOffsets")
+            plan += _time_ops(offsets, proc)
+    if spaces.own("user"):
         plan.append(Op("become_root", (), (), "/linux/uidMappings"))
         # Changing ids clears the death signal (prctl(2)).
         plan.append(Op("pdeathsig", (9,), (), ""))
     plan.append(Op("setsid", (), (), ""))
     if not options.no_new_keyring:
         plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
-    plan += label_ops(process, host, proc)
+    plan += label_ops(config["process"], host, proc)
     return plan
 
 

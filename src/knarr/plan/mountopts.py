@@ -68,7 +68,7 @@ class MountOptions(Record):
     propagation: int  # 0: the default (rprivate through the parent)
     copy_up: bool
     data: tuple[str, ...]
-    idmap: str = ""  # "idmap", or "ridmap" for what is mounted below too
+    idmap: str = ""  # "idmap", "ridmap" for what is mounted below too, or crun's "idmap=MAPS"
 
 
 def parse_options(options: list[str], pointer: str) -> MountOptions:
@@ -95,7 +95,7 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
             copy_up = True
         elif option in PROPAGATION:
             propagation = PROPAGATION[option]
-        elif option in ("idmap", "ridmap"):
+        elif option in ("idmap", "ridmap") or option.startswith("idmap="):
             idmap = option
         elif option in _NOTHING:
             pass

@@ -78,15 +78,10 @@ def source_path(entry: dict[str, Any], bundle: str) -> str:
     return source if source.startswith("/") else f"{bundle}/{source}"
 
 
-def source_ops(entry: dict[str, Any], pointer: str, bundle: str, slot: int, user_slot: int) -> list[Op]:
-    """Open the source of a bind before the user namespace is entered, with that namespace's ids if it is asked for."""
+def source_op(entry: dict[str, Any], pointer: str, bundle: str, slot: int) -> Op:
+    """Open the source of a bind before the container's namespaces are entered, as the caller."""
     options = parse_options(list(entry.get("options") or ()), pointer)
-    path = source_path(entry, bundle)
-    plan = [Op("open_source", (slot, int(options.recursive)), (path,), f"{pointer}/source")]
-    if options.idmap:
-        flags = ops.RECURSIVE if options.idmap == "ridmap" else 0
-        plan.append(Op("idmap", (slot, user_slot, flags), (), pointer))
-    return plan
+    return Op("open_source", (slot, int(options.recursive)), (source_path(entry, bundle),), f"{pointer}/source")
 
 
 def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source_slot: int = NO_SLOT) -> list[Op]:
@@ -94,13 +89,9 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     options = parse_options(list(entry.get("options") or ()), pointer)
     target = _absolute(entry["destination"])
     over_proc = _over_proc(entry, target, pointer)
-    if entry.get("uidMappings") or entry.get("gidMappings"):
-        raise Unsupported("an id-mapped mount", "this version does not do it", pointer=pointer)
     if options.copy_up and (entry.get("type") != "tmpfs" or options.remount):
         where = f"{pointer}/options/{entry['options'].index('tmpcopyup')}"
         raise SpecError("config.json", [SpecFinding(where, "tmpcopyup is for a tmpfs only")])
-    if options.idmap and source_slot == NO_SLOT:
-        raise Unsupported("an id-mapped mount", "it needs a new user namespace and root", pointer=pointer)
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
     if is_bind(entry) or source_slot != NO_SLOT:
