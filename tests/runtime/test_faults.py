@@ -129,7 +129,8 @@ def test_l1_killed_at_a_random_moment(verb: str, asked: Runtime, bundle: Bundle)
         f"L-1 {NAME} {verb}: {len(wrong)} of {number} left something or failed; delete took {max(slow):.2f} s at most"
     )
     assert wrong == []
-    assert NAME != "knarr" or max(slow) < 2
+    # A process that was executed in the container is reaped by the machine's pid 1, which may take its time.
+    assert NAME != "knarr" or max(slow) < (10 if verb == "exec" else 2)
     assert mounts_at(bundle.path) == []
     assert NAME != "knarr" or os.listdir(asked.root / ".locks") == []
 
@@ -142,11 +143,14 @@ STEPS = (
 )
 
 
-def steps_of(runtime: Runtime, words: list[str], log: Path) -> int:
-    """How many system calls that change something a call of the runtime makes."""
+def steps_of(runtime: Runtime, words: list[str], log: Path) -> list[tuple[str, int]]:
+    """The system calls that change something, each with its number among those of its name."""
     command = ["strace", "-o", str(log), "-e", f"trace={STEPS}", *runtime.command, *words]
     subprocess.run(command, stdin=-3, stdout=-3, stderr=-3, check=False, timeout=60)
-    return len([line for line in log.read_text().splitlines() if re.match(r"\w+\(", line)])
+    found: list[tuple[str, int]] = []
+    for name in re.findall(r"^(\w+)\(", log.read_text(), re.MULTILINE):
+        found.append((name, 1 + sum(other == name for other, _ in found)))  # noqa: PERF401  # looks at what it made
+    return found
 
 
 @pytest.mark.parametrize("fault", ["kill", "error"])
@@ -165,16 +169,16 @@ def test_l2_a_fault_at_every_step(fault: str, verb: str, ours: Runtime, bundle: 
         return id
 
     id = prepared()
-    count = steps_of(ours, filled(call, path, id), tmp_path / "log")
+    steps = steps_of(ours, filled(call, path, id), tmp_path / "log")
     ours.ok("delete", "--force", id)
-    assert count > 0
-    stride = 1 if FULL else max(1, count // 6)
-    offset = 1 + random.Random(verb + fault).randrange(stride)
+    stride = 1 if FULL else max(1, len(steps) // 8)
+    offset = random.Random(verb + fault).randrange(stride)
     inject = "signal=KILL" if fault == "kill" else "error=EIO"
     tried = 0
-    for step in range(offset, count + 1, stride):
+    for step in steps[offset::stride]:
         id = prepared()
-        command = ["strace", "-o", "/dev/null", "-e", f"trace={STEPS}", "-e", f"inject={STEPS}:{inject}:when={step}"]
+        name, number = step
+        command = ["strace", "-o", "/dev/null", "-e", f"trace={name}", "-e", f"inject={name}:{inject}:when={number}"]
         with (tmp_path / "said").open("w+") as said:
             done = subprocess.run(
                 [*command, *ours.command, *filled(call, path, id)],
@@ -190,10 +194,12 @@ def test_l2_a_fault_at_every_step(fault: str, verb: str, ours: Runtime, bundle: 
         assert "a mistake in knarr" not in words, (step, words)
         if fault == "kill":
             assert done.returncode in {-signal.SIGKILL, 0}, (step, words)
+        elif verb == "create" and done.returncode:
+            assert left_behind(ours, id, 2) == [], (step, words)  # undone by itself
         ours.ok("delete", "--force", id)
-        assert left_behind(ours, id, 2) == [], (step, words)
+        assert leaks(ours, bundle, id) == [], (step, words)
         tried += 1
-    print(f"L-2 {verb} {fault}: {tried} of {count} steps")
+    print(f"L-2 {verb} {fault}: {tried} of {len(steps)} steps")
     assert tried
     assert mounts_at(bundle.path) == []
 

@@ -38,6 +38,7 @@ def delete(state_root: str, id: str, *, force: bool = False) -> list[str]:
         fd = record.open_container(state_root, id)
     except NotFound:
         if force:
+            record.forget_stale_lock(state_root, id)
             return []
         raise
     root_fd = record.open_root(state_root)

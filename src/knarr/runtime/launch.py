@@ -217,6 +217,8 @@ class Control:
             self.sock.send(pack("<II", GO, len(document)) + document)
         except (BrokenPipeError, ConnectionResetError):
             pass
+        except OSError as error:
+            raise KernelError("send", "to knarr-init", error.errno or 0) from None
 
     def run(self, deadline: float | None = None, stop: int = -1) -> None:
         """Block until done, until ``deadline`` (time.monotonic()) or until the descriptor ``stop`` is readable.

@@ -153,6 +153,21 @@ def forget_lock(root_fd: int, id: str, taken: Lock) -> None:
     taken.release()
 
 
+def forget_stale_lock(root: str, id: str) -> None:
+    """Remove the lock's file of an id that was never made: its creation was killed between the two."""
+    try:
+        root_fd = open_root(root)
+    except FileError:
+        return
+    try:
+        os.stat(f"{LOCKS}/{id}", dir_fd=root_fd, follow_symlinks=False)
+        forget_lock(root_fd, id, lock(root_fd, id, wait=False))
+    except (OSError, InUse):
+        pass  # none is there, or somebody is making it now
+    finally:
+        os.close(root_fd)
+
+
 def make(root_fd: int, id: str) -> tuple[int, Lock]:
     """Claim ``id``: exactly one caller gets its new, empty directory, and the lock. Raises Exists (I29)."""
     check_id(id)
