@@ -149,7 +149,7 @@ def steps_of(runtime: Runtime, words: list[str], log: Path) -> list[tuple[str, i
     subprocess.run(command, stdin=-3, stdout=-3, stderr=-3, check=False, timeout=60)
     found: list[tuple[str, int]] = []
     for name in re.findall(r"^(\w+)\(", log.read_text(), re.MULTILINE):
-        found.append((name, 1 + sum(other == name for other, _ in found)))  # noqa: PERF401  # looks at what it made
+        found.append((name, 1 + sum(other == name for other, _ in found)))  # looks at what it made
     return found
 
 

@@ -35,7 +35,7 @@ def masks(text: str) -> dict[str, int]:
 @pytest.mark.parametrize("names", [["CAP_KILL"], DOCKERS, []], ids=["one", "Docker's", "none"])
 def test_r15_an_ordinary_user_has_none(names: list[str], runtime: Runtime, bundle: Bundle) -> None:
     """CVE-2018-10856, CVE-2021-20188, CVE-2016-8867: capabilities that survive for a user who is not root."""
-    bundle.config["process"]["capabilities"] = {kind: names for kind in ("bounding", "effective", "permitted")}
+    bundle.config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
     path = bundle.write("cat", "/proc/self/status", user={"uid": 1000, "gid": 1000})
     found = masks(runtime.ok("run", "--bundle", path, runtime.new_id()))
     assert {name: found[name] for name in FIVE if name != "CapBnd"} == dict.fromkeys(set(FIVE) - {"CapBnd"}, 0)
@@ -146,12 +146,12 @@ def test_r21_what_is_masked_is_empty_and_stays(ours: Runtime, bundle: Bundle, tm
     script = "\n".join(
         [
             'for p in "$@"; do [ -e $p ] || continue',
-            "  if [ -d $p ]; then [ -z \"$(ls $p)\" ] || echo seen $p; touch $p/x 2>/dev/null && echo wrote $p",
-            "  else [ \"$(head -c 9 $p | wc -c)\" = 0 ] || echo seen $p; fi",
+            '  if [ -d $p ]; then [ -z "$(ls $p)" ] || echo seen $p; touch $p/x 2>/dev/null && echo wrote $p',
+            '  else [ "$(head -c 9 $p | wc -c)" = 0 ] || echo seen $p; fi',
             "  umount $p 2>/dev/null && echo unmounted $p; done",
             # opened only: what is written to some of these ends the machine
             f"for p in {' '.join(readonly)}; do",
-            "  if [ -d $p ]; then grep -q \" $p [a-z]* ro\" /proc/mounts || echo writable $p",
+            '  if [ -d $p ]; then grep -q " $p [a-z]* ro" /proc/mounts || echo writable $p',
             "  elif [ -f $p ]; then (: >>$p) 2>/dev/null && echo writable $p; fi; done; echo done",
         ]
     )  # fmt: skip
