@@ -52,7 +52,7 @@ ENTRIES = st.one_of(
 STACKS = st.lists(st.lists(ENTRIES, max_size=6), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(stack=STACKS)
 def test_found_from_the_top_is_found_in_the_model(
     stack: list[list[bytes]], tmp_path_factory: pytest.TempPathFactory
