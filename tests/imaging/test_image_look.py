@@ -288,3 +288,12 @@ def test_inspect_command(tmp_path: Path, capfdbinary: pytest.CaptureFixture[byte
     run_command(["image", "inspect", "--config", ref])
     assert sha256(capfdbinary.readouterr().out) == image.id.partition(":")[2]
     assert run_command(["image", "inspect", "--config", "--raw", ref]) == 125
+
+
+def test_a_layer_of_another_diff_id_is_not_shown(tmp_path: Path) -> None:
+    # The blob is what its digest says, but not what the config promises: that shows at the layer's end only.
+    config = {"rootfs": {"type": "layers", "diff_ids": ["sha256:" + "a" * 64]}}
+    ref = layout(tmp_path / "l", [f("a", b"x")], config=config)
+    for ask in (lambda image: read_file(image, "a"), lambda image: touches(image, "a"), files):
+        with pytest.raises(DigestMismatch):
+            ask(Image.open(ref))

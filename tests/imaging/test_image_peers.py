@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from imagekit import call, flat, layout, opened, paths, program
 from tarbuilder import d, f, h, s, x
 from trees import differences, needs_root, tree
 
+from knarr.engine.imaging.compare import diff
 from knarr.engine.imaging.image import Image, Index
 from knarr.engine.imaging.pack import repack, unpack
 from knarr.engine.imaging.validate import validate
 
-if TYPE_CHECKING:
-    from pathlib import Path
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))
+import foreign  # it lies beside the end-to-end tests  # pyright: ignore[reportMissingImports]
 
 pytestmark = needs_root
 
@@ -227,3 +230,31 @@ def test_saved_anywhere(tmp_path: Path) -> None:
     image.save(f"docker-archive:{tmp_path}/d.tar:x:1")
     assert paths(Image.open(f"docker-archive:{tmp_path}/d.tar")) == paths(image)
     assert "manifest.json" in call("tar", "-tf", str(tmp_path / "d.tar"))
+
+
+def test_docker_loads_what_we_change(tmp_path: Path) -> None:
+    """Into a dockerd of our own, from an archive we write, and back out of it."""
+    short = Path(tempfile.mkdtemp(prefix="kd-", dir="/tmp"))  # containerd's socket has 107 characters at most
+    try:
+        docker = foreign.Docker(short)
+    except foreign.Missing as error:
+        if os.path.ismount(short / "docker"):  # which a dockerd that gave up leaves
+            call("umount", str(short / "docker"))
+        shutil.rmtree(short, ignore_errors=True)
+        pytest.skip(str(error))
+    try:
+        image = opened(tmp_path / "l", *STACK).remove(["/opt"]).squash().with_config(env={"A": "1"}, cmd=["/bin/x"])
+        image.save(f"docker-archive:{tmp_path}/ours.tar:example.com/made:1")
+        docker("load", "-i", str(tmp_path / "ours.tar"))
+        told = json.loads(docker("inspect", "example.com/made:1"))[0]
+        assert told["Config"]["Cmd"] == ["/bin/x"]
+        assert told["Config"]["Env"] == ["PATH=/bin", "A=1"]
+        assert told["RootFS"]["Layers"] == [layer.diff_id for layer in image.layers]
+        docker("save", "-o", str(tmp_path / "theirs.tar"), "example.com/made:1")
+    finally:
+        docker.close()
+        shutil.rmtree(short, ignore_errors=True)
+    back = Image.open(f"docker-archive:{tmp_path}/theirs.tar")
+    # Docker writes its own media types; of files nothing may differ.
+    assert {each.kind for each in diff(image, back)} <= {"manifest", "annotation", "config"}
+    assert [str(finding) for finding in validate(f"docker-archive:{tmp_path}/theirs.tar")] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -17,6 +18,9 @@ from trees import differences, needs_root, scratch, tree
 from knarr.base.errors import FormatError, Unsupported
 from knarr.layer.changeset import changes, from_layers, is_equal, is_node
 from knarr.layer.model import Model, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def written(stack: list[list[bytes]], start: int) -> bytes:
@@ -126,3 +130,18 @@ def test_a_sparse_file_is_written_out() -> None:
 def test_a_huge_sparse_file_is_refused() -> None:
     with pytest.raises(Unsupported, match="sparse"):
         written([[sparse(2 << 30)]], 0)
+
+
+def opener(data: bytes) -> Callable[[int], io.BytesIO]:
+    return lambda _number: io.BytesIO(data)
+
+
+def test_names_of_one_file_become_two_files_and_back() -> None:
+    linked, apart = [f("a", b"1"), h("b", "a")], [f("a", b"1"), f("b", b"1")]
+    for one, two in ((linked, apart), (apart, linked)):
+        first, second = model_of(one), model_of(two)
+        new = second.flat()
+        out = io.BytesIO()
+        data = tar(*two)
+        from_layers(changes(first.flat(), new, is_equal), new, out, opener(data))
+        assert differences(items(applied(tar(*one), out.getvalue())), items(second)) == []
