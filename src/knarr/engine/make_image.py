@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 
 from knarr.base import fastjson
 from knarr.base.clock import rfc3339
 from knarr.base.errors import FileError, NotFound, UsageError
+from knarr.engine.imaging.layers import epoch
 from knarr.engine.paths import open_store
 from knarr.image.catalog import load
 from knarr.image.platform import host_platform
@@ -34,7 +34,7 @@ def create_from_host(
     """Put an image ``name`` into the store that holds ``programs`` and what they need to start; return it.
 
     Programs are absolute paths or names looked up in PATH. Without ``command`` the image runs a shell if there is one
-    among them, else the first. The layer's bytes depend on the files alone. Raises InvalidReference, UsageError,
+    among them, else the first. The image depends on the files and words alone. Raises InvalidReference, UsageError,
     NotFound, Unsupported, FileError.
     """
     from knarr.layer.hostimage import host_layer
@@ -82,16 +82,17 @@ def _found(program: str) -> str:
 
 
 def _config(paths: list[str], words: list[str], env: list[str], diff_id: str) -> dict[str, Any]:
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    created = rfc3339(int(epoch) * 1_000_000_000) if epoch.isdigit() and len(epoch) < 12 else rfc3339(time.time_ns())
+    """The image's config; it says when it was made only if SOURCE_DATE_EPOCH does: the same input, the same digest."""
+    fixed = epoch()
+    created = {"created": rfc3339(fixed)} if fixed is not None else {}
     platform = host_platform()
     document: dict[str, Any] = {
-        "created": created,
+        **created,
         "architecture": platform.architecture,
         "os": platform.os,
         "config": {"Env": env, "Cmd": words},
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-        "history": [{"created": created, "created_by": f"knarr image create --from-host {','.join(paths)}"}],
+        "history": [{**created, "created_by": f"knarr image create --from-host {','.join(paths)}"}],
     }
     if platform.variant:
         document["variant"] = platform.variant
