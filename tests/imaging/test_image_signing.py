@@ -348,3 +348,36 @@ def test_commands_refuse(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     assert "NAME=VALUE" in cli("image", "verify", "--key", f"{tmp_path}/k.pub", "-a", "x", ref)[2]
     with pytest.raises(KnarrError):
         read_policy(str(tmp_path / "nothing"))
+
+
+def test_the_policy_holds_when_images_are_fetched(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with docker_registry(tmp_path / "registry") as host:
+        ref = f"docker://{host}/me/app:1"
+        image = opened(tmp_path / "l", [f("a")]).save(ref)
+        private, _ = keys(tmp_path / "k")
+        need = {"type": "sigstoreSigned", "keyPath": f"{tmp_path}/k.pub"}
+        rules = {"default": [{"type": "reject"}], "transports": {"docker": {f"{host}/me": [need]}}}
+        (tmp_path / "policy.json").write_text(json.dumps(rules))
+        monkeypatch.setenv("KNARR_POLICY", f"{tmp_path}/policy.json")
+        ways = (["pull", ref], ["image", "pull", ref], ["image", "copy", ref, f"oci:{tmp_path}/out:v1"])
+        for words in ways:
+            code, _out, err = cli(*words)
+            assert code == 125, words
+            assert "no signature that counts: there is none" in err
+        assert cli("images", "--quiet")[1] == "", "what was refused is in the store"
+        assert not (tmp_path / "out").exists()
+        code, _out, err = cli("image", "copy", f"oci:{tmp_path}/l:v1", "other:1")
+        assert code == 125
+        assert "rejects it" in err
+        image.save(f"docker-archive:{tmp_path}/d.tar:x:1")
+        code, _out, err = cli("image", "load", "-i", f"{tmp_path}/d.tar")
+        assert code == 125
+        assert "rejects it" in err
+        assert cli("images", "--quiet")[1] == ""
+        signing.sign(image, ref, private)
+        for words in ways:
+            code, _out, err = cli(*words)
+            assert code == 0, err
+        monkeypatch.setenv("KNARR_POLICY", f"{tmp_path}/none.json")
+        assert cli("image", "copy", ref, "again:1")[0] == 125, "a policy that is not there lets everything pass"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from knarr.base.errors import NotFound, UsageError
 from knarr.engine.copying import open_sink, open_source
 from knarr.engine.paths import open_store
+from knarr.engine.trust import check_source
 from knarr.image.copy import copy_image
 from knarr.image.reference import Reference
 from knarr.spec import mediatypes
@@ -56,6 +57,7 @@ def load(
     done = []
     for source in _images_in(path):
         try:
+            check_source(source, Reference(source.what.partition(":")[0], path))
             names = source.names()
             sink = StoreSink(store, names)
             try:

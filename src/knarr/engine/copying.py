@@ -12,6 +12,7 @@ from knarr.base.errors import UsageError
 from knarr.base.record import Record
 from knarr.content.compressor import parse_compression
 from knarr.engine.paths import open_store
+from knarr.engine.trust import check_source
 from knarr.image.copy import Options, copy_image
 from knarr.image.platform import parse_platform
 from knarr.image.reference import STDIO, parse_reference
@@ -72,7 +73,7 @@ def options_of(
 
 @contextmanager
 def open_source(where: Places, ref: Reference, access: Access | None = None) -> Iterator[ImageSource]:
-    """Give the source a reference names, closed afterwards; a store is held meanwhile."""
+    """Give the source a reference names, held against the policy, closed afterwards; a store is held meanwhile."""
     from knarr.image.source import open_source as open_other
 
     if ref.transport == "store":
@@ -85,6 +86,7 @@ def open_source(where: Places, ref: Reference, access: Access | None = None) -> 
         return
     source = open_other(ref, lambda ref: _remote(ref, access or Access()))
     try:
+        check_source(source, ref)
         yield source
     finally:
         source.close()

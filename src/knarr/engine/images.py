@@ -138,13 +138,20 @@ def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, No
 
 
 def _fetch(store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None) -> Image:
-    from knarr.image.pull import fetch
+    from knarr.engine.trust import check_source
+    from knarr.image.pull import copy
+    from knarr.image.source import open_source
 
     if watcher is not None:
         watcher.say(f"pulling {reference}" if reference.transport == "docker" else f"reading {reference}")
     progress: Callable[[BlobProgress], None] | None = watcher.blob if watcher else None
     try:
-        return fetch(reference, store, platform=wanted, progress=progress, remote=remote)
+        source = open_source(reference, remote)
+        try:
+            check_source(source, reference)
+            return copy(source, store, source.names(), platform=wanted, progress=progress)
+        finally:
+            source.close()
     except (NotFound, RegistryError) as error:
         meant = _meant(store, reference) if reference.transport == "docker" else ""
         if meant:
