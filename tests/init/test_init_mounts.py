@@ -396,6 +396,31 @@ def test_remount(launcher: Launcher, rootfs: Path) -> None:
     refused(launcher, rootfs, Op("remount", [ROOT, 0, RDONLY, 0], ["/plain"]), error=errno.EINVAL)
 
 
+def test_unmount(launcher: Launcher, rootfs: Path, tmp_path: Path) -> None:
+    """The uppermost mount, of a directory or a file, and never through a link."""
+    (rootfs / "link").symlink_to("t")
+    (tmp_path / "file").touch()
+    run = paused(
+        launcher,
+        rootfs,
+        mount("/t"),
+        mount("/u"),
+        mount("/u"),
+        Op("bind", [ROOT, NO_SLOT, CREATE_LIKE_SOURCE, 0, 0, 0, 0, 0], [str(tmp_path / "file"), "/f"]),
+        Op("unmount", [ROOT], ["/u"]),
+        Op("unmount", [ROOT], ["/f"]),
+    )
+    assert f"{rootfs}/t" in run.mounts
+    assert f"{rootfs}/u" in run.mounts
+    assert f"{rootfs}/f" not in run.mounts
+    refused(launcher, rootfs, Op("unmount", [ROOT], ["/link"]), error=errno.EINVAL)
+    refused(launcher, rootfs, Op("unmount", [ROOT], ["/none"]), error=errno.ENOENT)
+    refused(launcher, rootfs, Op("unmount", [ROOT], ["/none/deeper"]), error=errno.ENOENT)
+    assert not (rootfs / "none").exists()
+    refused(launcher, rootfs, Op("unmount", [ROOT], ["/"]), error=errno.EINVAL)
+    refused(launcher, rootfs, Op("unmount", [ROOT], ["/t/.."]), error=errno.EINVAL)
+
+
 # -- masked and read-only -----------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ enum {
     MS_SLAVE_ = 1 << 19,
     MS_STRICTATIME_ = 1 << 24,
 };
-enum { UMOUNT_DETACH = 2 };
+enum { UMOUNT_DETACH = 2, UMOUNT_BY_NAME = 8 };
 #define DEVPTS_MAGIC 0x1cd1
 #define NSFS_MAGIC_ 0x6e736673
 #define PROC_ROOT_INODE 1

@@ -463,6 +463,28 @@ long op_remount(const struct op *op)
     return got;
 }
 
+/* Takes the uppermost mount off the target, by its name in the directory it lies in: what may have become a link
+ * meanwhile is not followed. */
+long op_unmount(const struct op *op)
+{
+    char leaf[NAME_BYTES + 1];
+    int root = root_fd(op->numbers[0]);
+    long got, parent, target = open_in_root(root, op->strings[0].bytes, O_PATH | O_NOFOLLOW, 0);
+
+    if (target < 0)
+        return target;
+    close_fd(target);
+    parent = parent_in_root(root, op->strings[0].bytes, leaf);
+    root_done(op->numbers[0], root);
+    if (parent < 0)
+        return parent;
+    got = kcall(fchdir, parent);
+    if (got == 0)
+        got = kcall(umount2, leaf, UMOUNT_DETACH | UMOUNT_BY_NAME);
+    close_fd(parent);
+    return got;
+}
+
 /* A detached copy of the host's null device, which must be the null device (CVE-2025-31133). Read-only, or root in
  * the container could chmod the host's node through it; reading and writing a device is not hindered by that. */
 static long null_mask(void)

@@ -73,7 +73,8 @@
     X(landlock_path, 86, 3, 1)                                                                                         \
     X(landlock_port, 87, 3, 0)                                                                                         \
     X(landlock_restrict, 88, 1, 0)                                                                                     \
-    X(new_tree, 89, 2, 2 | MORE)
+    X(new_tree, 89, 2, 2 | MORE)                                                                                       \
+    X(unmount, 90, 1, 1)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

@@ -103,6 +103,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "landlock_restrict": (88, ("slot",), ()),
     # a file system that is shown somewhere by cover
     "new_tree": (89, ("slot", "attr"), ("fstype", "source", "options*")),
+    # in a container that runs
+    "unmount": (90, ("root",), ("target",)),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

@@ -117,7 +117,7 @@ def begin_exec(
         if "cgroup" in plan.slots and place is not None:
             slots["cgroup"] = groups_fd = cgroup.open_directory(place)
         if "root" in plan.slots:
-            slots["root"] = root_fd = _root_of(state, pidfd)
+            slots["root"] = root_fd = root_of(state, pidfd)
         made = Execed(plan, host, config, state=state.replace(cgroup=place), status=status)
         made.spawn(stdio, slots)
         return made
@@ -127,7 +127,7 @@ def begin_exec(
                 os.close(used)
 
 
-def _root_of(state: State, pidfd: int) -> int:
+def root_of(state: State, pidfd: int) -> int:
     """The root of a container without a mount namespace. Raises WrongStatus, KernelError."""
     try:
         root_fd = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

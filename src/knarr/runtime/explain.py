@@ -57,6 +57,7 @@ _DOING = {
     "mount": "mount {fstype} on {target}",
     "bind": "bind {source} on {target}",
     "remount": "remount {target}",
+    "unmount": "unmount {target}",
     "open_source": "open mount source {path}",
     "bind_root": "open root directory {path}",
     "open_root": "open root directory {path}",

@@ -18,6 +18,10 @@ ABOUT = {
     "pause": ("ID", "stop all processes of a container where they are"),
     "resume": ("ID", "let the processes of a paused container go on"),
     "update": ("ID", "change the limits of a container"),
+    "mounts": (
+        "add|remove ID FILE",
+        "mount the entries of FILE, as in config.json, or take them away, in a container that runs",
+    ),
     "list": ("", "list the containers below the state root"),
     "spec": ("", "write a config.json to start from"),
     "features": ("", "print what this runtime supports as JSON"),

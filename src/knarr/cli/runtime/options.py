@@ -104,6 +104,7 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
         1,
         True,
     ),
+    "mounts": ((), 3, 3, True),
     "list": ((("format", "f", VALUE), ("quiet", "q", FLAG)), 0, 0, True),
     "spec": ((("bundle", "b", VALUE), ("file", "f", VALUE), ("rootless", "", FLAG)), 0, 0, True),
     "features": ((), 0, 0, True),
