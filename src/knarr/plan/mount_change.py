@@ -9,7 +9,7 @@ from __future__ import annotations
 from knarr.base.errors import Unsupported
 from knarr.plan import ops
 from knarr.plan.mountopts import parse_options
-from knarr.plan.mounts import MountContext, is_bind, mount_ops, source_ops
+from knarr.plan.mounts import MountContext, is_bind, mount_ops, source_op
 from knarr.plan.namespaces import CLONE_FLAG
 from knarr.plan.ops import NO_SLOT, Op
 
@@ -31,12 +31,13 @@ def plan_add(entry: dict[str, Any], pointer: str, config: dict[str, Any], host: 
     if not is_bind(entry) and (entry.get("type") != "tmpfs" or user):
         what = f"mounting a {entry.get('type') or 'file system'} in a container that runs"
         raise Unsupported(what, "bind mounts and, without a user namespace, tmpfs only", pointer=pointer)
-    if parse_options(list(entry.get("options") or ()), pointer).idmap:
+    mapped = entry.get("uidMappings") or entry.get("gidMappings")
+    if mapped or parse_options(list(entry.get("options") or ()), pointer).idmap:
         raise Unsupported("an id-mapped mount in a container that runs", "this version does not do it", pointer=pointer)
     context = MountContext(
         host, bundle=bundle, root=ROOT, cgroup=None, cgroup_namespace=False, network_namespace=False, new_user=user
     )
-    opening = source_ops(entry, pointer, bundle, SOURCE, NO_SLOT) if is_bind(entry) else []
+    opening = [source_op(entry, pointer, bundle, SOURCE)] if is_bind(entry) else []
     return [*opening, *_enter(), *mount_ops(entry, pointer, context, SOURCE if opening else NO_SLOT)]
 
 
