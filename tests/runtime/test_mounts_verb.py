@@ -97,7 +97,9 @@ def test_targets_stay_inside(box: Container, bundle: Bundle, tmp_path: Path) -> 
 
 def test_what_is_refused(box: Container) -> None:
     assert "mounting a proc in a container that runs" in box.refused("add", {"destination": "/p", "type": "proc"})
-    assert "an id-mapped mount" in box.refused("add", box.bind("/mnt", "idmap"))
+    maps = [{"containerID": 0, "hostID": 100000, "size": 1}]
+    mapped = {**box.bind("/mnt", "idmap"), "uidMappings": maps, "gidMappings": maps}
+    assert "an id-mapped mount" in box.refused("add", mapped)
     assert "destination" in box.refused("add", {"type": "tmpfs"})
     assert "each with a destination" in box.refused("remove", "x")
     assert "invalid argument" in box.refused("remove", {"destination": "/bin"})
