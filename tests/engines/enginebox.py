@@ -66,7 +66,8 @@ class Box:
         self.run("mount", "--make-rshared", "/")  # as systemd leaves it
         for place in OWN_FOLDERS:
             if os.path.isdir(place):
-                self.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place)
+                mode = "mode=1777" if place == "/dev/shm" else "mode=755"
+                self.run("mount", "-t", "tmpfs", "-o", mode, "tmpfs", place)
         rows = Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()
         self._known_mounts = {row.split()[0] for row in rows}
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transcript import Recorder
 
 # What a process can do and see, in lines that two runs have in common. Left out, because they say the same in other words:
@@ -585,7 +583,3 @@ def script_events(d: Recorder) -> None:
     end = d.quiet(*now).stdout.strip()
     words = ("--filter", "container=ev", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes}}")
     d("events", "--since", begin, "--until", end, *words)
-
-
-def all_scripts() -> list[Callable[[Recorder], None]]:
-    return [value for name, value in globals().items() if name.startswith("script_")]

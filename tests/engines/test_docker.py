@@ -9,43 +9,30 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
+import scripts_docker
+from engine import Engine, same_with_each, scripts, title
 from engine_docker import Docker
 from enginebox import box
-from scripts_docker import all_scripts
-from transcript import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from transcript import Recorder
+    from engine import Script
 
 
 @pytest.fixture(scope="module")
 def dockers(
     tmp_path_factory: pytest.TempPathFactory, runtimes: dict[str, str], docker_archive: Path
-) -> Iterator[dict[str, Docker]]:
+) -> Iterator[dict[str, Engine]]:
     with contextlib.ExitStack() as stack:
-        made = {}
+        made: dict[str, Engine] = {}
         for name, path in runtimes.items():
-            made[name] = Docker(
-                stack.enter_context(box(tmp_path_factory.mktemp(f"docker-{name}"))), path, docker_archive
-            )
+            inside = stack.enter_context(box(tmp_path_factory.mktemp(f"docker-{name}")))
+            made[name] = Docker(inside, path, docker_archive)
         yield made
 
 
-@pytest.mark.parametrize("script", all_scripts(), ids=lambda script: script.__name__.removeprefix("script_"))
-def test_docker_says_what_it_says_with_runc(dockers: dict[str, Docker], script: Callable[[Recorder], None]) -> None:
-    steps = []
-    for docker in dockers.values():
-        recorder = docker.recorder()
-        try:
-            script(recorder)
-        finally:
-            recorder.close()
-            left = recorder.quiet("ps", "-aq").stdout.split()
-            if left:
-                recorder.quiet("rm", "-f", "-v", *left)
-        docker.check_nothing_left()
-        steps.append(recorder.steps)
-    assert not differences(*steps), differences(*steps)
+@pytest.mark.parametrize("script", scripts(vars(scripts_docker)), ids=title)
+def test_docker_says_what_it_says_with_runc(dockers: dict[str, Engine], script: Script) -> None:
+    same_with_each(dockers, script)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from enginebox import Box
+    from engine import Engine
 
     View = Callable[[str], str]
     """Takes from a text what can be compared."""
@@ -59,10 +59,11 @@ class Step:
 class Recorder:
     """Runs an engine's command line and keeps what it says. ``command`` comes before the words of every step."""
 
-    def __init__(self, box: Box, command: list[str], environment: dict[str, str], *, runc: bool) -> None:
-        self.box = box
-        self.runc = runc
-        self.folder, self.cgroup = str(box.folder), box.cgroup
+    def __init__(self, engine: Engine, command: list[str], environment: dict[str, str]) -> None:
+        self.box = engine.box
+        self.runtime, self.is_runc = engine.runtime, engine.is_runc
+        self.folder, self.cgroup = str(engine.box.folder), engine.box.cgroup
+        self._hidden = [(self.folder, "<folder>"), (self.cgroup, "<cgroup>"), (engine.runtime, "<runtime>")]
         self.command = command
         self.environment = environment
         self.steps: list[Step] = []
@@ -101,7 +102,7 @@ class Recorder:
     def apart(self, reason: str, *words: str, runc: tuple[int, str], ours: tuple[int, str]) -> None:
         """A step in which ours is meant to differ, for ``reason``; of each, exit code and a part of what is said."""
         done = self.quiet(*words)
-        code, part = runc if self.runc else ours
+        code, part = runc if self.is_runc else ours
         said = done.stdout + done.stderr
         if done.returncode != code or part not in said:
             raise Broken(f"{' '.join(words)}\nended with {done.returncode}, not {code}, or said no {part!r}: {said}")
@@ -140,6 +141,10 @@ class Recorder:
     def record(self, words: Iterable[str], code: int | None, out: str = "", err: str = "") -> None:
         label = " ".join(words)
         self.steps.append(Step(*(self.plain(label), code), self.plain(out), self.plain(err)))
+
+    def hide(self, text: str, replacement: str) -> None:
+        """Have ``text`` replaced in all that is recorded from now on."""
+        self._hidden.append((text, replacement))
 
     def note(self, what: str, value: object) -> None:
         """Record a fact that the script found out."""
@@ -189,7 +194,8 @@ class Recorder:
 
     def plain(self, text: str) -> str:
         """The text without names and numbers that differ from run to run."""
-        text = text.replace(self.folder, "<folder>").replace(self.cgroup, "<cgroup>")
+        for own, replacement in self._hidden:
+            text = text.replace(own, replacement)
         for pattern, replacement in PATTERNS:
             text = pattern.sub(replacement, text)
         return text
@@ -208,10 +214,15 @@ class Background:
         self.process.stdin.write(text)
         self.process.stdin.flush()
 
-    def end(self, code: int = 0, stdin: str = "", view: View | None = None, timeout: float = 60) -> str:
-        """Wait for its end and record it."""
+    def stop(self) -> None:
+        """For a step without an end of its own (events): interrupt it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, code: int | None = 0, stdin: str = "", view: View | None = None, timeout: float = 60) -> str:
+        """Wait for its end and record it; ``code`` None for one that was stopped."""
         out, err = self.recorder.finish(self.process, self.words, stdin, timeout)
-        self.recorder.expect(self.words, self.process.returncode, code, out, err)
+        if code is not None:
+            self.recorder.expect(self.words, self.process.returncode, code, out, err)
         self.recorder.record(self.words, code, view(out) if view else out, err)
         return out
 
