@@ -114,6 +114,9 @@ class RootlessPodman(Podman):
         self.box.run("mount", "--bind", str(store), self.data)
         self.box.run("chown", f"{USER}:{USER}", self.run, self.data, self.home)
         self.box.run("chmod", "700", self.run)
+        # Where no udev sets its mode, /dev/net/tun is root's alone; slirp4netns wants it.
+        self.box.run("mknod", "-m", "666", f"{FOLDER}/tun", "c", "10", "200")
+        self.box.run("mount", "--bind", f"{FOLDER}/tun", "/dev/net/tun")
         if not self.is_runc:
             self.runtime = self.installed_for_all()
 

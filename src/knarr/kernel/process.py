@@ -38,6 +38,18 @@ def process_stat(pid: int) -> tuple[str, int] | None:
     return fields[0].decode(), int(fields[19])
 
 
+def in_user_namespace() -> bool:
+    """Whether ids are mapped: the initial namespace has the one line ``0 0 4294967295`` (user_namespaces(7))."""
+    try:
+        fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.read(fd, 4096).split() != [b"0", b"0", b"4294967295"]
+    finally:
+        os.close(fd)
+
+
 def boot_id() -> str:
     """Return the kernel's random id of this boot."""
     fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)

@@ -136,8 +136,9 @@ def plan_container(
             raise Unsupported(f"linux.{field}", "this version does not do it", pointer=f"/linux/{field}")
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     new_user = "user" in spaces.new
-    # A privileged caller's first stage makes the user namespace itself; anyone else's maps are written by the parent.
-    by_init = new_user and host.privileged
+    # Root's first stage makes the user namespace itself (also root in a namespace, as below rootless Podman); anyone
+    # else's maps are written by the parent.
+    by_init = new_user and host.euid == 0
     uid_map, gid_map = own_maps(linux) if new_user and not by_init else ((), ())
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
     setgroups_deny = new_user and not by_init and own_id_alone(gid_map, host.egid)
@@ -177,7 +178,7 @@ def plan_container(
     )
     plan += _mounts(config, context, spaces, opened)
     if needs_dev(config.get("mounts") or []):
-        plan += device_ops(config, root_slot, new_user=context.new_user, kcore=host.kcore)
+        plan += device_ops(config, root_slot, bound=context.new_user or host.in_userns, kcore=host.kcore)
     plan.append(Op("mkdir", (root_slot, 0o755), (process.get("cwd", "/"),), "/process/cwd"))
     if "network" in spaces.new:
         plan.append(Op("loopback", (), (), ""))
@@ -200,7 +201,7 @@ def plan_container(
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
         seccomp=seccomp_argument(linux, seccomp),
         set_rlimits=not by_init,
-        setgroups_denied=setgroups_deny,
+        setgroups_denied=setgroups_deny or host.setgroups_denied,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )

@@ -56,7 +56,7 @@ def plan_exec(
     plan += label_ops(process, host, proc)
     # Before the container's processes can see this one (CVE-2016-9962).
     plan += [Op("dumpable", (0,), (), ""), Op("close", (proc,), (), "")]
-    by_parent = host.privileged and user
+    by_parent = host.euid == 0 and user
     if by_parent and linux.get("uidMappings"):
         # From inside the streams' owner is nobody, and could not be changed.
         uid = outside_id(linux["uidMappings"], (process.get("user") or {}).get("uid", 0))
@@ -82,14 +82,14 @@ def plan_exec(
     scheduled, outside = divided(process, linux, by_parent=by_parent)
     plan += [*affinity_op(process, "final"), *scheduled]
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
-    denied = user and not host.privileged and own_id_alone(id_map(linux.get("gidMappings") or []), host.egid)
+    denied = user and host.euid != 0 and own_id_alone(id_map(linux.get("gidMappings") or []), host.egid)
     plan += [Op("sync", (ops.SYNC_READY,), (), ""), Op("pdeathsig", (0,), (), "")]
     plan += process_tail(
         process,
         hooks=[],
         seccomp=seccomp_argument(linux, seccomp),
         set_rlimits=not by_parent,
-        setgroups_denied=denied,
+        setgroups_denied=denied or host.setgroups_denied,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )

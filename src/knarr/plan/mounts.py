@@ -112,7 +112,7 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     data = list(options.data)
     if attr & mountopts.RDONLY and fstype not in _SHARED_SUPERBLOCK and not options.copy_up:
         data.append("ro")
-    if fstype == "sysfs" and not context.network_namespace and context.new_user:
+    if fstype == "sysfs" and not context.network_namespace and (context.new_user or context.host.in_userns):
         # sysfs shows the network namespace's devices; mounting it asks for power over that namespace.
         flags = ops.CREATE_DIR | ops.RECURSIVE
         return [Op("bind", (context.root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys", target), pointer)]
@@ -203,7 +203,7 @@ def needs_dev(mounts: list[dict[str, Any]]) -> bool:
     return not any(is_bind(entry) and entry["destination"].rstrip("/") == "/dev" for entry in mounts)
 
 
-def device_ops(config: dict[str, Any], root: int, *, new_user: bool, kcore: bool) -> list[Op]:
+def device_ops(config: dict[str, Any], root: int, *, bound: bool, kcore: bool) -> list[Op]:
     """Nodes of linux.devices, the default nodes, and the links of config-linux.md "Default Devices"."""
     from knarr.plan.devices import device_nodes
 
@@ -212,7 +212,7 @@ def device_ops(config: dict[str, Any], root: int, *, new_user: bool, kcore: bool
         if _absolute(node["path"]) == "/dev/ptmx":
             continue  # a link, whatever was asked for: docker run --privileged names all nodes of the host
         mode = node["mode"]
-        if new_user and node["kind"] != "p":
+        if bound and node["kind"] != "p":
             # mknod of a device fails in a user namespace; the host's node is bound instead.
             result.append(
                 Op("bind", (root, NO_SLOT, ops.CREATE_FILE, 0, 0, 0, 0, 0), (node["path"], node["path"]), pointer)

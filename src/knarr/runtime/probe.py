@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from knarr.kernel.process import in_user_namespace
 from knarr.plan.host import LANDLOCK, Host
 
 TYPE_CHECKING = False
@@ -26,18 +27,20 @@ def probe() -> Host:
     from knarr.runtime import cgroup_probe
 
     name = os.uname()
+    in_userns = in_user_namespace()
     numbers = name.release.split("-")[0].split(".")
     return Host(
         euid=os.geteuid(),
         egid=os.getegid(),
         arch=name.machine,
         kernel=(_number(numbers[0]), _number(numbers[1]) if len(numbers) > 1 else 0),
-        in_userns=_in_userns(),
+        in_userns=in_userns,
         cgroup=cgroup_probe.probe(),
         apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         kcore=os.path.exists("/proc/kcore"),
         capabilities=int(_content("/proc/self/status").partition(b"\nCapPrm:")[2][:17] or b"-1", 16),
+        setgroups_denied=in_userns and _content("/proc/self/setgroups").startswith(b"deny"),
     )
 
 
@@ -56,8 +59,3 @@ def _content(path: str) -> bytes:
         return os.read(fd, 4096)
     finally:
         os.close(fd)
-
-
-def _in_userns() -> bool:
-    """Whether ids are mapped: the initial namespace has the one line ``0 0 4294967295`` (user_namespaces(7))."""
-    return _content("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]

@@ -22,7 +22,7 @@ from knarr.base.errors import Exists, FileError, InUse, NotFound, SpecError, Usa
 from knarr.base.files import Lock, read_file, write_atomic
 from knarr.base.ids import check_id
 from knarr.base.record import Record
-from knarr.kernel.process import GONE, boot_id, process_stat
+from knarr.kernel.process import GONE, boot_id, in_user_namespace, process_stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,9 +61,15 @@ class State(Record):
 
 
 def default_root() -> str:
-    """Where state lives when nothing else is said: /run/knarr, or below XDG_RUNTIME_DIR for an ordinary user."""
+    """Where state lives when nothing else is said: /run/knarr, or below XDG_RUNTIME_DIR for an ordinary user.
+
+    Rootless Podman is root in a user namespace of its user's, and says XDG_RUNTIME_DIR. As with runc, USER=root marks a
+    namespace (a container with an engine in it) where root is the only user there is.
+    """
     if os.geteuid() == 0:
-        return "/run/knarr"
+        said = os.environ.get("XDG_RUNTIME_DIR") and os.environ.get("USER") != "root"
+        if not (said and in_user_namespace()):
+            return "/run/knarr"
     return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/knarr-{os.geteuid()}'}/knarr"
 
 
