@@ -44,7 +44,9 @@ class Engine:
         raise NotImplementedError
 
     def leftovers(self) -> list[str]:
-        left = [f"process {pid} {args}" for pid, args in self.box.processes().items() if not args.startswith(self.daemons)]
+        left = [
+            f"process {pid} {args}" for pid, args in self.box.processes().items() if not args.startswith(self.daemons)
+        ]
         left += [f"mount {place}" for place in self.box.mounts() if any(part in place for part in self.places)]
         left += [f"cgroup {group}" for group in self.box.cgroups() if self.is_containers(os.path.basename(group))]
         state = self.box.run("sh", "-c", f"ls -d {' '.join(self.states)} 2>/dev/null || true")

@@ -37,6 +37,8 @@ STORAGE = """
 driver = "{driver}"
 graphroot = "{folder}/root"
 runroot = "{run}/run"
+[storage.options.vfs]
+ignore_chown_errors = "{ignore}"
 """
 
 
@@ -46,6 +48,8 @@ class Podman(Engine):
     daemons = ("catatonit -P", "/usr/bin/slirp4netns", "/usr/lib/podman/aardvark-dns", "podman pause")
     places = ("/overlay-containers/", "/overlay/", "/vfs-containers/", "/vfs/dir/", "/netns/")
     driver = "overlay"
+    ignore = "false"
+    """Whether files may have another owner than the image says: who has one id has no choice."""
 
     def __init__(self, box: Box, runtime: str, archive: Path, *, containers: Sequence[str] = ()) -> None:
         super().__init__(box, runtime)
@@ -57,12 +61,16 @@ class Podman(Engine):
         (box.folder / "containers.conf").write_text(
             CONFIG.format(runtime=self.runtime, containers="\n".join(containers), engine=f'tmp_dir = "{self.run}/tmp"')
         )
-        (box.folder / "storage.conf").write_text(STORAGE.format(driver=self.driver, folder=self.data, run=self.run))
+        (box.folder / "storage.conf").write_text(
+            STORAGE.format(driver=self.driver, folder=self.data, run=self.run, ignore=self.ignore)
+        )
         self.box.run("cp", f"{box.folder}/containers.conf", f"{box.folder}/storage.conf", str(archive), FOLDER)
         self.recorder()("load", "-q", "-i", f"{FOLDER}/{archive.name}")
 
     def prepare(self) -> None:
         self.run, self.data = f"{FOLDER}/run", str(self.box.folder)
+        for name in ("/etc/subuid", "/etc/subgid"):  # for --userns=auto
+            self.box.put(name, "containers:2147483647:2147483648\n")
         self.box.run("mkdir", "-p", self.run, self.home)
 
     def as_user(self) -> list[str]:
@@ -98,6 +106,7 @@ class RootlessPodman(Podman):
 
     def __init__(self, box: Box, runtime: str, archive: Path, *, subids: bool) -> None:
         self.subids = subids
+        self.ignore = "false" if subids else "true"
         super().__init__(box, runtime, archive)
 
     def prepare(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_containerd import IMAGE
+from engine_containerd import FOLDER, IMAGE
 from scripts_docker import POSTURE, SHELL
+from transcript import Broken
 
 if TYPE_CHECKING:
     from transcript import Recorder
@@ -26,8 +29,15 @@ def no_pids(out: str) -> str:
 
 def told(out: str) -> str:
     """Events without their times, pids and the numbers in paths."""
-    rows = [line.partition(" default ")[2] for line in out.splitlines()]
-    return "\n".join(re.sub(r'"value":"[^"]*"', '"value":"<options>"', re.sub(r'(?<="pid":)\d+|(?<=/)\d+(?=/)', "<n>", row)) for row in rows)
+    rows = [
+        line.partition(" default ")[2]
+        for line in out.splitlines()
+        if " default " in line and "/namespaces/" not in line
+    ]
+    return "\n".join(
+        re.sub(r'"value":"[^"]*"', '"value":"<options>"', re.sub(r'(?<="pid":)\d+|(?<=/)\d+(?=/)', "<n>", row))
+        for row in rows
+    )
 
 
 def gone(d: Recorder, name: str, how: str = "SIGKILL") -> None:
@@ -54,12 +64,35 @@ def script_posture(d: Recorder) -> None:
     look("--allow-new-privs")
     look("--seccomp")
     look("--cap-add", "CAP_NET_ADMIN", "--cap-drop", "CAP_CHOWN")
-    look("--mount", "type=bind,src=/etc,dst=/host-etc,options=rbind:ro", command="grep host-etc /proc/self/mountinfo | cut -d' ' -f6; ls /host-etc/passwd")
+    look(
+        "--mount",
+        "type=bind,src=/etc,dst=/host-etc,options=rbind:ro",
+        command="grep host-etc /proc/self/mountinfo | cut -d' ' -f6; ls /host-etc/passwd",
+    )
     look("--net-host", command="ip -o link | wc -l")
     look("--device", "/dev/fuse", command="ls -l /dev/fuse | cut -c1-10")
-    look("--memory-limit", "33554432", "--cpus", "0.5", "--cpu-shares", "99", command="cut -d: -f2,3 /proc/self/cgroup | sort")
-    look("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", command="id; cat /proc/self/uid_map /proc/self/gid_map; touch /tmp/mine; stat -c %u /tmp/mine")
-    words = (*run_words(d, "look", "--rm", "--rootfs-propagation", "rshared"), "grep", "shared:", "/proc/self/mountinfo")
+    look(
+        "--memory-limit",
+        "33554432",
+        "--cpus",
+        "0.5",
+        "--cpu-shares",
+        "99",
+        command="cut -d: -f2,3 /proc/self/cgroup | sort",
+    )
+    look(
+        "--uidmap",
+        "0:100000:65536",
+        "--gidmap",
+        "0:100000:65536",
+        command="id; cat /proc/self/uid_map /proc/self/gid_map; touch /tmp/mine; stat -c %u /tmp/mine",
+    )
+    words = (
+        *run_words(d, "look", "--rm", "--rootfs-propagation", "rshared"),
+        "grep",
+        "shared:",
+        "/proc/self/mountinfo",
+    )
     why = "linux.rootfsPropagation shared is to make the root shared (config-linux.md); runc 1.1.5 leaves it private"
     d.apart(why, *words, runc=(1, ""), ours=(0, "shared:"))
 
@@ -132,24 +165,59 @@ def script_joined_namespaces(d: Recorder) -> None:
     running(d, "first")
     pid = re.search(r"first\s+(\d+)", d.quiet("task", "ls").stdout)
     assert pid is not None
-    spaces = [word for kind in ("network", "ipc", "uts") for word in ("--with-ns", f"{kind}:/proc/{pid[1]}/ns/{kind[:3]}")]
+    spaces = [
+        word for kind in ("network", "ipc", "uts") for word in ("--with-ns", f"{kind}:/proc/{pid[1]}/ns/{kind[:3]}")
+    ]
     d.hide(pid[1], "<pid>")
-    d(*run_words(d, "second", "--rm", "--with-ns", f"pid:/proc/{pid[1]}/ns/pid", *spaces), "sh", "-c", "ps -o args | grep -c sleep; hostname")
+    d(
+        *run_words(d, "second", "--rm", "--with-ns", f"pid:/proc/{pid[1]}/ns/pid", *spaces),
+        "sh",
+        "-c",
+        "ps -o args | grep -c '^sleep'; hostname",
+    )
     d("task", "rm", "-f", "first")
     d("container", "rm", "first")
 
 
+class Events:
+    """``ctr events``, which does not say when it listens: the first events are our own, until one has come."""
+
+    def __init__(self, d: Recorder) -> None:
+        self.d = d
+        self.log = Path(d.folder, f"events-{len(list(Path(d.folder).iterdir()))}")
+        self.process = d.box.spawn("ctr", "-a", f"{FOLDER}.sock", "events", log=self.log)
+        for number in range(1000):
+            d.quiet("namespace", "create", f"n{number}")
+            d.quiet("namespace", "rm", f"n{number}")
+            if "/namespaces/delete" in self.log.read_text():
+                break
+
+    def end(self, last: str) -> str:
+        """Wait until ``last`` was told; record all."""
+        end = time.monotonic() + 30
+        while last not in (said := self.log.read_text()):
+            if time.monotonic() > end:
+                raise Broken(f"ctr events: waited for {last!r}: {said}")
+            time.sleep(0.05)
+        for pid, args in self.d.box.processes().items():
+            if args.endswith(" events"):
+                self.d.box.run("kill", str(pid))
+        self.process.wait(30)
+        self.d.record(("events",), None, told(said))
+        return said
+
+
 def script_out_of_memory(d: Recorder) -> None:
-    events = d.background("events")
+    events = Events(d)
     d(*run_words(d, "oom", "--memory-limit", "16777216"), "sh", "-c", "tail /dev/zero; exit 3", code=3)
     d("task", "ls", view=no_pids)
     d("container", "rm", "oom")
-    events.stop()
-    events.end(None, view=told)
+    said = events.end("/containers/delete")
+    assert "/tasks/oom" in said
 
 
 def script_events(d: Recorder) -> None:
-    events = d.background("events")
+    events = Events(d)
     running(d, "ev")
     d("task", "exec", "--exec-id", "e1", "ev", "true")
     d("task", "pause", "ev")
@@ -157,5 +225,5 @@ def script_events(d: Recorder) -> None:
     gone(d, "ev")
     d("task", "rm", "ev")
     d("container", "rm", "ev")
-    events.stop()
-    events.end(None, view=told)
+    said = events.end("/containers/delete")
+    assert "/tasks/paused" in said

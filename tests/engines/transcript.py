@@ -27,7 +27,7 @@ _TIME = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|[+-]\d\d:?\d\d)( [A-Z]{
 PATTERNS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\b[0-9a-f]{64}\b", "<id>"),
+        (r"\b[0-9a-f]{63,64}\b", "<id>"),
         (r"\b[0-9a-f]{12}\b", "<id>"),
         (_TIME, "<time>"),
         (r"(Less than a second|About an? (minute|hour)|\d+ (seconds?|minutes?))( ago)?", "<age>"),

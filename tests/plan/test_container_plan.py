@@ -460,3 +460,26 @@ def test_a_group_is_joined_once_however_often_it_is_named() -> None:
     config = default_config()
     config["process"]["user"]["additionalGids"] = [2000, 7, 2000]
     assert only(compiled(config), "user").ints[3:] == (2000, 7)
+
+
+ROOT_IN_A_NAMESPACE = ROOT_HOST.replace(in_userns=True, setgroups_denied=True)
+
+
+def test_root_in_a_user_namespace_binds_devices_and_leaves_groups_alone() -> None:
+    """Rootless Podman has entered its namespace already; with one id setgroups is denied in there."""
+    plan = compiled(default_config(), ROOT_IN_A_NAMESPACE)
+    assert "mknod" not in kinds(plan)
+    assert only(plan, "user").ints[2] & ops.NO_SETGROUPS
+    assert not only(compiled(default_config(), ROOT_HOST.replace(in_userns=True)), "user").ints[2] & ops.NO_SETGROUPS
+    inside = plan_exec(default_config()["process"], default_config(), ROOT_IN_A_NAMESPACE, id="c1", options=Options())
+    assert only(inside, "user").ints[2] & ops.NO_SETGROUPS
+
+
+def test_root_in_a_user_namespace_makes_the_next_one_itself() -> None:
+    """podman run --userns=keep-id: newuidmap would look for its ranges in /etc/subuid, where they are not."""
+    ids = [{"containerID": 0, "hostID": 1, "size": 1000}]
+    config = with_linux(uidMappings=ids, gidMappings=ids)
+    config["linux"]["namespaces"].append({"type": "user"})
+    plan = compiled(config, ROOT_IN_A_NAMESPACE)
+    assert "user_ns" in kinds(plan)
+    assert (plan.uid_map, plan.gid_map) == ((), ())

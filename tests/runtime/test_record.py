@@ -158,6 +158,23 @@ def test_a_root_in_a_directory_of_somebody_else_is_refused(owner: int, mode: int
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if fine else 1)
 
 
+@pytest.mark.parametrize(
+    ("euid", "inside", "user", "root"),
+    [
+        (0, False, "", "/run/knarr"),
+        (0, True, "tester", "/run/user/7/knarr"),  # rootless Podman
+        (0, True, "root", "/run/knarr"),  # an engine in a container, where root is all there is
+        (7, False, "tester", "/run/user/7/knarr"),
+    ],
+)
+def test_where_state_lives(euid: int, inside: bool, user: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    monkeypatch.setattr(record, "in_user_namespace", lambda: inside)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    monkeypatch.setenv("USER", user)
+    assert record.default_root() == root
+
+
 def test_a_planted_link_is_no_container(tmp_path: Path) -> None:
     os.close(record.open_root(str(tmp_path / "root"), make=True))
     (tmp_path / "root/x").symlink_to("/etc")
