@@ -66,4 +66,4 @@ class Containerd(Engine):
             client.quiet("container", "rm", name)
 
     def is_containers(self, group: str) -> bool:
-        return True
+        return bool(group)
