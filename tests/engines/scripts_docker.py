@@ -18,7 +18,7 @@ POSTURE = """
 grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status
 ulimit -a
 cut -d' ' -f4- /proc/self/mountinfo | sed -E 's/ (shared|master):[0-9]+//; s/ - overlay .*//; s/ - sysfs .*//;
-    s#^[^ ]*/(containers|volumes)/[^ ]*#.#; s#^/null ([^ ]*) .*#masked \\1#; s# (/sys/fs/cgroup) r[ow],# \\1 #; s#^(/ /run .*)mode=755,#\\1#' | sort
+    s#^[^ ]*/(containers|volumes)/[^ ]*#.#; s#^/null ([^ ]*) .*#masked \\1#; s# (/sys/fs/cgroup) r[ow],# \\1 #; s#^(/ /run .*),mode=755#\\1#' | sort
 ls -la /dev | awk 'NR > 1 {print $1, $3, $4, $5, $6 ~ /,/ ? "" : "", $NF}' | grep -v '^d.*[.]$' | sort
 cat /proc/sys/net/ipv4/ip_unprivileged_port_start
 ls -l /proc/self/fd | awk 'NR > 1 {print $9}'

@@ -147,7 +147,10 @@ def script_posture(d: Recorder) -> None:
     look("--security-opt", "mask=/proc/uptime", "--security-opt", "unmask=/proc/acpi")
     look("--init", command="ps -o args; cat /proc/1/comm")
     look("--tmpfs", "/t:size=64k,mode=1700", command="stat -c %a /t; grep ' /t ' /proc/self/mountinfo | cut -d' ' -f5-")
-    look("--tmpfs", "/data", command="cat /data/seed; stat -c %u /data")
+    look("--tmpfs", "/data", command="cat /data/seed; stat -c %a /data")
+    words = (*run_words(d, "--rm", "--tmpfs", "/data"), "small", "stat", "-c", "owner %u", "/data")
+    why = "a tmpfs with tmpcopyup belongs to whom the directory it hides did; runc copies its mode only"
+    d.apart(why, *words, runc=(0, "owner 0"), ours=(0, "owner 1000"))
     look("--device", "/dev/fuse", command="ls -l /dev/fuse | cut -c1-10")
     look("--sysctl", "kernel.msgmax=4096", command="cat /proc/sys/kernel/msgmax")
     look("--ulimit", "nofile=64:128", "--ulimit", "nproc=100:100", command="ulimit -n; ulimit -Hn")
