@@ -43,7 +43,7 @@ def fenced(*ops: Op, flags: int = 0) -> list[Op]:
     if os.geteuid() == 0:
         plan = [Op("clone", [NEWNS | flags, NO_SLOT])]
     else:
-        plan = [Op("clone", [NEWUSER | NEWNS | flags, NO_SLOT]), Op("sync", [SYNC_IDMAP]), Op("become_root")]
+        plan = [Op("clone", [NEWUSER | NEWNS | flags, NO_SLOT]), Op("sync", [SYNC_IDMAP]), Op("become_root", [0])]
     return [*plan, Op("propagation", [MS_REC | MS_PRIVATE], ["/"]), *ops]
 
 

@@ -581,7 +581,7 @@ def test_a_user_namespace_needs_no_root(launcher: Launcher, init_binary: Path) -
         Op("open_proc", [40]),
         Op("clone", [NEWUSER | 0x20000 | NEWPID, NO_SLOT]),
         Op("sync", [7]),
-        Op("become_root"),
+        Op("become_root", [0]),
         Op("propagation", [1 << 18 | 1 << 14], ["/"]),
         Op("open_root", [ROOT], ["/"]),
         Op("mount", [ROOT, 0, 0, 0], ["tmpfs", "tmpfs", "/mnt"]),

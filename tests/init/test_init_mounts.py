@@ -361,7 +361,7 @@ def test_open_source_moves_a_tree(launcher: Launcher, rootfs: Path, source: Path
         bind("", "/a", CREATE_LIKE_SOURCE | SOURCE_IS_TREE, slot=30, attr=(RDONLY, 0, 0, 0)),
         bind("", "/f", CREATE_LIKE_SOURCE | SOURCE_IS_TREE, slot=31),
     )
-    opens = [Op("open_source", [30, 1], [str(source)]), Op("open_source", [31, 0], [str(source / "file")])]
+    opens = [Op("open_source", [30, RECURSIVE], [str(source)]), Op("open_source", [31, 0], [str(source / "file")])]
     if os.geteuid() != 0:  # an ordinary user can clone mounts only once in the own namespace
         position = next(n for n, op in enumerate(plan) if op.kind == "propagation")
         plan = plan[:position] + opens + plan[position:]
@@ -567,3 +567,18 @@ def test_nothing_lies_over_proc_unless_the_plan_says_so(launcher: Launcher, root
         )
         assert error.value == errno.EPERM
     assert paused(launcher, rootfs, procfs, mount(target, flags=CREATE_DIR | OVER_PROC), flags=NEWPID).child
+
+
+@ROOT_ONLY
+def test_a_label_is_an_attribute_of_what_is_there(launcher: Launcher, tmp_path: Path) -> None:
+    if Path("/sys/fs/selinux/enforce").exists():
+        pytest.skip("a kernel with SELinux knows which labels there are")
+    rootfs = tmp_path / "rootfs"
+    (rootfs / "data").mkdir(parents=True)
+    mount = Op("mount", [ROOT, 0, 0, CREATE_DIR], ["tmpfs", "tmpfs", "/data"])
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    run = launcher.start(rooted(rootfs, mount, Op("label", [ROOT], ["/data", label]))).stop()
+    path = f"/proc/{run.process}/root{rootfs}/data"
+    assert os.getxattr(path, "security.selinux") == label.encode()
+    run.go()
+    run.finish().succeeded()

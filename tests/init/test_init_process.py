@@ -265,11 +265,11 @@ def test_open_ns_refuses_what_is_none(launcher: Launcher, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("namespaces")
 def test_become_root_in_a_user_namespace(launcher: Launcher) -> None:
-    plan = [Op("clone", [NEWUSER | NEWNS, NO_SLOT]), Op("sync", [1]), Op("become_root")]
+    plan = [Op("clone", [NEWUSER | NEWNS, NO_SLOT]), Op("sync", [1]), Op("become_root", [0])]
     text = launcher.output([*plan, *shell("cat /proc/self/status")])
     assert "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n" in text
     # without a map the id 0 does not exist
-    launcher.run([plan[0], Op("become_root")]).refused(1, errno.EINVAL)
+    launcher.run([plan[0], Op("become_root", [0])]).refused(1, errno.EINVAL)
 
 
 # -- /proc ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def user_ns(*uids: tuple[int, int, int], gids: tuple[tuple[int, int, int], ...] 
 
 
 OWN = user_ns((0, FIRST, 65536))
-ENTER = [Op("setns", [USER, NEWUSER]), Op("clone", [NEWNS | NEWPID, NO_SLOT]), Op("become_root")]
+ENTER = [Op("setns", [USER, NEWUSER]), Op("clone", [NEWNS | NEWPID, NO_SLOT]), Op("become_root", [0])]
 
 
 @pytest.fixture

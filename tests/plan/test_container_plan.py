@@ -316,6 +316,38 @@ def test_fields_that_are_not_done_are_refused(field: str, value: Any) -> None:
     assert caught.value.pointer == f"/linux/{field}"
 
 
+def test_labels_of_processes_and_mounts() -> None:
+    config = with_linux(mountLabel="system_u:object_r:container_file_t:s0:c1,c2")
+    config["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0:c1,c2"
+    plan = compiled(config, ROOT_HOST.replace(selinux=True))
+    where = ("self/attr/exec", "self/attr/keycreate")
+    written = [op.strs for op in plan.ops if op.pointer == "/process/selinuxLabel"]
+    assert written == [(file, config["process"]["selinuxLabel"]) for file in where]
+    seen = kinds(plan)
+    assert seen.index("proc_write") < seen.index("keyring") < seen.index("pivot")
+    option = f"context={config['linux']['mountLabel']}"
+    labelled = {op.strs[0] for op in plan.ops if op.kind == "mount" and option in op.strs}
+    assert labelled == {"tmpfs", "devpts"}
+    assert only(plan, "label").strs == ("/dev/mqueue", config["linux"]["mountLabel"])
+    config["annotations"] = {"run.oci.mount_context_type": "rootcontext"}
+    plan = compiled(config, ROOT_HOST.replace(selinux=True))
+    assert any(op.kind == "mount" and f"root{option}" in op.strs for op in plan.ops)
+    config["annotations"] = {"run.oci.mount_context_type": "x"}
+    with pytest.raises(SpecError, match=r"/annotations/run\.oci\.mount_context_type"):
+        compiled(config, ROOT_HOST.replace(selinux=True))
+
+
+def test_the_groups_of_the_caller_are_kept_when_asked() -> None:
+    config = rootless()
+    assert only(compiled(config), "user").ints[2] == ops.KEEP_CAPS
+    assert only(compiled(config), "become_root").ints == (0,)
+    config["annotations"] = {"run.oci.keep_original_groups": "1"}
+    plans = (compiled(config), plan_exec(config["process"], config, ROOT_HOST, id="c1", options=Options()))
+    for plan in plans:
+        assert only(plan, "user").ints[2] == ops.KEEP_CAPS | ops.NO_SETGROUPS
+        assert only(plan, "become_root").ints == (ops.NO_SETGROUPS,)
+
+
 def test_labels_need_their_module() -> None:
     config = default_config()
     config["process"]["apparmorProfile"] = "p"

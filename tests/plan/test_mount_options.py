@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knarr.base.errors import Unsupported
-from knarr.plan import mountopts
+from knarr.base.errors import SpecError
+from knarr.plan import mountopts, ops
 from knarr.plan.mountopts import parse_options
 
 RO, NOSUID, NODEV, NOEXEC = mountopts.RDONLY, mountopts.NOSUID, mountopts.NODEV, mountopts.NOEXEC
@@ -48,9 +48,10 @@ def test_all_else_goes_to_the_file_system_in_order() -> None:
     assert parsed.data == ("mode=755", "size=65536k", "sync")
 
 
-@pytest.mark.parametrize("option", ["copy-symlink", "src-nofollow"])
-def test_what_is_not_done_is_refused_with_its_pointer(option: str) -> None:
-    with pytest.raises(Unsupported) as caught:
-        parse_options(["ro", option], "/mounts/4")
-    assert caught.value.pointer == "/mounts/4/options/1"
-    assert option in str(caught.value)
+def test_options_about_links() -> None:
+    assert parse_options(["bind"], "").links == 0
+    assert parse_options(["bind", "src-nofollow"], "").links == ops.SOURCE_NOFOLLOW
+    assert parse_options(["dest-nofollow", "src-nofollow"], "").links == ops.SOURCE_NOFOLLOW | ops.TARGET_NOFOLLOW
+    assert parse_options(["copy-symlink"], "").links == ops.COPY_LINK
+    with pytest.raises(SpecError, match="/mounts/4/options: copy-symlink excludes"):
+        parse_options(["bind", "copy-symlink", "dest-nofollow"], "/mounts/4")

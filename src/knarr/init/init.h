@@ -90,6 +90,8 @@ int root_fd(u64 slot);
 void root_done(u64 slot, int fd);
 long open_in_root(int root, const char *path, u64 flags, u64 resolve);
 long reach_in_root(int root, const char *path, u32 mode);
+long reach_link_in_root(int root, const char *path, u32 mode);
+long link_in_root(int root, const char *path, const char *text, int replace);
 long parent_in_root(int root, const char *path, char leaf[NAME_BYTES + 1]);
 
 /* process.c */

@@ -60,9 +60,17 @@ long op_host_chdir(const struct op *op)
     return kcall(chdir, op->strings[0].bytes);
 }
 
+/* The source of a bind by its path on the host. */
+static long clone_source(const char *path, u64 flags)
+{
+    return kcall(open_tree, AT_FDCWD, path,
+                 TREE_CLONE | O_CLOEXEC | (flags & RECURSIVE ? TREE_RECURSIVE : 0) |
+                     (flags & (SOURCE_NOFOLLOW | COPY_LINK) ? AT_SYMLINK_NOFOLLOW : 0));
+}
+
 long op_open_source(const struct op *op)
 {
-    return slot_set(op->numbers[0], clone_tree(AT_FDCWD, op->strings[0].bytes, op->numbers[1] != 0));
+    return slot_set(op->numbers[0], clone_source(op->strings[0].bytes, op->numbers[1]));
 }
 
 /* The ids on the tree's file system are shown as that user namespace has them: its 0 is what is root's on the disk. */
@@ -394,7 +402,7 @@ static long bind_source(const struct op *op)
     if (flags & SOURCE_IS_TREE)
         return slot_fd(slot);
     if (slot == NO_SLOT)
-        return clone_tree(AT_FDCWD, op->strings[0].bytes, recursive);
+        return clone_source(op->strings[0].bytes, flags);
     if (op->strings[0].length == 0)
         return clone_tree(slot_fd(slot), "", recursive);
     fd = open_in_root(slot_fd(slot), op->strings[0].bytes, O_PATH, 0);
@@ -403,6 +411,18 @@ static long bind_source(const struct op *op)
     tree = clone_tree((int)fd, "", recursive);
     close_fd(fd);
     return tree;
+}
+
+/* The link that `tree` is, made anew. */
+static long copy_link(int root, const char *path, int tree)
+{
+    char text[PATH_BYTES];
+    long got = kcall(readlinkat, tree, "", text, sizeof text - 1);
+
+    if (got < 0)
+        return got;
+    text[got] = 0;
+    return link_in_root(root, path, text, 0);
 }
 
 long op_bind(const struct op *op)
@@ -419,10 +439,18 @@ long op_bind(const struct op *op)
     }
     if (tree < 0)
         return n[2] & SOURCE_IS_TREE ? -EBADF : tree;
+    got = describe((int)tree, "", 0, &source);
+    if (got < 0)
+        return got;
+    if (n[2] & COPY_LINK && (source.stx_mode & S_IFMT) == S_IFLNK) {
+        got = copy_link(root, op->strings[1].bytes, (int)tree);
+        close_fd(tree);
+        if (n[2] & SOURCE_IS_TREE)
+            slot_forget(n[1]);
+        root_done(n[0], root);
+        return got;
+    }
     if ((n[2] & 3) == CREATE_LIKE_SOURCE) {
-        got = describe((int)tree, "", 0, &source);
-        if (got < 0)
-            return got;
         mode = (source.stx_mode & S_IFMT) == S_IFDIR ? (u32)S_IFDIR | 0755 : (u32)S_IFREG | 0644;
     }
     /* before it is attached: at no moment is it there with more rights than asked */
@@ -431,7 +459,8 @@ long op_bind(const struct op *op)
         got = mount_attributes((int)tree, 1, n[5], n[6], 0);
     if (got < 0)
         return got;
-    target = reach_in_root(root, op->strings[1].bytes, mode);
+    target = n[2] & TARGET_NOFOLLOW ? reach_link_in_root(root, op->strings[1].bytes, mode)
+                                    : reach_in_root(root, op->strings[1].bytes, mode);
     if (target < 0)
         return target;
     got = not_over_proc((int)target, n[2]);
@@ -629,4 +658,20 @@ long op_pivot(const struct op *op)
         got = kcall(umount2, ".", UMOUNT_DETACH);
     close_fd(old);
     return got == 0 ? kcall(chdir, "/") : got;
+}
+
+/* The SELinux label of a file system that takes it from its root only (mqueue). */
+long op_label(const struct op *op)
+{
+    int root = root_fd(op->numbers[0]);
+    char again[64];
+    long got, fd = open_in_root(root, op->strings[0].bytes, O_PATH, 0);
+
+    root_done(op->numbers[0], root);
+    if (fd < 0)
+        return fd;
+    reopen_path(again, sizeof again, (int)fd);
+    got = kcall(setxattr, again, "security.selinux", op->strings[1].bytes, op->strings[1].length, 0);
+    close_fd(fd);
+    return got;
 }

@@ -23,7 +23,7 @@
     X(unshare, 13, 1, 0)                                                                                               \
     X(open_ns, 14, 2, 1)                                                                                               \
     X(setns, 15, 2, 0)                                                                                                 \
-    X(become_root, 16, 0, 0)                                                                                           \
+    X(become_root, 16, 1, 0)                                                                                           \
     X(open_proc, 20, 1, 0)                                                                                             \
     X(proc_write, 21, 2, 2)                                                                                            \
     X(propagation, 30, 1, 1)                                                                                           \
@@ -74,7 +74,8 @@
     X(landlock_port, 87, 3, 0)                                                                                         \
     X(landlock_restrict, 88, 1, 0)                                                                                     \
     X(new_tree, 89, 2, 2 | MORE)                                                                                       \
-    X(unmount, 90, 1, 1)
+    X(unmount, 90, 1, 1)                                                                                               \
+    X(label, 95, 1, 2)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };
@@ -97,6 +98,9 @@ enum {
     COPY_UP = 64,
     COPY_OWNER = 128,
     MODE_OF_TARGET = 256,
+    SOURCE_NOFOLLOW = 512,
+    TARGET_NOFOLLOW = 1024,
+    COPY_LINK = 2048,
     /* symlink */
     REPLACE = 1,
     /* console */

@@ -162,6 +162,24 @@ long reach_in_root(int root, const char *path, u32 mode)
     return make_in_root(root, path, mode);
 }
 
+/* Like reach_in_root, but a symbolic link at the end of the path is the thing itself. */
+long reach_link_in_root(int root, const char *path, u32 mode)
+{
+    char leaf[NAME_BYTES + 1];
+    long fd, parent = parent_in_root(root, path, leaf);
+
+    if (parent < 0)
+        return parent;
+    fd = kcall(openat, parent, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd == -ENOENT && mode != 0) {
+        fd = make_node((int)parent, leaf, mode);
+        if (fd >= 0)
+            fd = kcall(openat, parent, leaf, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    }
+    close_fd(parent);
+    return fd;
+}
+
 /* A descriptor of the directory `path` lies in (made if missing), and the last name by itself. */
 long parent_in_root(int root, const char *path, char leaf[NAME_BYTES + 1])
 {
@@ -247,27 +265,36 @@ long op_mknod(const struct op *op)
     return got;
 }
 
-long op_symlink(const struct op *op)
+/* A symbolic link `path` with this text, its parent made; the same one existing is fine. */
+long link_in_root(int root, const char *path, const char *text, int replace)
 {
-    const struct text *target = &op->strings[1];
     char leaf[NAME_BYTES + 1], found[PATH_BYTES];
-    int root = root_fd(op->numbers[0]);
-    long got, length, parent = parent_in_root(root, op->strings[0].bytes, leaf);
+    size_t size = text_length(text);
+    long got, length, parent = parent_in_root(root, path, leaf);
 
     if (parent < 0)
         return parent;
-    got = kcall(symlinkat, target->bytes, parent, leaf);
+    got = kcall(symlinkat, text, parent, leaf);
     if (got == -EEXIST) {
         length = kcall(readlinkat, parent, leaf, found, sizeof found);
-        if (length >= 0 && (u64)length == target->length && memcmp(found, target->bytes, (size_t)length) == 0)
+        if (length >= 0 && (size_t)length == size && memcmp(found, text, size) == 0)
             got = 0;
-        else if (op->numbers[1] & REPLACE) {
+        else if (replace) {
             got = kcall(unlinkat, parent, leaf, 0);
             if (got == 0)
-                got = kcall(symlinkat, target->bytes, parent, leaf);
+                got = kcall(symlinkat, text, parent, leaf);
         }
     }
     close_fd(parent);
+    return got;
+}
+
+long op_symlink(const struct op *op)
+{
+    int root = root_fd(op->numbers[0]);
+    long got =
+        link_in_root(root, op->strings[0].bytes, op->strings[1].bytes, (op->numbers[1] & REPLACE) != 0);
+
     root_done(op->numbers[0], root);
     return got;
 }

@@ -12,10 +12,10 @@ from knarr.plan import ops
 from knarr.plan.host import LANDLOCK
 from knarr.plan.idmounts import shift_ops, user_ns_op
 from knarr.plan.mountopts import PROPAGATION
-from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_ops, needs_dev, source_op
+from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_label, mount_ops, needs_dev, source_op
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import check_capabilities, label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.process import check_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
 from knarr.plan.root import Root, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
@@ -175,6 +175,7 @@ def plan_container(
         cgroup_namespace=spaces.own("cgroup"),
         network_namespace=spaces.own("network"),
         new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
+        label=mount_label(config, host),
     )
     plan += _mounts(config, context, spaces, opened)
     if needs_dev(config.get("mounts") or []):
@@ -201,7 +202,7 @@ def plan_container(
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
         seccomp=seccomp_argument(linux, seccomp),
         set_rlimits=not by_init,
-        setgroups_denied=setgroups_deny or host.setgroups_denied,
+        setgroups_denied=setgroups_deny or host.setgroups_denied or keeps_groups(config),
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )
@@ -354,13 +355,14 @@ def _identity(
                 raise Unsupported("linux.timeOffsets", "it takes root, or Linux 6.3", pointer="/linux/timeOffsets")
             plan += _time_ops(offsets, proc)
     if spaces.own("user"):
-        plan.append(Op("become_root", (), (), "/linux/uidMappings"))
+        flags = ops.NO_SETGROUPS if keeps_groups(config) else 0
+        plan.append(Op("become_root", (flags,), (), "/linux/uidMappings"))
         # Changing ids clears the death signal (prctl(2)).
         plan.append(Op("pdeathsig", (9,), (), ""))
     plan.append(Op("setsid", (), (), ""))
+    plan += label_ops(config["process"], host, proc)
     if not options.no_new_keyring:
         plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
-    plan += label_ops(config["process"], host, proc)
     return plan
 
 

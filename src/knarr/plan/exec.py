@@ -10,7 +10,7 @@ from knarr.plan import ops
 from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_argument
 from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import label_ops, process_tail, search_path
+from knarr.plan.process import keeps_groups, label_ops, process_tail, search_path
 from knarr.plan.schedule import OF_EXEC, affinity_op
 
 TYPE_CHECKING = False
@@ -39,6 +39,7 @@ def plan_exec(
     Raises Unsupported with the field's JSON pointer.
     """
     linux = config.get("linux") or {}
+    keep_groups = keeps_groups(config)
     own = config.get("process") or {}
     process = {**{field: own[field] for field in OF_EXEC if own.get(field)}, **process}
     slots = inherited(options, cgroup)
@@ -67,7 +68,8 @@ def plan_exec(
         plan.append(Op("pivot", (slots.of("root"), ops.PIVOT_CHROOT), (), ""))
     plan += [Op("clone", (0, slots.of("cgroup")), (), ""), Op("pdeathsig", (9,), (), "")]
     if user:
-        plan += [Op("become_root", (), (), "/linux/uidMappings"), Op("pdeathsig", (9,), (), "")]
+        flags = ops.NO_SETGROUPS if keep_groups else 0
+        plan += [Op("become_root", (flags,), (), "/linux/uidMappings"), Op("pdeathsig", (9,), (), "")]
     plan.append(Op("setsid", (), (), ""))
     if not options.no_new_keyring:
         plan.append(Op("keyring", (), (f"_ses.{id}",), ""))
@@ -89,7 +91,7 @@ def plan_exec(
         hooks=[],
         seccomp=seccomp_argument(linux, seccomp),
         set_rlimits=not by_parent,
-        setgroups_denied=denied or host.setgroups_denied,
+        setgroups_denied=denied or host.setgroups_denied or keep_groups,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )

@@ -5,8 +5,9 @@ runtime-spec config.md "Linux mount options"; mount_setattr(2), fsconfig(2), mou
 
 from __future__ import annotations
 
-from knarr.base.errors import Unsupported
+from knarr.base.errors import SpecError, SpecFinding
 from knarr.base.record import Record
+from knarr.plan import ops
 
 # mount_setattr(2)
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -52,7 +53,11 @@ _RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
 
 SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
 _NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
-_LATER = ("copy-symlink", "src-nofollow", "dest-nofollow")
+_LINKS = {
+    "src-nofollow": ops.SOURCE_NOFOLLOW,
+    "dest-nofollow": ops.TARGET_NOFOLLOW,
+    "copy-symlink": ops.COPY_LINK,
+}
 
 
 class MountOptions(Record):
@@ -69,17 +74,19 @@ class MountOptions(Record):
     copy_up: bool
     data: tuple[str, ...]
     idmap: str = ""  # "idmap", "ridmap" for what is mounted below too, or crun's "idmap=MAPS"
+    links: int = 0  # flags of the bind operation about symbolic links
 
 
 def parse_options(options: list[str], pointer: str) -> MountOptions:
-    """Sort the options of ``mounts[]``; later ones win over earlier ones. Raises Unsupported."""
+    """Sort the options of ``mounts[]``; later ones win over earlier ones. Raises SpecError."""
     bind = recursive = remount = copy_up = False
     sets = {False: 0, True: 0}
     clears = {False: 0, True: 0}
     propagation = 0
     data: list[str] = []
     idmap = ""
-    for position, option in enumerate(options):
+    links = 0
+    for option in options:
         if option in _ATTRIBUTES or option in _RECURSIVE:
             deep = option not in _ATTRIBUTES
             on, off = (_RECURSIVE if deep else _ATTRIBUTES)[option]
@@ -99,11 +106,12 @@ def parse_options(options: list[str], pointer: str) -> MountOptions:
             idmap = option
         elif option in _NOTHING:
             pass
-        elif option in _LATER:
-            raise Unsupported(
-                f"mount option {option}", "this version does not do it", pointer=f"{pointer}/options/{position}"
-            )
+        elif option in _LINKS:
+            links |= _LINKS[option]
         else:
             data.append(option)
     attributes = sets[False], clears[False], sets[True], clears[True]
-    return MountOptions(bind, recursive, remount, *attributes, propagation, copy_up, tuple(data), idmap)
+    if links & ops.COPY_LINK and links != ops.COPY_LINK:  # as crun has it
+        why = "copy-symlink excludes src-nofollow and dest-nofollow"
+        raise SpecError("config.json", [SpecFinding(f"{pointer}/options", why)])
+    return MountOptions(bind, recursive, remount, *attributes, propagation, copy_up, tuple(data), idmap, links)

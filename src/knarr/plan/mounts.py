@@ -38,13 +38,16 @@ _OVER_PROC_FILES = frozenset(
         *("sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"),
     )
 )
+# These have the label their security policy gives them, or take it as an attribute of their root.
+_UNLABELLED = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue")
+_CONTEXT_TYPE = "run.oci.mount_context_type"
 _V1_DEFAULTS = mountopts.NOSUID | mountopts.NODEV | mountopts.NOEXEC
 
 
 class MountContext:
     """What a mount's translation depends on beyond its own entry."""
 
-    __slots__ = ("bundle", "cgroup", "cgroup_namespace", "host", "network_namespace", "new_user", "root")
+    __slots__ = ("bundle", "cgroup", "cgroup_namespace", "host", "label", "network_namespace", "new_user", "root")
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class MountContext:
         cgroup_namespace: bool,
         network_namespace: bool,
         new_user: bool,
+        label: tuple[str, str] | None = None,
     ) -> None:
         self.host = host
         self.bundle = bundle
@@ -64,6 +68,25 @@ class MountContext:
         self.cgroup_namespace = cgroup_namespace
         self.network_namespace = network_namespace
         self.new_user = new_user
+        self.label = label
+
+
+def mount_label(config: dict[str, Any], host: Host) -> tuple[str, str] | None:
+    """linux.mountLabel as (mount option, label); crun's annotation chooses the option.
+
+    Raises Unsupported, SpecError.
+    """
+    label = (config.get("linux") or {}).get("mountLabel")
+    if not label:
+        return None
+    if not host.selinux:
+        why = "SELinux is not enabled in this kernel"
+        raise Unsupported(f"SELinux label {label}", why, pointer="/linux/mountLabel")
+    option = (config.get("annotations") or {}).get(_CONTEXT_TYPE, "context")
+    if option not in ("context", "fscontext", "defcontext", "rootcontext"):
+        why = f"{option!r} is not one of context, fscontext, defcontext and rootcontext"
+        raise SpecError("config.json", [SpecFinding(f"/annotations/{_CONTEXT_TYPE}", why)])
+    return option, label
 
 
 def is_bind(entry: dict[str, Any]) -> bool:
@@ -81,7 +104,8 @@ def source_path(entry: dict[str, Any], bundle: str) -> str:
 def source_op(entry: dict[str, Any], pointer: str, bundle: str, slot: int) -> Op:
     """Open the source of a bind before the container's namespaces are entered, as the caller."""
     options = parse_options(list(entry.get("options") or ()), pointer)
-    return Op("open_source", (slot, int(options.recursive)), (source_path(entry, bundle),), f"{pointer}/source")
+    how = (ops.RECURSIVE if options.recursive else 0) | options.links & (ops.SOURCE_NOFOLLOW | ops.COPY_LINK)
+    return Op("open_source", (slot, how), (source_path(entry, bundle),), f"{pointer}/source")
 
 
 def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source_slot: int = NO_SLOT) -> list[Op]:
@@ -92,6 +116,9 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     if options.copy_up and (entry.get("type") != "tmpfs" or options.remount):
         where = f"{pointer}/options/{entry['options'].index('tmpcopyup')}"
         raise SpecError("config.json", [SpecFinding(where, "tmpcopyup is for a tmpfs only")])
+    if options.links and (not is_bind(entry) or options.remount):
+        why = "src-nofollow, dest-nofollow and copy-symlink are for bind mounts only"
+        raise SpecError("config.json", [SpecFinding(f"{pointer}/options", why)])
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
     if is_bind(entry) or source_slot != NO_SLOT:
@@ -99,7 +126,7 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         if foreign:  # a bind has no file system of its own to take it
             why = f"option {foreign[0]!r} is for a file system, not for a bind mount"
             raise SpecError("config.json", [SpecFinding(f"{pointer}/options", why)])
-        flags = ops.CREATE_LIKE_SOURCE | over_proc | (ops.RECURSIVE if options.recursive else 0)
+        flags = ops.CREATE_LIKE_SOURCE | over_proc | (ops.RECURSIVE if options.recursive else 0) | options.links
         if source_slot != NO_SLOT:
             flags |= ops.SOURCE_IS_TREE
         numbers = (options.attr_set, options.attr_clear, options.rec_set, options.rec_clear, options.propagation)
@@ -116,6 +143,8 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         # sysfs shows the network namespace's devices; mounting it asks for power over that namespace.
         flags = ops.CREATE_DIR | ops.RECURSIVE
         return [Op("bind", (context.root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys", target), pointer)]
+    if context.label and fstype not in _UNLABELLED:
+        data.append("=".join(context.label))
     strings = (fstype, entry.get("source") or fstype, target, *data)
     flags = ops.CREATE_DIR | over_proc
     if fstype == "tmpfs":
@@ -124,7 +153,10 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
             flags |= ops.MODE_OF_TARGET
         if options.copy_up:
             flags |= ops.COPY_UP if given & {"uid", "gid"} else ops.COPY_UP | ops.COPY_OWNER
-    return [Op("mount", (context.root, attr, options.propagation, flags), strings, pointer)]
+    result = [Op("mount", (context.root, attr, options.propagation, flags), strings, pointer)]
+    if context.label and fstype == "mqueue":
+        result.append(Op("label", (context.root,), (target, context.label[1]), "/linux/mountLabel"))
+    return result
 
 
 def _over_proc(entry: dict[str, Any], target: str, pointer: str) -> int:

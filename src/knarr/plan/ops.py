@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "unshare": (13, ("flags",), ()),
     "open_ns": (14, ("slot", "nstype"), ("path",)),
     "setns": (15, ("slot", "nstype"), ()),
-    "become_root": (16, (), ()),
+    "become_root": (16, ("flags",), ()),
     # procfs by a private handle
     "open_proc": (20, ("slot",), ()),
     "proc_write": (21, ("slot", "flags"), ("path", "value")),
@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "host_mount": (31, ("flags",), ("source", "target", "fstype", "data")),
     "host_mkdir": (32, ("mode", "uid", "gid"), ("path",)),
     "host_chdir": (33, (), ("path",)),
-    "open_source": (34, ("slot", "recursive"), ("path",)),
+    "open_source": (34, ("slot", "flags"), ("path",)),
     "bind_root": (35, ("slot",), ("path",)),
     "open_root": (36, ("slot",), ("path",)),
     "shared_root": (37, ("slot",), ("path",)),
@@ -105,6 +105,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "new_tree": (89, ("slot", "attr"), ("fstype", "source", "options*")),
     # in a container that runs
     "unmount": (90, ("root",), ("target",)),
+    "label": (95, ("root",), ("path", "label")),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 
@@ -118,6 +119,9 @@ OPTIONAL = 16  # a missing source (bind), target (remount, readonly) or path (la
 OVER_PROC = 32  # mount and bind: the target may lie in a procfs
 COPY_UP = 64  # mount: what the target holds is copied into the new file system
 COPY_OWNER = 128  # and its root gets the target's owner
+SOURCE_NOFOLLOW = 512  # bind and open_source: a symbolic link as source is mounted itself
+TARGET_NOFOLLOW = 1024  # bind: a symbolic link as target is mounted over itself
+COPY_LINK = 2048  # bind and open_source: a symbolic link as source is made anew at the target
 MODE_OF_TARGET = 256  # mount: the option mode= with the target's mode, if the target is there
 # symlink flags
 REPLACE = 1  # an existing non-directory is removed first
@@ -130,7 +134,7 @@ PIVOT_CHROOT = 2  # chroot only: the mount namespace is shared with others
 CWD_LATER = 1  # "permission denied" is left to the second cwd, after the user is set
 # user flags
 KEEP_CAPS = 1  # PR_SET_KEEPCAPS, so that capabilities can be set afterwards
-NO_SETGROUPS = 2  # a user namespace with setgroups denied
+NO_SETGROUPS = 2  # user and become_root: the groups stay as they are (a user namespace with setgroups denied)
 
 # sync codes, in the order they may come; the last is the init's own
 SYNC_IDMAP = 1  # the parent writes uid_map and gid_map

@@ -72,6 +72,14 @@ def search_path(process: dict[str, Any]) -> str:
     return DEFAULT_PATH
 
 
+KEEP_GROUPS = "run.oci.keep_original_groups"
+
+
+def keeps_groups(config: dict[str, Any]) -> bool:
+    """Whether the caller's groups stay instead of the configured ones (crun's annotation, podman's keep-groups)."""
+    return KEEP_GROUPS in (config.get("annotations") or {})
+
+
 def label_ops(process: dict[str, Any], host: Host, proc: int) -> list[Op]:
     """AppArmor and SELinux labels, taken on at exec; written through the private procfs handle (CVE-2019-16884)."""
     result = []
@@ -91,7 +99,11 @@ def label_ops(process: dict[str, Any], host: Host, proc: int) -> list[Op]:
             raise Unsupported(
                 f"SELinux label {label}", "SELinux is not enabled in this kernel", pointer="/process/selinuxLabel"
             )
-        result.append(Op("proc_write", (proc, 0), ("self/attr/exec", label), "/process/selinuxLabel"))
+        # Both are in force until exec: for the program, and for keyrings made until then.
+        result += [
+            Op("proc_write", (proc, 0), (f"self/attr/{file}", label), "/process/selinuxLabel")
+            for file in ("exec", "keycreate")
+        ]
     return result
 
 

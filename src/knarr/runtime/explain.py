@@ -97,6 +97,7 @@ _DOING = {
     "cover": "show {path} with the container's ids",
     "root_tree": "attach the root",
     "new_tree": "mount {fstype} from {source}",
+    "label": "label {path}",
     "scheduler": "set the scheduling policy",
     "io_priority": "set the I/O priority",
     "cpu_affinity": "set the CPU affinity",
