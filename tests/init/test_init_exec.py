@@ -165,8 +165,13 @@ def test_find_program_with_a_slash(launcher: Launcher, tmp_path: Path) -> None:
     assert parsed(error.detail)[3] == b""
     error = launcher.run([find(f"{tmp_path}/fifo")]).refused(0, errno.EACCES)  # and does not block
     assert stat.S_ISFIFO(parsed(error.detail)[0])
-    for name, value in (("none", errno.ENOENT), ("prog/x", errno.ENOENT), ("loop", errno.ELOOP)):
-        assert launcher.run([find(f"{tmp_path}/{name}")]).refused(0, value).detail == b""
+    for name in ("none", "prog/x"):
+        assert launcher.run([find(f"{tmp_path}/{name}")]).refused(0, errno.ENOENT).detail == b""
+    (tmp_path / "dangling").symlink_to("/no/such")
+    for name, value, text in (("loop", errno.ELOOP, b"loop"), ("dangling", errno.ENOENT, b"/no/such")):
+        error = launcher.run([find(f"{tmp_path}/{name}")]).refused(0, value)
+        assert stat.S_ISLNK(parsed(error.detail)[0])
+        assert parsed(error.detail)[2:] == (f"{tmp_path}/{name}", text)
     (tmp_path / "prog").chmod(0o755)
     for name in (f"{tmp_path}/link", "./prog", "dir/../link"):
         plan = [Op("cwd", [0], [str(tmp_path)]), find(name), Op("exec", [1], ["prog"])]

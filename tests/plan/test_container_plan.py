@@ -309,13 +309,6 @@ def test_a_sysctl_value_is_written_verbatim_to_its_one_key() -> None:
     assert write.strs == ("sys/net/ipv4/ip_forward", "0+kernel.core_pattern=|/x")
 
 
-@pytest.mark.parametrize(("field", "value"), [("intelRdt", {"closID": "x"})])
-def test_fields_that_are_not_done_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(Unsupported) as caught:
-        compiled(with_linux(**{field: value}))
-    assert caught.value.pointer == f"/linux/{field}"
-
-
 def test_labels_of_processes_and_mounts() -> None:
     config = with_linux(mountLabel="system_u:object_r:container_file_t:s0:c1,c2")
     config["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0:c1,c2"

@@ -65,7 +65,7 @@ def test_features_say_what_is_so() -> None:
     done = call("features")
     document = json.loads(done.stdout)
     assert features_findings(document) == []
-    assert document["linux"]["cgroup"]["systemd"] is False
+    assert document["linux"]["cgroup"]["systemd"] is True
     assert {"ro", "rro", "rbind", "rslave", "nosymfollow", "tmpcopyup"} <= set(document["mountOptions"])
     assert "SCMP_ACT_NOTIFY" in document["linux"]["seccomp"]["actions"]
     assert document["linux"]["seccomp"]["supportedFlags"] == document["linux"]["seccomp"]["knownFlags"]

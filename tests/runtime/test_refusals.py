@@ -7,13 +7,11 @@ import os
 import shutil
 import stat
 import struct
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from blackbox import BUSYBOX, Bundle, Runtime, left_behind, mounts_at, needs_busybox, needs_root
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [needs_busybox, needs_root]
 
@@ -126,6 +124,17 @@ def test_what_the_kernel_refuses_is_told_with_its_field(ours: Runtime, bundle: B
     assert "/linux/namespaces/1" in refused(ours, bundle.write())  # runc 1.1 and crun 1.8 hang for ever
 
 
+def dynamic_elf(loader: bytes) -> bytes:
+    """The smallest program for this machine that asks for a loader."""
+    machine = Path(BUSYBOX).read_bytes()[18:20]
+    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<H", 3) + machine
+    head += struct.pack("<IQQQIHHHHHH", 1, 0x100, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+    end = 64 + 2 * 56
+    loaded = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 0x1000, 0x1000, 0x1000)
+    interpreter = struct.pack("<IIQQQQQQ", 3, 4, end, end, end, len(loader) + 1, len(loader) + 1, 1)
+    return (head + interpreter + loaded + loader + b"\0").ljust(0x1000, b"\0")
+
+
 def elf_for_another_machine() -> bytes:
     with open(BUSYBOX, "rb") as file:
         data = bytearray(file.read(4096))
@@ -145,17 +154,36 @@ def elf_for_another_machine() -> bytes:
         ("/tool", b"", 0o755, "exec format error: /tool is empty"),
         ("/tool", b"garbage", 0o755, "exec format error: /tool is neither"),
         ("/tool", "elf", 0o755, "exec format error: /tool is made for"),
-        ("/tool", "link", 0o755, "no such file or directory"),
+        ("/tool", b"garbage", 0o755, "(give it a first line such as #!/bin/sh)"),
+        ("/tool", b"#!/no/such\n", 0o755, "(add it to the image, or change the first line)"),
+        ("/tool", b"#! /tool\n", 0o755, "the interpreter of /tool is a script with an interpreter"),
+        ("/tool", b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "starts with a byte order mark"),
+        (
+            "/tool",
+            "link",
+            0o755,
+            "no such file or directory: /tool is a symbolic link to /nowhere, which does not exist",
+        ),
+        ("linked", "link", 0o755, "executable file not found in $PATH: /bin/linked is a symbolic link to /nowhere"),
+        ("/tool", "dynamic", 0o755, "/tool needs the loader /lib64/ld-linux-x86-64.so.2, which does not exist"),
+        ("/tool", "musl", 0o755, "/tool needs the loader /lib/ld-musl-x86_64.so.1, which does not exist"),
+        ("/tool", "musl", 0o755, "it was built for musl, as Alpine has it"),
     ],
 )
 def test_programs_that_cannot_run(
     name: str, content: Any, mode: int, words: str, ours: Runtime, bundle: Bundle
 ) -> None:
     tool = bundle.rootfs / "tool"
+    made = {
+        "elf": elf_for_another_machine(),
+        "dynamic": dynamic_elf(b"/lib64/ld-linux-x86-64.so.2"),
+        "musl": dynamic_elf(b"/lib/ld-musl-x86_64.so.1"),
+    }
     if content == "link":
+        tool = tool if name == "/tool" else bundle.rootfs / "bin/linked"
         tool.symlink_to("/nowhere")
     elif content is not None:
-        tool.write_bytes(elf_for_another_machine() if content == "elf" else content)
+        tool.write_bytes(made.get(content, content))
         tool.chmod(mode)
     path = bundle.write(name)
     id = ours.new_id()
@@ -240,3 +268,10 @@ def test_warnings_do_not_stop_the_container(ours: Runtime, bundle: Bundle, tmp_p
     assert done.returncode == 0
     assert "CAP_FROB" in (tmp_path / "log").read_text()
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(" resctrl " in Path("/proc/self/mountinfo").read_text(), reason="resctrl is mounted here")
+def test_intel_rdt_without_resctrl(ours: Runtime, bundle: Bundle) -> None:
+    bundle.config["linux"]["intelRdt"] = {"closID": "gold", "l3CacheSchema": "L3:0=f"}
+    said = refused(ours, bundle.write())
+    assert "config.json /linux/intelRdt: linux.intelRdt is not supported: no resctrl file system is mounted" in said

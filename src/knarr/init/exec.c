@@ -61,6 +61,23 @@ long op_cwd(const struct op *op)
 
 /* -- the program ---------------------------------------------------------------------------------------------- */
 
+/* A symbolic link that leads nowhere: its mode, its path, its text. */
+static void explain_link(const char *path)
+{
+    struct statx file;
+    char text[1024];
+    long got;
+
+    if (describe(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, &file) < 0 || (file.stx_mode & S_IFMT) != S_IFLNK)
+        return;
+    got = kcall(readlinkat, AT_FDCWD, path, text, sizeof text);
+    detail_number(file.stx_mode);
+    detail_number(0);
+    detail_bytes(path, text_length(path) + 1);
+    if (got > 0)
+        detail_bytes(text, (size_t)got);
+}
+
 /* Mode, mount flags, path and the first bytes of a file, from which the runtime tells why it cannot be executed. */
 static void explain(const char *path)
 {
@@ -72,8 +89,10 @@ static void explain(const char *path)
     if (explained)
         return;
     detail_length = 0;
-    if (describe(AT_FDCWD, path, 0, &file) < 0)
+    if (describe(AT_FDCWD, path, 0, &file) < 0) {
+        explain_link(path);
         return;
+    }
     kcall(statfs, path, &fs);
     detail_number(file.stx_mode);
     detail_number((u32)fs.f_flags);
@@ -153,8 +172,12 @@ long op_find_program(const struct op *op)
             program[used++] = '/';
             memcpy(program + used, name->bytes, name->length + 1);
             got = try_program();
-            if (got == 0)
+            if (got == 0) {
+                detail_length = 0;
                 return 0;
+            }
+            if (got == -ENOENT && detail_length == 0) /* a link that leads nowhere is told, should nothing be found */
+                explain_link(program);
             if (got == -EACCES && refused[0] == 0)
                 memcpy(refused, program, text_length(program) + 1);
         }

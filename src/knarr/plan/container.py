@@ -16,6 +16,7 @@ from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_label, mo
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import check_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.resctrl import plan_rdt
 from knarr.plan.root import Root, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
     from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.host import Host
     from knarr.plan.namespaces import Namespaces, NetDevice
+    from knarr.plan.resctrl import RdtPlan
 
     IdMap = tuple[tuple[int, int, int], ...]
-
-_LATER = ("intelRdt",)
 
 
 class Options(Record):
@@ -61,6 +61,7 @@ class ContainerPlan(Record):
     cgroup: CgroupPlan | None
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
     net_devices: tuple[NetDevice, ...] = ()  # the runtime moves them in
+    rdt: RdtPlan | None = None  # the runtime puts it into this group of resctrl
     mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
 
     def encode(self) -> bytes:
@@ -131,9 +132,6 @@ def plan_container(
     """
     linux = config.get("linux") or {}
     process = config["process"]
-    for field in _LATER:
-        if linux.get(field):
-            raise Unsupported(f"linux.{field}", "this version does not do it", pointer=f"/linux/{field}")
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     new_user = "user" in spaces.new
     # Root's first stage makes the user namespace itself (also root in a namespace, as below rootless Podman); anyone
@@ -218,6 +216,7 @@ def plan_container(
             (kind, n, hook) for kind in ("prestart", "createRuntime") for n, hook in enumerate(hooks.get(kind) or ())
         ),
         net_devices=net_devices(linux.get("netDevices") or {}),
+        rdt=plan_rdt(linux.get("intelRdt"), id),
         mounts_stay=not own_mounts,
     )
 

@@ -209,6 +209,13 @@ class Created(Process):
             from knarr.runtime import shared_mounts  # cold: only without a mount namespace
 
             self.state = self.state.replace(mounts=shared_mounts.intent(self.state.rootfs))
+        if self.plan.rdt is not None:
+            from knarr.runtime import resctrl  # cold: only with linux.intelRdt
+
+            top = resctrl.mount_point()
+            self.state = self.state.replace(rdt=resctrl.intent(self.plan.rdt, top))
+            record.save(self.fd, self.state)
+            resctrl.make(self.plan.rdt, top)
         record.save(self.fd, self.state)
         slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
@@ -265,6 +272,10 @@ class Created(Process):
     def on_sync(self, code: int) -> bytes:
         if code == SYNC_CGROUP and self.plan.cgroup is not None:
             cgroup.restrict_devices(self.plan.cgroup)
+        if code == SYNC_CGROUP and self.plan.rdt is not None:
+            from knarr.runtime import resctrl
+
+            resctrl.join(self.plan.rdt, self.state.rdt["top"], self.pid)
         if code == SYNC_CGROUP and self.plan.net_devices:
             from knarr.runtime.netdevices import Devices  # cold: only with linux.netDevices
 

@@ -80,6 +80,10 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
 
         cgroup.thaw(state.cgroup)  # what is frozen on v1 does not die
         cgroup.remove(state.cgroup, PATIENCE)
+    if state.rdt is not None and state.boot == boot_id():
+        from knarr.runtime import resctrl  # cold: only with linux.intelRdt
+
+        resctrl.remove(state.rdt)
     warnings: list[str] = []
     if state.mounts is not None and state.boot == boot_id():
         from knarr.runtime import shared_mounts  # cold: only without a mount namespace

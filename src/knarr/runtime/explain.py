@@ -216,6 +216,17 @@ def _hint(why: str) -> str:
         return "save it with Unix line endings"
     if "this machine is" in why:
         return "use an image for this platform"
+    if "a mount with noexec" in why:
+        return "leave noexec out of that mount's options"
+    if "is a symbolic link to" in why:
+        return "correct the link, or add what it points to"
+    if "needs the interpreter" in why:
+        return "add it to the image, or change the first line"
+    if "needs the loader" in why:
+        library = "musl, as Alpine has it" if "/ld-musl-" in why else "a C library"
+        return f"it was built for {library}, and the image has none: use another image, or link it statically"
+    if "nor a script that starts with" in why:
+        return "give it a first line such as #!/bin/sh"
     return ""
 
 
@@ -258,7 +269,10 @@ def program(name: str, number: int, detail: bytes, machine: str, *, search: str 
         return kernel, False
     if stat.S_ISLNK(mode):
         target = head.split(b"\0")[0].decode("utf-8", "replace")
-        return f"no such file or directory: {path} is a symbolic link to {target}, which does not exist", False
+        if number == ELOOP:
+            return f"{kernel}: {path} is a symbolic link to {target}, and so on", False
+        words = "no such file or directory" if "/" in name else "executable file not found in $PATH"
+        return f"{words}: {path} is a symbolic link to {target}, which does not exist", False
     if stat.S_ISDIR(mode):
         return f"permission denied: {path} is a directory", True
     if not stat.S_ISREG(mode):

@@ -56,6 +56,7 @@ class State(Record):
     mounts: Any = None  # what runtime/shared_mounts.py needs to take its mounts away, without a mount namespace
     shared_pids: bool = False  # it has no pid namespace of its own: its processes outlive its first
     cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
+    rdt: Any = None  # what runtime/resctrl.py needs to remove its groups
     tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
     tail_index: int = 0  # number of the first of them
 

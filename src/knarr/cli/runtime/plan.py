@@ -41,6 +41,9 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     )
     steps = _cgroup_steps(groups) if groups is not None else []
     steps += [(each.pointer, f"network device {each.name} becomes {each.inside}") for each in plan.net_devices]
+    if plan.rdt is not None:
+        steps.append(("/linux/intelRdt", f"resctrl group /{plan.rdt.group}"))
+        steps += [(pointer, f"resctrl schemata {line}") for line, pointer in plan.rdt.schemata]
     if form == "json":
         shown: dict[str, Any] = {
             "cgroup": [{"pointer": pointer, "does": text} for pointer, text in steps],
