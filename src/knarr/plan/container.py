@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     IdMap = tuple[tuple[int, int, int], ...]
 
 
+RAW_FILTER = "run.oci.seccomp_bpf_data"
+"""crun's annotation with a compiled seccomp filter, in base64, in place of linux.seccomp."""
+
+
 class Options(Record):
     """What the caller, not config.json, decides."""
 
@@ -105,13 +109,16 @@ def landlock_rules(config: dict[str, Any], host: Host, slots: _Slots) -> list[Op
     return landlock_ops(config, host.landlock, slots.new())
 
 
-def seccomp_argument(linux: dict[str, Any], seccomp: bytes | None) -> tuple[int, bytes] | None:
+def seccomp_argument(config: dict[str, Any], seccomp: bytes | None) -> tuple[int, bytes] | None:
     """Flags and filter for the ``seccomp`` operation."""
     if seccomp is None:
         return None
     from knarr.plan.seccomp import filter_flags  # cold: only with a profile
 
-    return filter_flags(linux["seccomp"]), seccomp
+    profile = (config.get("linux") or {}).get("seccomp") or {}
+    if RAW_FILTER in (config.get("annotations") or {}):  # of the profile, only flags have a meaning then
+        profile = {key: value for key, value in profile.items() if key == "flags"}
+    return filter_flags(profile), seccomp
 
 
 def plan_container(
@@ -198,7 +205,7 @@ def plan_container(
     plan += process_tail(
         process,
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
-        seccomp=seccomp_argument(linux, seccomp),
+        seccomp=seccomp_argument(config, seccomp),
         set_rlimits=not by_init,
         setgroups_denied=setgroups_deny or host.setgroups_denied or keeps_groups(config),
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],

@@ -89,7 +89,7 @@ def plan_exec(
     plan += process_tail(
         process,
         hooks=[],
-        seccomp=seccomp_argument(linux, seccomp),
+        seccomp=seccomp_argument(config, seccomp),
         set_rlimits=not by_parent,
         setgroups_denied=denied or host.setgroups_denied or keep_groups,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],

@@ -164,6 +164,33 @@ def filter_flags(profile: dict[str, Any], *, pointer: str = "/linux/seccomp") ->
     return result
 
 
+def raw_filter(text: str) -> bytes:
+    """A filter that somebody else compiled, from base64: an array of struct sock_filter. Raises SpecError."""
+    from binascii import Error, a2b_base64  # cold: only with the annotation
+
+    pointer = "/annotations/run.oci.seccomp_bpf_data"
+    try:
+        program = a2b_base64(text.encode("ascii", "replace"))
+    except Error as error:
+        raise SpecError("config.json", [SpecFinding(pointer, f"is not base64: {error}")]) from None
+    if len(program) % 8 or not 0 < len(program) // 8 <= MAX_INSTRUCTIONS:
+        why = f"must hold 1 to {MAX_INSTRUCTIONS} instructions of 8 bytes, not {len(program)} bytes"
+        raise SpecError("config.json", [SpecFinding(pointer, why)])
+    return program
+
+
+def refuse_unknown_calls(profile: dict[str, Any], *, pointer: str = "/linux/seccomp") -> None:
+    """Raise SpecError for each system call that no supported architecture has, or that is younger than our tables."""
+    findings = [
+        SpecFinding(f"{pointer}/syscalls/{position}/names/{index}", f"no system call {name!r} is known")
+        for position, rule in enumerate(profile.get("syscalls") or ())
+        for index, name in enumerate(rule.get("names") or ())
+        if name not in numbers()
+    ]
+    if findings:
+        raise SpecError("config.json", findings)
+
+
 # Reading the profile
 
 

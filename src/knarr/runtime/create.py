@@ -23,7 +23,7 @@ from knarr.base.files import write_atomic
 from knarr.base.ids import check_id
 from knarr.base.record import Record
 from knarr.kernel.process import boot_id, process_stat, reap
-from knarr.plan.container import Options, plan_container
+from knarr.plan.container import RAW_FILTER, Options, plan_container
 from knarr.plan.namespaces import shares_pids
 from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
@@ -467,10 +467,22 @@ def undo(created: Created, error: BaseException) -> None:
 
 
 def compiled_seccomp(config: dict[str, Any], host: Host, state_root: str = "") -> bytes | None:
-    """linux.seccomp as a filter, from (and into) the cache below ``state_root`` if that is given."""
+    """linux.seccomp as a filter, from (and into) the cache below ``state_root`` if that is given.
+
+    crun's annotations: a filter that is compiled already, no call of an unknown name. Raises SpecError, Unsupported.
+    """
+    annotations = config.get("annotations") or {}
+    if RAW_FILTER in annotations:
+        from knarr.plan.seccomp import raw_filter
+
+        return raw_filter(annotations[RAW_FILTER])
     profile = (config.get("linux") or {}).get("seccomp")
     if not profile:
         return None
+    if "run.oci.seccomp_fail_unknown_syscall" in annotations:
+        from knarr.plan.seccomp import refuse_unknown_calls
+
+        refuse_unknown_calls(profile)
     if not state_root:
         from knarr.plan.seccomp import compile_filter
 
