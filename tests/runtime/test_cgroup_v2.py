@@ -25,7 +25,10 @@ KEPT = ("KNARR_TEST_INSTALLED", "KNARR_TEST_RUNTIME")
     [
         (("test_cgroup_groups.py",), ""),
         (("test_options.py",), "admits and not crun or knarr and (cgroup or sigkill)"),
-        (("test_pause.py", "test_update.py", "test_events.py"), "not runc and not crun and not size and not sense"),
+        (
+            ("test_pause.py", "test_update.py", "test_events.py", "test_resources.py"),
+            "not runc and not crun and not size and not sense",
+        ),
     ],
     ids=["groups", "options", "verbs"],
 )
