@@ -273,7 +273,7 @@ class Created(Process):
         if code == SYNC_CGROUP and self.plan.cgroup is not None:
             cgroup.restrict_devices(self.plan.cgroup)
         if code == SYNC_CGROUP and self.plan.rdt is not None:
-            from knarr.runtime import resctrl
+            from knarr.runtime import resctrl  # cold: only with linux.intelRdt
 
             resctrl.join(self.plan.rdt, self.state.rdt["top"], self.pid)
         if code == SYNC_CGROUP and self.plan.net_devices:
