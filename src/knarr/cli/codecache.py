@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
 
 _ran: list[str] = []
+# What a first call may not need, but most that follow do: profiles.
+_ALSO = {"create": "knarr.runtime.seccomp_cache", "run": "knarr.runtime.seccomp_cache"}
 
 
 class _Watch:
@@ -44,8 +46,10 @@ def watch() -> None:
     sys.meta_path.insert(0, _Watch)
 
 
-def save(place: str, name: str) -> None:
+def save(place: str, name: str, verb: str) -> None:
     """Write the file; a place that cannot be written, or that others can write to, is no error."""
+    if verb in _ALSO:
+        __import__(_ALSO[verb])
     sys.meta_path.remove(_Watch)
     if not place or "knarr.cli.exit_codes" in _ran:
         return  # nowhere to put it; or something went wrong, which loads what the next call does not need

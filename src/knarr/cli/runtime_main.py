@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     codecache.watch()
     code = _command(words)
-    codecache.save(place(), name(verb))
+    codecache.save(place(), name(verb), verb)
     return code
 
 
