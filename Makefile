@@ -42,9 +42,11 @@ test-vm: build ## run the tests that need systemd, cgroup v2 or CRIU in a virtua
 lint: build ## ruff, mypy, pyright
 	@scripts/lint
 
-bench: build ## measure knarr beside runc, crun and bubblewrap
+bench-runtime: build ## measure knarr-runtime beside runc and crun; writes build/bench-runtime.svg
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/runtime.py $(ARGS)
+
+bench: bench-runtime ## the same, and the library beside crun and bubblewrap
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/library.py $(ARGS)
 
 bench-images: build ## measure image jobs beside umoci; the image is made the first time

@@ -69,7 +69,7 @@ def main() -> int:
     os.environ["KNARR_STORE"], os.environ["KNARR_RUN"] = str(scratch / "store"), str(scratch / "run")
     try:
         bundle = make_bundle(scratch / "bundle", docker_like_profile())
-        contenders: dict[str, Callable[[], int | None]] = {
+        contenders: dict[str, Callable[[], None]] = {
             "knarr.run(bundle:)": library(f"bundle:{bundle}", ["/bin/true"]),
             "knarr.run(host:)": library("host:", ["/bin/true"]),
         }

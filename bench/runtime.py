@@ -1,6 +1,7 @@
 """knarr-runtime beside runc and crun: `run`, with and without Docker's kind of seccomp profile, and the single verbs.
 
-``python bench/runtime.py [--rounds N]`` as root; prints Markdown. What is installed is measured, not the source tree.
+``python bench/runtime.py [--rounds N]`` as root; prints Markdown and writes a plot. What is installed is measured,
+not the source tree.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timing import Figures, command, interleave, table
+import plot
+from timing import Figures, command, interleave, peak_of, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,12 +90,11 @@ def verbs(found: dict[str, str], scratch: Path, bundle: Path, rounds: int) -> di
                 if verb == "delete":
                     _wait_stopped(call, id)
                 start = time.perf_counter()
-                peak = command(*call, verb, *operands.get(verb, [id]))()
+                command(*call, verb, *operands.get(verb, [id]))()
                 wall = (time.perf_counter() - start) * 1000
                 total += wall
                 if number >= 2:
                     figures[verb][name].wall.append(wall)
-                    figures[verb][name].peak = max(figures[verb][name].peak, peak)
             if number >= 2:
                 figures["sum"][name].wall.append(total)
     return figures
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument(
         "--knarr", default=shutil.which("knarr-runtime", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     )
+    parser.add_argument("--svg", default="build/bench-runtime.svg", help="where the plot goes")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -128,6 +130,7 @@ def main() -> int:
     found = runtimes(options.knarr)
     peers = [name for name in found if name != "knarr-runtime"]
     scratch = Path(tempfile.mkdtemp(prefix="knarr-bench-"))
+    jobs: dict[str, dict[str, Figures]] = {}
     try:
         for title, profile in (
             ("run, no seccomp profile", None),
@@ -139,18 +142,28 @@ def main() -> int:
                 root = str(scratch / f"root-{name}")
                 contenders[name] = _run(binary, root, bundle)
             figures = interleave(contenders, rounds=options.rounds)
+            for name, binary in found.items():
+                figures[name].peak = peak_of(*_words(binary, str(scratch / f"root-{name}"), bundle))
             print(table(title, figures, peers))
+            jobs[title.partition(",")[0] + (", seccomp" if profile else "")] = figures
             if profile is not None:
                 for verb, rows in verbs(found, scratch, _sleeping(bundle), options.rounds).items():
                     print(table(f"{verb}, with seccomp", rows, peers))
+                    jobs["the five verbs" if verb == "sum" else verb] = rows
+        plot.write(Path(options.svg), "knarr-runtime beside runc and crun", jobs)
+        print(f"plot: {options.svg}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
 
 
-def _run(binary: str, root: str, bundle: Path) -> Callable[[], int]:
-    def once() -> int:
-        return command(binary, "--root", root, "run", "--bundle", str(bundle), f"bench-{uuid.uuid4().hex[:10]}")()
+def _words(binary: str, root: str, bundle: Path) -> list[str]:
+    return [binary, "--root", root, "run", "--bundle", str(bundle), f"bench-{uuid.uuid4().hex[:10]}"]
+
+
+def _run(binary: str, root: str, bundle: Path) -> Callable[[], None]:
+    def once() -> None:
+        command(*_words(binary, root, bundle))()  # each time another id
 
     return once
 
