@@ -20,7 +20,7 @@ from knarr.base.errors import Exists, InitError, InUse, KernelError, KnarrError,
 from knarr.kernel import bpf
 from knarr.plan.cgroup import CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 from knarr.plan.host import Host
-from knarr.runtime import cgroup, cgroup_fs, cgroup_probe
+from knarr.runtime import cgroup, cgroup_fs, cgroup_probe, freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -584,16 +584,16 @@ def test_freezing(sleeper: Callable[[], int]) -> None:
     assert process.stdout is not None
     enter(planned(), process.pid)
     process.stdout.read(1)
-    assert not cgroup.frozen(intent)
+    assert not freezer.frozen(intent)
     cgroup.freeze(intent)
-    assert cgroup.frozen(intent)
+    assert freezer.frozen(intent)
     os.set_blocking(process.stdout.fileno(), False)
     while process.stdout.read():
         pass
     time.sleep(0.1)
     assert not process.stdout.read()
     cgroup.thaw(intent)
-    assert not cgroup.frozen(intent)
+    assert not freezer.frozen(intent)
     time.sleep(0.3)
     assert process.stdout.read()
     cgroup.freeze(intent)
@@ -602,7 +602,7 @@ def test_freezing(sleeper: Callable[[], int]) -> None:
     process.stdout.close()
     cgroup.remove(intent, 2)
     cgroup.thaw(intent)  # of what is gone does nothing
-    assert not cgroup.frozen(intent)
+    assert not freezer.frozen(intent)
 
 
 def test_freezing_what_has_no_freezer() -> None:

@@ -15,10 +15,10 @@ from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, EOPNOTS
 from knarr.base.errors import Exists, InitError, InUse, KernelError, Unsupported
 from knarr.base.files import read_file
 from knarr.plan.cgroup import CGROUPFS, DISABLED, SYSTEMD, CgroupDirectory, CgroupPlan, plan_cgroup
+from knarr.runtime import freezer
 from knarr.runtime.cgroup_fs import (
     children,
     enter,
-    freezer_state,
     mark,
     marked,
     members,
@@ -145,7 +145,7 @@ def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
     inside = sum(len(members(group)) for group in tree(fd))
     if inside:
         raise InUse("cgroup", shown, f"{inside} processes")
-    if freezer_state(fd) == "frozen":
+    if freezer.state_of(dir_fd=fd) == "frozen":
         raise InUse("cgroup", shown, "its freezer", hint="it is frozen: nothing started in it would run")
 
 
@@ -439,19 +439,6 @@ def open_directory(group: CgroupPlan | Intent) -> int:
 # -- afterwards --------------------------------------------------------------------------------------------------------
 
 
-def frozen(recorded: Intent) -> bool:
-    """Whether the freezer holds the container."""
-    by_name = [group for group in recorded["groups"] if "freezer" in group[0]]  # v1: asked first, so mostly it alone
-    for fd in _groups({"groups": [*by_name, *recorded["groups"]]}):
-        try:
-            state = freezer_state(fd)
-        finally:
-            os.close(fd)
-        if state:
-            return state == "frozen"
-    return False
-
-
 def freeze(recorded: Intent, patience: float = 2.0) -> None:
     """Stop every process of the container where it is. Raises KernelError if that takes over ``patience`` seconds."""
     deadline = time.monotonic() + patience
@@ -488,7 +475,7 @@ def _set_frozen(recorded: Intent, *, frozen: bool) -> str:
             ):
                 try:
                     write(fd, file, value)
-                    return freezer_state(fd)
+                    return freezer.state_of(dir_fd=fd)
                 except OSError as error:
                     if error.errno not in (ENOENT, ENODEV):
                         doing = "freeze" if frozen else "thaw"

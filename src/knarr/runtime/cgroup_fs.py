@@ -110,20 +110,6 @@ def marked(fd: int) -> bool:
     return False
 
 
-def freezer_state(fd: int) -> str:
-    """What a group's freezer says: frozen, freezing, thawed; nothing where this hierarchy has none."""
-    try:
-        return read(fd, "freezer.state").strip().lower()
-    except OSError:
-        pass
-    try:
-        if "frozen 1" in read(fd, "cgroup.events"):
-            return "frozen"
-        return "freezing" if read(fd, "cgroup.freeze").strip() == "1" else "thawed"
-    except OSError:
-        return ""
-
-
 def rmdir(above: int, name: str, shown: str) -> bool:
     """Remove an empty group, which may be gone; False for one that is not empty."""
     try:

@@ -9,7 +9,7 @@ from knarr.base.errors import InitError, KernelError, KnarrError, Unsupported, W
 from knarr.kernel.process import ended, open_pid
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
-from knarr.runtime import cgroup, record
+from knarr.runtime import cgroup, freezer, record
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ class Execed(Process):
 
     def undo(self) -> None:
         """End the process and forget it."""
-        if self._state.cgroup is not None and self.pid and cgroup.frozen(self._state.cgroup):
+        if self._state.cgroup is not None and self.pid and freezer.frozen(self._state.cgroup):
             cgroup.expel(self._state.cgroup, self.pid)
         self.kill()
         self.close()

@@ -293,9 +293,9 @@ def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True, bo
         return "creating"
     now = computed(state, boot=boot, process=process, startable=startable(fd), frozen=False)
     if now in ("created", "running") and freezer and state.cgroup is not None:
-        from knarr.runtime import cgroup
+        from knarr.runtime.freezer import frozen
 
-        if cgroup.frozen(state.cgroup):
+        if frozen(state.cgroup):
             return "paused"
     return now
 
