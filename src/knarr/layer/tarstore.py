@@ -49,6 +49,7 @@ class Mountable(Record):
 if TYPE_CHECKING:  # the method ``list`` hides the type of that name from its class
     Found = list[Mountable]
     Strings = list[str]
+    Strings2 = list[tuple[str, str]]
 
 
 class TarStore:
@@ -146,6 +147,36 @@ class TarStore:
     def _empty_tmp(self) -> None:
         for name in os.listdir(f"{self.path}/tmp"):
             _remove(f"{self.path}/tmp/{name}")
+
+    def check(self, *, repair: bool = False) -> Strings2:
+        """What is wrong here, as (what, why): tars with another digest, indexes whose tars are missing or wrong.
+
+        ``repair`` removes both; they are made anew when they are needed. Raises FileError.
+        """
+        from knarr.content.digest import hasher
+
+        with Lock(f"{self.path}/lock", shared=not repair):
+            found: Strings2 = []
+            wrong: set[str] = set()
+            for name in sorted(os.listdir(f"{self.path}/tar")):
+                path = f"{self.path}/tar/{name}"
+                made = hasher(_digest(name).partition(":")[0])
+                with open(path, "rb") as file:
+                    while data := file.read(1 << 20):
+                        made.update(data)
+                if made.hexdigest() != name:
+                    wrong.add(path)
+                    found.append((f"tar {path}", f"it has the digest {made.hexdigest()}"))
+            for image in self.list():
+                bad = [tar for tar in image.tars if tar in wrong or not os.path.lexists(tar)]
+                if bad or os.stat(image.index).st_size != image.size:
+                    why = f"{bad[0]} is missing or damaged" if bad else "it has another size than when it was made"
+                    found.append((f"index {image.index}", why))
+                    if repair:
+                        _remove(os.path.dirname(image.index))
+            for path in wrong if repair else ():
+                _remove(path)
+            return found
 
     # -- removing ------------------------------------------------------------------------------------------
 
@@ -260,9 +291,9 @@ class _Making:
                 model.apply(copy, what=layer.what)
             finally:
                 copy.close()
-            padding = -copy.size % 512  # the kernel reads whole blocks
-            write_all(fd, bytes(padding))
-            return copy.size + padding
+            if copy.size % 512:  # the kernel reads whole blocks
+                raise Unsupported(f"an index of {layer.what}", "its tar does not end with a whole block")
+            return copy.size
         finally:
             os.close(fd)
 
