@@ -678,7 +678,7 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
             keeper.stdin.write(b"x")
         time.sleep(0.05)
         before = set(cgroup.pids(intent))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90  # a guest of one processor on a busy machine
         while before & set(cgroup.pids(intent)):
             assert time.monotonic() < deadline, "they do not fork"
             time.sleep(0.05)

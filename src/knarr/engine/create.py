@@ -5,6 +5,7 @@ The record is written before anything else is made, and everything is undone whe
 
 from __future__ import annotations
 
+import _signal
 import os
 
 from knarr.base.clock import now_rfc3339
@@ -150,15 +151,21 @@ def _check_mapped(user: users.ContainerUser, facts: Facts) -> None:
 
 
 def discard(where: Places, record: Container, error: BaseException | None = None) -> None:
-    """Remove a container's directory after a failure; what goes wrong is noted on ``error``, or raised without one."""
+    """Remove a container's directory after a failure; what goes wrong is noted on ``error``, or raised without one.
+
+    Ctrl-C meanwhile waits: an impatient person presses it twice.
+    """
     from knarr.engine.containers import remove_files
 
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
     try:
         remove_files(where, record)
     except KnarrError as trouble:
         if error is None:
             raise
         error.add_note(f"and while undoing it: {trouble}")
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
 def _record(request: Request, ready: Ready | None, command: tuple[str, ...], own: IdMap | None = None) -> Container:
