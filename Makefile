@@ -52,6 +52,7 @@ bench: bench-runtime ## the same, and the library beside crun and bubblewrap
 bench-images: build ## measure image jobs beside umoci; the image is made the first time
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/images.py $(ARGS)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/copies.py
 
 conformance: build ## build and run the official conformance suite (downloads it; needs root)
 	@scripts/prepare system test

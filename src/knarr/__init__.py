@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from knarr.engine.imaging.image import Index as Index
     from knarr.engine.imaging.image import Layer as Layer
     from knarr.engine.imaging.validate import validate as validate
+    from knarr.engine.registries import Registry as Registry
+    from knarr.engine.registries import copy as copy
 
 __version__ = "0.1.0"
 
@@ -31,10 +33,12 @@ _EXPORTS = {
     "Index": "knarr.engine.imaging.image",
     "KnarrError": "knarr.base.errors",
     "Layer": "knarr.engine.imaging.image",
+    "Registry": "knarr.engine.registries",
     "Result": "knarr.engine.api",
     "TimedOut": "knarr.base.errors",
     "Timings": "knarr.engine.api",
     "aio": "knarr.engine",
+    "copy": "knarr.engine.registries",
     "diff": "knarr.engine.imaging.compare",
     "errors": "knarr.base",
     "pull": "knarr.engine.api",
@@ -48,11 +52,13 @@ __all__ = [
     "Index",
     "KnarrError",
     "Layer",
+    "Registry",
     "Result",
     "TimedOut",
     "Timings",
     "__version__",
     "aio",
+    "copy",
     "diff",
     "errors",
     "pull",

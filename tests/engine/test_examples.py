@@ -19,6 +19,12 @@ WANTED = {
     "03_container.py": ["running", "hello", "137", "exited"],
     "04_asyncio.py": ["[0, 1, 4, 9, 16, 25, 36, 49, 64, 81]", "cancelled", "inside"],
     "05_errors.py": ["not found: True", "Not A Reference |", "would cover /proc"],
+    "07_copy.py": [
+        "unchanged: True",
+        "would copy 2 blobs",
+        "copied 1 image thrice",
+        "no registry there: connection refused",
+    ],
     "06_images.py": ["added config Env.MODE", "removed file /srv/site/index.html", "[b'srv/', b'srv/site/']"],
 }
 

@@ -12,9 +12,9 @@ from fakeregistry import REPOSITORY, FakeRegistry, Handler
 
 from knarr.image.platform import parse_platform
 from knarr.image.pull import copy
+from knarr.registry.connections import Policy
 from knarr.registry.credentials import Credentials
 from knarr.registry.source import RegistryImage, open_image
-from knarr.registry.transport import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ from knarr.base.errors import (
 from knarr.content.store import Store
 from knarr.image.pull import copy
 from knarr.registry.client import Client
-from knarr.registry.transport import Policy
+from knarr.registry.connections import Policy
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from knarr.base.errors import KnarrError
 from knarr.registry.client import Client
-from knarr.registry.transport import Policy
+from knarr.registry.connections import Policy
 client = Client(sys.argv[2], sys.argv[3], policy=Policy(read=2, headers=2, backoff=0.01, longest_wait=0.05))
 def peak():
     return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])

@@ -18,9 +18,9 @@ from knarr.image.platform import parse_platform
 from knarr.image.pull import fetch
 from knarr.image.reference import parse_reference
 from knarr.registry.client import Client
+from knarr.registry.connections import Policy
 from knarr.registry.credentials import Credentials
 from knarr.registry.source import open_image
-from knarr.registry.transport import Policy
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:

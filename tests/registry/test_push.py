@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -299,7 +300,7 @@ from knarr.image.copy import Options, copy_image
 from knarr.image.platform import parse_platform
 from knarr.image.storesource import StoreSource
 from knarr.registry.sink import open_sink
-from knarr.registry.transport import Policy
+from knarr.registry.connections import Policy
 from knarr.registry.uploads import Uploads
 store, host, uploads = sys.argv[1:4]
 store = Store.open(store)
@@ -360,7 +361,7 @@ def test_an_upload_noted_by_somebody_else_is_not_believed(
 def test_there_and_back_through_a_real_registry(store: Store, real: RealRegistry, tmp_path: Path) -> None:
     sample = Sample(3_000_000, 10, 500_000)
     sample.into(store, "x")
-    for chunk in (16 << 20, 400_000):
+    for chunk in (8 << 20, 400_000):
         repository = f"pushed/c{chunk}"
         copied = send(store, open_sink(real.host, repository, "v1", policy=QUICK.replace(chunk=chunk)))
         assert copied.copied[0] == 5
@@ -376,7 +377,7 @@ def test_there_and_back_through_a_real_registry(store: Store, real: RealRegistry
         )  # fmt: skip
         again = send(store, open_sink(real.host, repository, "v2", policy=QUICK))
         assert again.copied == (0, 0)
-    mounted = open_sink(real.host, "pushed/mounted", "v1", mount_from=f"pushed/c{16 << 20}", policy=QUICK)
+    mounted = open_sink(real.host, "pushed/mounted", "v1", mount_from=f"pushed/c{8 << 20}", policy=QUICK)
     send(store, mounted)
     assert mounted.pusher.mounted == 4
     assert mounted.pusher.sent == 0
@@ -433,3 +434,58 @@ def test_removing(store: Store, real: RealRegistry) -> None:
     with pytest.raises(NotFound):
         pusher.delete_manifest(sample.digest)
     client.close()
+
+
+# Registries that say nothing
+
+
+STALLS = {
+    "HEAD": ("HEAD", "/blobs/"),
+    "begin": ("POST", "/blobs/uploads/"),
+    "piece": ("PATCH", "/blobs/uploads/"),
+    "end": ("PUT", "/blobs/uploads/"),
+    "manifest": ("PUT", "/manifests/"),
+}
+
+
+@pytest.mark.parametrize("point", STALLS)
+def test_a_registry_that_stalls(store: Store, fake: FakeRegistry, point: str) -> None:
+    method, part = STALLS[point]
+    woken = threading.Event()
+
+    def stall(handler: Handler) -> bool:
+        if handler.command == method and part in handler.path:
+            woken.wait(20)
+            return handler.drop()
+        return False
+
+    fake.early.append(("/v2/", stall))
+    began = time.monotonic()
+    policy = PIECE.replace(tries=2, headers=0.3, commit=0.3, read=0.3)
+    try:
+        with pytest.raises(RegistryError, match=r"no (answer|complete response header) within 0.3 s"):
+            push(store, Sample(250_000), fake, policy=policy)
+    finally:
+        woken.set()
+    assert time.monotonic() - began < 5
+    assert "v1" not in fake.manifests
+
+
+def test_a_registry_that_stops_reading(store: Store, fake: FakeRegistry) -> None:
+    woken = threading.Event()
+
+    def stop(handler: Handler) -> bool:
+        if handler.command == "PATCH":
+            woken.wait(20)  # with the body unread
+            return handler.drop()
+        return False
+
+    fake.early.append((UPLOADS, stop))
+    began = time.monotonic()
+    policy = QUICK.replace(chunk=16 << 20, tries=2, connect=0.5, commit=0.5)
+    try:
+        with pytest.raises(RegistryError):
+            push(store, Sample(40 << 20), fake, policy=policy)
+    finally:
+        woken.set()
+    assert time.monotonic() - began < 15

@@ -18,6 +18,7 @@ from knarr.content.store import Store
 
 SIZE = 6 << 20
 MIB = 1 << 20
+KILLS = int(os.environ.get("KNARR_KILLS", "12"))  # 200 for a thorough look: five minutes
 
 WORKER = """
 import sys
@@ -61,14 +62,14 @@ def ranges(fake: FakeRegistry) -> list[int]:
     return [int(text.removeprefix("bytes=").rstrip("-")) for text in asked]
 
 
-@pytest.mark.parametrize("point", range(12))
+@pytest.mark.parametrize("point", range(KILLS))
 def test_killed(store: Store, fake: FakeRegistry, point: int) -> None:
     sample = fake.add("v1", Sample(SIZE))
     fake.rule(BLOBS + sample.layers[0]["digest"], slowly)
     command = [sys.executable, "-c", WORKER, store.path, fake.host]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 30
-    while left(store, sample) < point * MIB // 2 and process.poll() is None and time.monotonic() < deadline:
+    while left(store, sample) < point * SIZE // KILLS and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()  # it may have ended meanwhile
     process.wait()
@@ -81,7 +82,8 @@ def test_killed(store: Store, fake: FakeRegistry, point: int) -> None:
     assert check(store) == []
     assert os.listdir(f"{store.path}/.tmp") == []
     if not done:
-        assert max(ranges(fake)) == there  # not one byte that was there is asked for again
+        # Not one byte that was there is asked for again; nothing at all if only the name was missing.
+        assert max(ranges(fake), default=there) == there
 
 
 def test_a_registry_that_breaks_off_again_and_again(store: Store, fake: FakeRegistry) -> None:

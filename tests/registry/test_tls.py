@@ -15,8 +15,8 @@ from fakeregistry import REPOSITORY, FakeRegistry, Handler, Sample, made_certifi
 
 from knarr.base.errors import AuthError, RegistryError
 from knarr.registry.client import Client
+from knarr.registry.connections import Policy
 from knarr.registry.credentials import Credentials
-from knarr.registry.transport import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import asyncio
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT
 from time import monotonic
 
-from knarr.base.errors import TimedOut
+from knarr.base.errors import Interrupted, TimedOut
 from knarr.engine import api
 from knarr.engine.api import Result, Timings, begin_captured, request_of, result_of, where_of
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar, Unpack
 
     from knarr.engine.api import Options
+    from knarr.engine.registries import CopyOptions, Document
     from knarr.engine.session import Session
+    from knarr.image.copy import Copied
+    from knarr.image.transfer import BlobProgress
+    from knarr.spec.image import Descriptor
 
     T = TypeVar("T")
 
@@ -182,6 +186,66 @@ async def pull(image: str, *, platform: str = "", store: str | None = None) -> s
         return api.pull(image, platform=platform, store=store)
 
     return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def copy(source: str, target: str, **options: Unpack[CopyOptions]) -> Copied:
+    """As ``knarr.copy``, in the shared pool. Cancelling ends the copy and leaves nothing of it."""
+    from knarr.engine import registries
+
+    told = options.pop("progress", None)
+    stopped = False
+
+    def progress(blob: BlobProgress) -> None:
+        if stopped:
+            raise Interrupted(f"the copy of {source} was stopped")
+        if told is not None:
+            told(blob)
+
+    rest: dict[str, Any] = {**options, "progress": progress}
+
+    def work() -> Copied:
+        return registries.copy(source, target, **rest)
+
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stopped = True
+        await asyncio.wait([future])
+        future.exception()  # it was asked for: nobody else will look
+        raise
+
+
+class Registry:
+    """As ``knarr.Registry``, with awaitable methods, in the shared pool."""
+
+    def __init__(self, host: str, user: str = "", password: str = "", *, insecure: bool = False) -> None:
+        from knarr.engine import registries
+
+        self._registry = registries.Registry(host, user, password, insecure)
+
+    async def tags(self, repository: str, *, limit: int = 100_000) -> list[str]:
+        """Return the tags of a repository."""
+        return await _in_pool(lambda: self._registry.tags(repository, limit=limit))
+
+    async def repositories(self, *, limit: int = 100_000) -> list[str]:
+        """Return the names of all repositories, where the registry tells them."""
+        return await _in_pool(lambda: self._registry.repositories(limit=limit))
+
+    async def manifest(self, repository: str, reference: str) -> Document:
+        """Return a manifest or index by tag or digest."""
+        return await _in_pool(lambda: self._registry.manifest(repository, reference))
+
+    async def referrers(self, repository: str, digest: str, *, artifact_type: str = "") -> list[Descriptor]:
+        """Return descriptors of what refers to a manifest."""
+        return await _in_pool(lambda: self._registry.referrers(repository, digest, artifact_type=artifact_type))
+
+    async def delete(self, repository: str, reference: str, *, tag_only: bool = False) -> str:
+        """Remove a manifest, or a tag alone; return what is gone."""
+        return await _in_pool(lambda: self._registry.delete(repository, reference, tag_only=tag_only))
+
+    def __repr__(self) -> str:
+        return f"aio.{self._registry!r}"
 
 
 class Container:

@@ -1,6 +1,7 @@
 """Archives written: ``oci-archive:``, ``docker-archive:``, standard output, a docker daemon. One tar serves them all.
 
     oci-layout               image-layout.md
+    blobs/, blobs/<algorithm>/
     blobs/<algorithm>/<hex>  in the order they are announced
     index.json               what the names mean
     manifest.json            the same for ``docker load`` (docker and podman read it; containerd the index)
@@ -82,12 +83,14 @@ class ArchiveSink:
         self._documents: dict[str, tuple[Descriptor, dict[str, Any]]] = {}
         self._entries: list[Descriptor] = []
         self._images: list[dict[str, Any]] = []
+        self._folders: set[str] = set()
         self._put_file(mediatypes.LAYOUT_FILE, fastjson.dumps({"imageLayoutVersion": mediatypes.LAYOUT_VERSION}))
 
     def begin(self, blobs: Sequence[Descriptor]) -> None:
         """Give every new blob its place."""
         for blob in blobs:
             if blob["digest"] not in self._here:
+                self._make_folders(blob["digest"])
                 self._place.reserve(_blob_name(blob["digest"]), blob["size"])
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -105,9 +108,11 @@ class ArchiveSink:
         self._here.add(digest)
 
     def put_document(self, descriptor: Descriptor, data: bytes) -> None:
-        """Write a manifest or index."""
-        self._put_file(_blob_name(descriptor["digest"]), data)
-        self._here.add(descriptor["digest"])
+        """Write a manifest or index, unless an image before this one had it."""
+        if descriptor["digest"] not in self._here:
+            self._make_folders(descriptor["digest"])
+            self._put_file(_blob_name(descriptor["digest"]), data)
+            self._here.add(descriptor["digest"])
         self._documents[descriptor["digest"]] = descriptor, fastjson.loads(data, descriptor["digest"])
 
     def put_name(self, descriptor: Descriptor, index: str) -> None:  # noqa: ARG002  # nobody could find it here
@@ -149,6 +154,13 @@ class ArchiveSink:
             "Layers": [_blob_name(layer["digest"]) for layer in document["layers"]],
         }
 
+    def _make_folders(self, digest: str) -> None:
+        """Write entries for the directories of a blob: without them skopeo, as a user, fails to make root's."""
+        for name in (f"{mediatypes.BLOBS_DIRECTORY}/", f"{_blob_name(digest).rpartition('/')[0]}/"):
+            if name not in self._folders:
+                self._folders.add(name)
+                self._put_file(name, b"")
+
     def _put_file(self, name: str, data: bytes) -> None:
         import io
 
@@ -176,9 +188,9 @@ def _blob_name(digest: str) -> str:
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return the tar header of a regular file (pax(1), ustar): no time, no owner; a PAX one before it for a long name.
+    """Return the tar header of a file, or of a directory for a name that ends so (pax(1), ustar): no time, no owner.
 
-    Sizes above 8 GiB are in base 256, which GNU began and everybody reads.
+    A long name has a PAX header before it. Sizes above 8 GiB are in base 256, which GNU began and everybody reads.
     """
     plain = name.encode()
     before = b""
@@ -188,12 +200,14 @@ def _header(name: str, size: int) -> bytes:
         data = b"%d" % length + record
         before = _block(b"PaxHeaders/name", len(data), b"x") + data + bytes(-len(data) % _BLOCK)
         plain = plain[-100:]
+    if name.endswith("/"):
+        return before + _block(plain, 0, b"5", b"0000755")
     return before + _block(plain, size, b"0")
 
 
-def _block(name: bytes, size: int, kind: bytes) -> bytes:
+def _block(name: bytes, size: int, kind: bytes, mode: bytes = b"0000644") -> bytes:
     number = b"%011o\0" % size if size < 1 << 33 else b"\x80" + size.to_bytes(11, "big")
-    start = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + number + b"%011o\0" % 0
+    start = name.ljust(100, b"\0") + mode + b"\0" + b"0000000\0" * 2 + number + b"%011o\0" % 0
     rest = kind + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
     total = sum(start) + sum(rest) + 8 * ord(" ")  # the checksum's own field counts as blanks
     return start + b"%06o\0 " % total + rest

@@ -18,8 +18,9 @@ from knarr.base.errors import AuthError, RegistryError, SpecError
 from knarr.base.record import Record
 from knarr.content.store import printable
 from knarr.registry.challenge import choose, parse_challenges
+from knarr.registry.connections import Broken
 from knarr.registry.origin import Refused, check_realm, shown, split
-from knarr.registry.transport import ERROR_LIMIT, Broken
+from knarr.registry.transport import ERROR_LIMIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from knarr.content.digest import Digest, hasher, sha256_of, usable
 from knarr.content.store import DOCUMENT_LIMIT, printable, some
 from knarr.content.verify import VerifiedReader, verify_bytes
 from knarr.registry.auth import Authorizer, reason
+from knarr.registry.connections import Broken, Policy
 from knarr.registry.credentials import DOCKER_HUB, Credentials, Found, find_credentials
 from knarr.registry.origin import Refused, check_next, shown
 from knarr.registry.settings import Certificates, certificates_of
-from knarr.registry.transport import Broken, Policy, Transport
+from knarr.registry.transport import Transport
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
@@ -43,6 +44,68 @@ _TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 PAGE_LIMIT = 1_000
 TAGS_LIMIT = 100_000
 _STEP = 1 << 20  # progress after which attempts at a blob count anew
+
+
+def connect(
+    registry: str,
+    repository: str,
+    *,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
+    ca_file: str = "",
+    policy: Policy | None = None,
+    scopes: Sequence[str] = (),
+) -> tuple[Transport, Authorizer]:
+    """Return what speaks to a registry, and its login; nothing is asked yet. The options are ``Client``'s."""
+    host = HUB_HOST if registry == DOCKER_HUB else registry
+    certificates = Certificates() if ca_file else certificates_of(registry, os.environ)
+    transport = Transport(host, policy or Policy(), insecure=insecure, ca_file=ca_file, certificates=certificates)
+
+    def look() -> Found:
+        return find_credentials(registry, repository)
+
+    given = Found(credentials) if credentials is not None else look
+    authorizer = Authorizer(transport, registry, repository, given, scopes)
+    transport.authorize = authorizer.header
+    transport.challenged = authorizer.challenged
+    return transport, authorizer
+
+
+def repositories(
+    registry: str,
+    *,
+    credentials: Credentials | None = None,
+    insecure: bool = False,
+    policy: Policy | None = None,
+    limit: int = 100_000,
+) -> list[str]:
+    """Return the names of a registry's repositories (``_catalog``, of distribution's API); raises RegistryError.
+
+    Many registries do not tell them: then Unsupported or AuthError.
+    """
+    transport, _ = connect(
+        registry, "", credentials=credentials, insecure=insecure, policy=policy, scopes=["registry:catalog:*"]
+    )
+    try:
+        path, seen, found = "/v2/_catalog", {""}, []
+        for page in range(1, PAGE_LIMIT + 1):
+            response = transport.get(path, {"Accept": "application/json"})
+            if response.status in {404, 405}:
+                response.close()
+                raise Unsupported(f"listing the repositories of {registry}", "the registry does not tell them")
+            if response.status != 200:
+                raise RegistryError("GET", shown(response.url), response.status, "it does not tell its repositories")
+            link = response.header("Link")
+            found.extend(_strings(response, "repositories"))
+            if len(found) >= limit or not link:
+                break
+            path = next_page(link, response, transport, "list of repositories")
+            if path in seen or page == PAGE_LIMIT:
+                raise response.error("its list of repositories does not end")
+            seen.add(path)
+        return found[:limit]
+    finally:
+        transport.close()
 
 
 class Client:
@@ -69,19 +132,15 @@ class Client:
             raise NotFound("repository", printable(repository))
         self.registry = registry
         self.repository = repository
-        host = HUB_HOST if registry == DOCKER_HUB else registry
-        certificates = Certificates() if ca_file else certificates_of(registry, os.environ)
-        self.transport = Transport(
-            host, policy or Policy(), insecure=insecure, ca_file=ca_file, certificates=certificates
+        self.transport, self._authorizer = connect(
+            registry,
+            repository,
+            credentials=credentials,
+            insecure=insecure,
+            ca_file=ca_file,
+            policy=policy,
+            scopes=scopes,
         )
-
-        def look() -> Found:
-            return find_credentials(registry, repository)
-
-        given = Found(credentials) if credentials is not None else look
-        self._authorizer = Authorizer(self.transport, registry, repository, given, scopes)
-        self.transport.authorize = self._authorizer.header
-        self.transport.challenged = self._authorizer.challenged
 
     def manifest(self, reference: str, *, quick: bool = False) -> tuple[Descriptor, bytes]:
         """Return descriptor and bytes of a manifest or index by tag or digest.
@@ -145,7 +204,7 @@ class Client:
             if response.status != 200:
                 raise self.failure(response, "tag list", "")
             link = response.header("Link")
-            found.extend(_tags(response))
+            found.extend(_strings(response, "tags"))
             if len(found) >= limit or not link or page >= pages:
                 break
             path = next_page(link, response, self.transport)
@@ -318,17 +377,18 @@ def _media_type(data: bytes, header: str, what: str) -> str:
     raise SpecError(what, [SpecFinding("", "is neither a manifest nor an index")])
 
 
-def _tags(response: Response) -> list[str]:
+def _strings(response: Response, member: str) -> list[str]:
+    """Return a member of a JSON answer that is a list of strings."""
     try:
-        value = fastjson.loads(response.document(DOCUMENT_LIMIT, "the list of tags"), "list of tags")
+        value = fastjson.loads(response.document(DOCUMENT_LIMIT, f"the list of {member}"), f"list of {member}")
     except SpecError:
-        raise response.error("its list of tags is not JSON") from None
-    tags = value.get("tags") if isinstance(value, dict) else None
-    if tags is None:
+        raise response.error(f"its list of {member} is not JSON") from None
+    found = value.get(member) if isinstance(value, dict) else None
+    if found is None:
         return []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise response.error("its list of tags is not a list of strings")
-    return tags
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise response.error(f"its list of {member} is not a list of strings")
+    return found
 
 
 def next_page(link: str, response: Response, transport: Transport, what: str = "list of tags") -> str:

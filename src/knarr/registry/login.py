@@ -14,17 +14,17 @@ from knarr.base import fastjson
 from knarr.base.errors import AuthError, FileError, NotFound, RegistryError, SpecError, SpecFinding, UsageError
 from knarr.base.files import Lock, read_file, write_atomic
 from knarr.registry import helpers
-from knarr.registry.auth import Authorizer
-from knarr.registry.client import HUB_HOST
-from knarr.registry.credentials import DOCKER_HUB, FILE_LIMIT, Credentials, Found, files, keys_of, spellings_of
+from knarr.registry.client import connect
+from knarr.registry.credentials import DOCKER_HUB, FILE_LIMIT, Credentials, files, keys_of, spellings_of
 from knarr.registry.origin import shown
 from knarr.registry.settings import settings_for
-from knarr.registry.transport import Policy, Transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Self
+
+    from knarr.registry.connections import Policy
 
 _HUB_KEY = "https://index.docker.io/v1/"
 
@@ -33,18 +33,9 @@ def check_login(
     registry: str, credentials: Credentials, *, insecure: bool = False, policy: Policy | None = None
 ) -> None:
     """Try a login at a registry (GET /v2/); raises AuthError when it is refused, RegistryError."""
-    settings = settings_for(registry, "")
-    host = HUB_HOST if registry == DOCKER_HUB else registry
-    transport = Transport(
-        host,
-        policy or Policy(),
-        insecure=insecure or settings.insecure,
-        certificates=settings.certificates,
-    )
+    insecure = insecure or settings_for(registry, "").insecure
+    transport, _ = connect(registry, "", credentials=credentials, insecure=insecure, policy=policy)
     try:
-        authorizer = Authorizer(transport, registry, "", Found(credentials))
-        transport.authorize = authorizer.header
-        transport.challenged = authorizer.challenged
         response = transport.get("/v2/", {})
         url, status = shown(response.url), response.status
         response.close()

@@ -15,9 +15,10 @@ from knarr.base.errors import DigestMismatch, NotFound, RegistryError, SizeMisma
 from knarr.base.record import Record
 from knarr.content.digest import Digest, usable
 from knarr.content.part import opened, verified
+from knarr.content.readahead import ReadAhead
 from knarr.content.verify import CHUNK
+from knarr.registry.connections import Broken
 from knarr.registry.origin import Refused, check_upload, shown
-from knarr.registry.transport import Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Moved = Callable[[int], None]
 
 _BUSY = (408, 429, 500, 502, 503, 504)
+_AHEAD = 4  # mebibytes read while a piece is sent
 # What registries answer that do not take a blob in pieces.
 _NO_PIECES = (400, 405, 411, 413, 415, 416, 501)
 
@@ -192,15 +194,18 @@ class Pusher:
         url, offset = session.url, session.offset
         if offset > size:
             raise _Lost
-        reader = verified(opened(source), digest, size)
+        reader: Any = verified(opened(source), digest, size)
         try:
             _pass(reader, offset, moved)
+            if size - offset > piece:
+                reader = ReadAhead(reader, depth=_AHEAD)  # reading and hashing go on while a piece is sent
             while True:
-                parts = _take(reader, min(piece, size - offset))
+                parts = _take(reader, min(piece, size - offset), digest)
                 count = sum(map(len, parts))
                 last = offset + count == size
                 url = self._send_piece(url, parts, offset, digest, last=last)
                 offset += count
+                del parts  # before the next piece is taken: one is held at a time
                 if self._uploads is not None and not last:
                     self._uploads.note(self.client.registry, self.client.repository, digest, url)
                 moved(count)
@@ -391,13 +396,14 @@ def _pass(reader: VerifiedReader, count: int, moved: Moved) -> None:
         moved(len(data))
 
 
-def _take(reader: VerifiedReader, count: int) -> list[bytes]:
+def _take(reader: Any, count: int, digest: str) -> list[bytes]:
     """Read exactly ``count`` bytes, as pieces; reads to the verified end when they are the last ones."""
     parts = []
+    wanted = count
     while count:
         data = reader.read(min(count, CHUNK))
         if not data:
-            raise SizeMismatch(reader.what, reader.size, reader.size - count)
+            raise SizeMismatch(f"blob {digest}", wanted, wanted - count)
         parts.append(data)
         count -= len(data)
     return parts

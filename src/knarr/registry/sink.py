@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from knarr.content.part import Source
+    from knarr.registry.connections import Policy
     from knarr.registry.credentials import Credentials
-    from knarr.registry.transport import Policy
     from knarr.registry.uploads import Uploads
     from knarr.spec.image import Descriptor
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from knarr.content.verify import Readable
+    from knarr.registry.connections import Policy
     from knarr.registry.credentials import Credentials
-    from knarr.registry.transport import Policy
     from knarr.spec.image import Descriptor
 
     T = TypeVar("T")

@@ -8,33 +8,14 @@ least speed; bytes are handed out as they came (docs/security.md I10, I12).
 from __future__ import annotations
 
 import http.client
-import io
-import os
 import random
-import socket
-import ssl
 import threading
-from errno import EINVAL
-from functools import cache
 from time import monotonic
-from urllib.parse import unquote, urlsplit
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    NameResolutionError,
-    NewConnectionError,
-    ProtocolError,
-    ProxyError,
-    ReadTimeoutError,
-)
-from urllib3.exceptions import SSLError as PoolSSLError
+from urllib3.exceptions import HTTPError
 
-from knarr.base.errors import FileError, Interrupted, RegistryError
-from knarr.base.record import Record
+from knarr.base.errors import Interrupted, RegistryError
+from knarr.registry.connections import Broken, Policy, broken, lax, pool_manager, times_of, verifying
 from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, split
 from knarr.registry.proxy import proxy_for
 from knarr.registry.settings import Certificates
@@ -42,217 +23,16 @@ from knarr.registry.settings import Certificates
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+
+    import urllib3
 
     Body = bytes | Iterable[bytes]  # with a Content-Length beside it
 
 REDIRECT_LIMIT = 10
 ERROR_LIMIT = 64 << 10
-HEADER_LIMIT = 64 << 10
 _READING = ("GET", "HEAD")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 429, 500, 502, 503, 504)
-# How OpenSSL says that the other side does not speak TLS at all.
-_NOT_TLS = (
-    "WRONG_VERSION_NUMBER",
-    "HTTP_REQUEST",
-    "RECORD_LAYER_FAILURE",
-    "UNEXPECTED_EOF_WHILE_READING",
-    "UNKNOWN_PROTOCOL",
-)
-
-
-class Policy(Record):
-    """Times in seconds, sizes in bytes. The defaults are containers/image's where it has one."""
-
-    connect: float = 10.0
-    """for a connection and its TLS handshake"""
-    read: float = 30.0
-    """for the next byte of a body"""
-    headers: float = 30.0
-    """for a whole response header"""
-    slow_window: float = 60.0
-    """seconds of waiting for a body after which its speed is judged"""
-    slow_rate: int = 1024
-    """bytes per second it must have had"""
-    document: float = 60.0
-    """for the whole of a manifest, token, list or error"""
-    tries: int = 5
-    """attempts at a request or at the next part of a blob"""
-    backoff: float = 2.0
-    """before the second attempt; doubles with each"""
-    longest_wait: float = 60.0
-    """between two attempts, also when the registry asks for more"""
-    commit: float = 600.0
-    """for the answer to an upload: a registry may copy the blob first"""
-    chunk: int = 16 << 20
-    """bytes of one request of an upload; of a larger blob at most so much is sent twice when things break"""
-    single_post: int = 0
-    """blobs of at most so many bytes are sent with the request that begins the upload (few registries take that)"""
-
-
-class Broken(Exception):  # becomes a RegistryError where method and URL are known
-    """An exchange that failed below HTTP.
-
-    ``again`` when another attempt may do better, ``language`` when the other side may speak HTTP over TLS where
-    plain HTTP was tried, or the other way round.
-    """
-
-    def __init__(self, why: str, *, again: bool, hint: str = "", language: bool = False) -> None:
-        super().__init__(why)
-        self.why = why
-        self.again = again
-        self.hint = hint
-        self.language = language
-
-
-class _Paced(io.RawIOBase):
-    """The bytes of a socket: headers by a deadline and within a size, bodies at a least speed."""
-
-    def __init__(self, raw: Any, sock: socket.socket, policy: Policy) -> None:
-        super().__init__()
-        self._raw = raw
-        self._sock = sock
-        self._policy = policy
-        self._deadline: float | None = monotonic() + policy.headers
-        self._count = 0  # bytes of header, or of the body in this window
-        self._waited = 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def body(self) -> None:
-        """The header has been read; from now on speed counts."""
-        self._deadline = None
-        self._count = 0
-
-    def readinto(self, buffer: Any, /) -> int:
-        policy = self._policy
-        began = monotonic()
-        if self._deadline is not None:
-            if self._count >= HEADER_LIMIT:
-                raise Broken(f"the response header has more than {HEADER_LIMIT} bytes", again=False)
-            left = self._deadline - began
-            if left <= 0:
-                raise Broken(f"no complete response header within {policy.headers:g} s", again=False)
-            self._sock.settimeout(left)
-        else:
-            self._sock.settimeout(policy.read)
-        try:
-            count: int = self._raw.readinto(buffer) or 0
-        except TimeoutError:
-            if self._deadline is not None:
-                what = "complete response header" if self._count else "answer"
-                raise Broken(f"no {what} within {policy.headers:g} s", again=False) from None
-            raise Broken(f"nothing more came for {policy.read:g} s", again=True) from None
-        self._count += count
-        if self._deadline is None:
-            self._waited += monotonic() - began
-            if self._waited > policy.slow_window:
-                if self._count < policy.slow_rate * policy.slow_window:
-                    why = f"it sends less than {policy.slow_rate} bytes per second"
-                    raise Broken(why, again=False)
-                self._count, self._waited = 0, 0.0
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._raw.close()
-
-
-def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
-    """Make connection classes whose responses are read through ``_Paced``."""
-
-    class Response(http.client.HTTPResponse):
-        def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-            super().__init__(sock, *args, **options)
-            self._paced = _Paced(self.fp.detach(), sock, policy)
-            self.fp = io.BufferedReader(self._paced, 1 << 16)
-
-        def begin(self) -> None:
-            super().begin()
-            self._paced.body()
-
-    class Plain(HTTPConnection):
-        response_class = Response
-
-    class Secure(HTTPSConnection):
-        response_class = Response
-
-        def connect(self) -> None:
-            super().connect()
-            self.is_verified = True  # or the user said insecure: no warning for each request
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls: Any = Plain  # the protocol in urllib3's stubs is narrower than its own class
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls: Any = Secure
-
-    return PlainPool, SecurePool
-
-
-@cache
-def _context(ca_file: str, own: Certificates, _times: tuple[int, ...]) -> ssl.SSLContext:
-    """Return a context that verifies everything; kept, because reading the system's authorities takes 20 ms.
-
-    ``_times`` are the files' times of change: a certificate that was renewed is read again.
-    """
-    context = ssl.create_default_context(cafile=ca_file or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, own)
-    return context
-
-
-def _times(own: Certificates) -> tuple[int, ...]:
-    paths = [path for path in (*own.authorities, own.certificate, own.key) if path]
-    return tuple(os.stat(path).st_mtime_ns for path in paths if os.path.exists(path))
-
-
-def _lax_context(own: Certificates) -> ssl.SSLContext:
-    """Return a context that verifies nothing, for a registry the user calls insecure."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    _load(context, own)
-    return context
-
-
-def _load(context: ssl.SSLContext, own: Certificates) -> None:
-    """Add a registry's own authorities and our certificate for it; raises FileError naming the file."""
-    for path in (*own.authorities, own.certificate):
-        try:
-            if path and path == own.certificate:
-                context.load_cert_chain(path, own.key, password=lambda: "")  # never a question on the terminal
-            elif path:
-                context.load_verify_locations(path)
-        except (ssl.SSLError, ValueError):
-            hint = "it is no certificate in PEM form, or its key does not belong to it"
-            raise FileError("use", path, EINVAL, hint=hint) from None
-        except OSError as error:
-            raise FileError("read", path, error.errno or EINVAL) from None
-
-
-def _manager(policy: Policy, context: ssl.SSLContext | None, proxy: str) -> urllib3.PoolManager:
-    options: dict[str, Any] = {
-        "num_pools": 8,
-        "maxsize": 8,
-        "retries": False,
-        "timeout": urllib3.Timeout(connect=policy.connect, read=policy.read),
-        "ssl_context": context,
-        "assert_hostname": None if context is None or context.check_hostname else False,
-    }
-    manager = urllib3.PoolManager(**options)
-    if proxy:
-        parts = urlsplit(proxy)
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
-        headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
-        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        manager = urllib3.ProxyManager(place, proxy_headers=headers, **options)
-    plain, secure = _pools(policy)
-    manager.pool_classes_by_scheme = {"http": plain, "https": secure}
-    return manager
 
 
 class Response:
@@ -280,7 +60,7 @@ class Response:
             raise
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
             self._transport.check_stopped()
-            raise _broken(error, self._transport.policy, at_body=True) from None
+            raise broken(error, self._transport.policy, at_body=True) from None
 
     def document(self, limit: int, what: str) -> bytes:
         """Return the whole body of at most ``limit`` bytes and close; raises RegistryError."""
@@ -511,7 +291,7 @@ class Transport:
             raise
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
             self.check_stopped()
-            raise _broken(error, self.policy) from None
+            raise broken(error, self.policy) from None
         response = Response(raw, method, url, self)
         with self._lock:
             self._live.add(response)
@@ -532,9 +312,9 @@ class Transport:
             if kind not in self._managers:
                 context = None
                 if tls != "plain":
-                    context = _context(self._ca_file, own, _times(own)) if tls == "strict" else _lax_context(own)
+                    context = verifying(self._ca_file, own, times_of(own)) if tls == "strict" else lax(own)
                 policy = self.policy.replace(headers=self.policy.commit) if patient else self.policy
-                self._managers[kind] = _manager(policy, context, proxy)
+                self._managers[kind] = pool_manager(policy, context, proxy)
             return self._managers[kind]
 
     def wait(self, attempt: int, asked: str = "") -> None:
@@ -571,63 +351,3 @@ class Transport:
             response.close()
         for manager in self._managers.values():
             manager.clear()
-
-
-def _broken(error: BaseException, policy: Policy, *, at_body: bool = False) -> Broken:
-    """Say what went wrong below HTTP in words; never with the URL in urllib3's texts, which may hold a signature."""
-    chain = _causes(error)
-
-    def first(*kinds: type[BaseException]) -> Any:
-        return next((cause for cause in chain if isinstance(cause, kinds)), None)
-
-    if (certificate := first(ssl.SSLCertVerificationError)) is not None:
-        hint = "a registry with its own certificate authority needs that authority's certificate"
-        return Broken(f"its TLS certificate is not valid: {certificate.verify_message.lower()}", again=False, hint=hint)
-    if (failure := first(ssl.SSLError)) is not None:
-        reason = next((one.reason for one in chain if isinstance(one, ssl.SSLError) and one.reason), "")
-        ended = isinstance(failure, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-        words = reason.replace("_", " ").lower() or ("the connection ended early" if ended else "no reason given")
-        return Broken(f"TLS failed: {words}", again=False, language=not at_body and reason in _NOT_TLS)
-    if first(PoolSSLError) is not None:
-        return Broken("TLS failed", again=False)
-    if (failed := first(ProxyError)) is not None:
-        detail = _broken(failed.original_error, policy).why if failed.original_error is not None else str(failed)
-        return Broken(f"the proxy fails: {detail}", again=False, hint="see HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
-    if first(socket.gaierror, NameResolutionError) is not None:
-        return Broken("the host name is not known", again=False, hint="is the name right, and the network up?")
-    if first(ConnectionRefusedError) is not None:
-        return Broken("connection refused", again=False, hint="is the registry running there?")
-    if first(NewConnectionError) is not None:
-        numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno]
-        return Broken(os.strerror(numbers[0]).lower() if numbers else "the connection failed", again=False)
-    if first(ConnectTimeoutError) is not None:
-        return Broken(f"no connection within {policy.connect:g} s", again=False)
-    if first(ReadTimeoutError, TimeoutError) is not None:
-        return Broken(f"no answer within {policy.read:g} s", again=False)
-    if first(http.client.LineTooLong) is not None or any("100 headers" in str(cause) for cause in chain):
-        return Broken("the response header is too large", again=False)
-    if first(http.client.RemoteDisconnected, http.client.IncompleteRead) is not None:
-        return Broken("the connection ended early", again=True, language=not at_body)
-    if (reset := first(ConnectionError)) is not None and reset.errno:
-        return Broken(os.strerror(reset.errno).lower(), again=True, language=not at_body)
-    if first(http.client.HTTPException) is not None:
-        return Broken("the answer is not HTTP", again=False, language=not at_body)
-    if first(ProtocolError) is not None:
-        return Broken("the connection ended early", again=True)
-    return Broken("the exchange failed", again=False)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an exception and everything under it: causes, contexts, and the errors urllib3 keeps as arguments."""
-    found: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        one = queue.pop(0)
-        if one is None or one in found:
-            continue
-        found.append(one)
-        queue.extend(
-            [one.__cause__, one.__context__, getattr(one, "reason", None) if isinstance(one, HTTPError) else None]
-        )
-        queue.extend(argument for argument in one.args if isinstance(argument, BaseException))
-    return found
