@@ -8,7 +8,7 @@ import pytest
 
 from knarr.base.errors import SpecError, Unsupported
 from knarr.plan import ops
-from knarr.plan.cgroup import CgroupHost
+from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupPlan
 from knarr.plan.container import ContainerPlan, Options, plan_container
 from knarr.plan.exec import plan_exec
 from knarr.plan.host import Host
@@ -508,3 +508,13 @@ def test_root_in_a_user_namespace_makes_the_next_one_itself() -> None:
     plan = compiled(config, ROOT_IN_A_NAMESPACE)
     assert "user_ns" in kinds(plan)
     assert (plan.uid_map, plan.gid_map) == ((), ())
+
+
+def test_exec_enters_the_cgroup_before_its_namespace() -> None:
+    """cgroup2 mounted with nsdelegate lets nobody who is in the namespace be moved there from outside."""
+    group = CgroupPlan((CgroupDirectory("/c", "/g", ()),), (), clone_into=True)
+    config = {"linux": {"namespaces": [{"type": "mount"}, {"type": "cgroup"}]}}
+    process = {"args": ["true"], "cwd": "/"}
+    plan = plan_exec(process, config, ROOT_HOST, id="c1", options=Options(), cgroup=group)
+    steps = [(op.kind, op.arguments().get("nstype")) for op in plan.ops if op.kind in ("setns", "clone")]
+    assert steps == [("setns", 0x20000), ("clone", None), ("setns", 0x2000000)]

@@ -33,6 +33,8 @@ PACKAGES = (
 # Modules for the guest's disks and its way out, loaded before there is a root; without ".ko".
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 TESTS = ("tests/vm", "tests/runtime/test_cgroup_groups.py")
+V1_TESTS = ("tests/vm/test_systemd_v1.py",)
+V1 = "systemd.unified_cgroup_hierarchy=0"
 PLACE = "/opt/knarr"  # of the second disk in the guest
 MEMORY = "3G"
 DEFAULT_TIMEOUT = 2400.0
@@ -98,17 +100,24 @@ def main(words: list[str]) -> int:
     if words[:1] == ["--"]:
         command = words[1:]
     else:
-        named = any(not word.startswith("-") for word in words)
-        command = [f"{PLACE}/python", "-m", "pytest", "-v", "-p", "no:cacheprovider", *words, *(() if named else TESTS)]
+        command = [f"{PLACE}/python", "-m", "pytest", "-v", "-p", "no:cacheprovider", *words]
+    timeout = float(os.environ.get("KNARR_VM_TIMEOUT", DEFAULT_TIMEOUT))
+    more = os.environ.get("KNARR_VM_KERNEL", "")
     try:
-        return boot(command, float(os.environ.get("KNARR_VM_TIMEOUT", DEFAULT_TIMEOUT)))
+        if words[:1] == ["--"] or any(not word.startswith("-") for word in words):
+            return boot(command, timeout, more)
+        # All of it: once as systemd has it today, once with cgroup v1.
+        return boot([*command, *TESTS], timeout, more) or boot([*command, *V1_TESTS], timeout, V1)
     except NoVm as error:
         sys.stderr.write(f"knarr: {error}\n")
         return 2
 
 
-def boot(command: list[str], timeout: float) -> int:
-    """Run ``command`` as the guest's root; what it prints goes to standard output as it comes. Raises NoVm."""
+def boot(command: list[str], timeout: float, kernel: str = "") -> int:
+    """Run ``command`` as the guest's root; what it prints goes to standard output as it comes. Raises NoVm.
+
+    ``kernel``: more words for the kernel's command line.
+    """
     qemu = _program(f"qemu-system-{platform.machine()}")
     if platform.machine() != "x86_64":
         raise NoVm(f"the guest is for x86_64, this is {platform.machine()}")
@@ -118,7 +127,14 @@ def boot(command: list[str], timeout: float) -> int:
         disk = _code_disk(folder, command)
         kernel_line = "console=ttyS0 loglevel=4 systemd.show_status=no mitigations=off reboot=t panic=-1"
         arguments = [qemu, "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-no-reboot"]
-        arguments += ["-kernel", str(home / "vmlinuz"), "-initrd", str(home / "initrd"), "-append", kernel_line]
+        arguments += [
+            "-kernel",
+            str(home / "vmlinuz"),
+            "-initrd",
+            str(home / "initrd"),
+            "-append",
+            f"{kernel_line} {kernel}",
+        ]
         for number, image in enumerate((home / "root.ext4", disk)):
             arguments += ["-drive", f"id=d{number},file={image},format=raw,if=none,snapshot=on"]
             arguments += ["-device", f"virtio-blk-pci,drive=d{number}"]

@@ -62,11 +62,16 @@ def plan_exec(
         # From inside the streams' owner is nobody, and could not be changed.
         uid = outside_id(linux["uidMappings"], (process.get("user") or {}).get("uid", 0))
         plan.append(Op("own_stdio", (uid,), (), ""))
-    if flags:
-        plan.append(Op("setns", (slots.of("pidfd"), flags), (), "/linux/namespaces"))
+    # Into the cgroup first, into its namespace then: where namespaces bound delegation (nsdelegate, as systemd mounts
+    # cgroup2), nobody inside one may be moved there from outside (cgroups(7)).
+    inside = flags & CLONE_FLAG["cgroup"] if slots.of("cgroup") != NO_SLOT else 0
+    if flags & ~inside:
+        plan.append(Op("setns", (slots.of("pidfd"), flags & ~inside), (), "/linux/namespaces"))
     if "mount" not in kinds:
         plan.append(Op("pivot", (slots.of("root"), ops.PIVOT_CHROOT), (), ""))
     plan += [Op("clone", (0, slots.of("cgroup")), (), ""), Op("pdeathsig", (9,), (), "")]
+    if inside:
+        plan.append(Op("setns", (slots.of("pidfd"), inside), (), "/linux/namespaces"))
     if user:
         flags = ops.NO_SETGROUPS if keep_groups else 0
         plan += [Op("become_root", (flags,), (), "/linux/uidMappings"), Op("pdeathsig", (9,), (), "")]

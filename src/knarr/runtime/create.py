@@ -188,7 +188,7 @@ class Created(Process):
         self.state = State(
             id=id,
             bundle=bundle,
-            rootfs=_rootfs(config, bundle),
+            rootfs=rootfs_path(config, bundle),
             version=config["ociVersion"],
             created=now_rfc3339(),
             boot=boot_id(),
@@ -378,7 +378,8 @@ def _make(groups: CgroupPlan) -> None:
     cgroup.create(groups, devices=False)
 
 
-def _rootfs(config: dict[str, Any], bundle: str) -> str:
+def rootfs_path(config: dict[str, Any], bundle: str) -> str:
+    """The container's root directory as config.json names it, absolute."""
     path = str((config.get("root") or {}).get("path", ""))
     return path if path.startswith("/") else f"{bundle}/{path}"
 

@@ -42,6 +42,19 @@ _MAKE: Table = (
     ("preserve-fds", "", NUMBER),
 )
 
+_CRIU: Table = (
+    ("image-path", "", VALUE),
+    ("work-path", "", VALUE),
+    ("tcp-established", "", FLAG),
+    ("ext-unix-sk", "", FLAG),
+    ("shell-job", "", FLAG),
+    ("lazy-pages", "", FLAG),
+    ("file-locks", "", FLAG),
+    ("manage-cgroups-mode", "", VALUE),
+    ("empty-ns", "", LIST),
+    ("auto-dedup", "", FLAG),
+)
+
 # verb -> (options, least operands, most operands, whether options may follow operands)
 VERBS: dict[str, tuple[Table, int, int, bool]] = {
     "create": (_MAKE, 1, 1, True),
@@ -107,6 +120,38 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
     "mounts": ((), 3, 3, True),
     "list": ((("format", "f", VALUE), ("quiet", "q", FLAG)), 0, 0, True),
     "spec": ((("bundle", "b", VALUE), ("file", "f", VALUE), ("rootless", "", FLAG)), 0, 0, True),
+    "checkpoint": (
+        (
+            *_CRIU,
+            ("parent-path", "", VALUE),
+            ("leave-running", "", FLAG),
+            ("tcp-skip-in-flight", "", FLAG),
+            ("link-remap", "", FLAG),
+            ("status-fd", "", NUMBER),
+            ("page-server", "", VALUE),
+            ("pre-dump", "", FLAG),
+        ),
+        1,
+        1,
+        True,
+    ),
+    "restore": (
+        (
+            *_CRIU,
+            ("bundle", "b", VALUE),
+            ("config", "f", VALUE),
+            ("console-socket", "", VALUE),
+            ("detach", "d", FLAG),
+            ("pid-file", "", VALUE),
+            ("no-subreaper", "", FLAG),
+            ("no-pivot", "", FLAG),
+            ("lsm-profile", "", VALUE),
+            ("lsm-mount-context", "", VALUE),
+        ),
+        1,
+        1,
+        True,
+    ),
     "features": ((), 0, 0, True),
     "plan": ((("format", "f", VALUE), ("id", "", VALUE)), 1, 1, True),
 }
