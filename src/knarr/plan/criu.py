@@ -249,6 +249,12 @@ def joined_namespaces(config: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def own_network(config: dict[str, Any]) -> bool:
+    """Whether the container gets a network namespace of its own."""
+    spaces = (config.get("linux") or {}).get("namespaces") or ()
+    return any(entry["type"] == "network" and not entry.get("path") for entry in spaces)
+
+
 def node_keys(config: dict[str, Any]) -> list[tuple[str, str]]:
     """(key, source) of the device nodes and masked files that a checkpoint may name."""
     linux = config.get("linux") or {}

@@ -70,7 +70,7 @@ def _dump(state: State, config: dict[str, Any], options: CriuOptions, doing: str
         wanted |= ask.dump_request(
             options,
             pid=state.pid,
-            root=os.path.realpath(state.rootfs),
+            root=criu.real(state.rootfs),
             freezer=_freezer(state),
             mounts=ask.outside_mounts(_text(f"/proc/{state.pid}/mountinfo"), _text("/proc/self/mountinfo")),
             external=_external(config),

@@ -141,6 +141,18 @@ def failed(doing: str, response: dict[int, Any] | None, log: str) -> InitError:
     return InitError("", doing, 0, why=f"CRIU: {said}", hint=f"the whole story: {log}")
 
 
+def real(path: str) -> str:
+    """The path as the kernel calls it, all links followed: mountinfo has only such. Raises FileError."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError("look at", path, error.errno or ENOENT) from None
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def directory(path: str, *, make: bool) -> int:
     """A descriptor of a directory for CRIU's files. Raises FileError."""
     try:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from _socket import AF_INET, AF_UNIX, SCM_RIGHTS, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, socket
+from _thread import allocate_lock, start_new_thread
 from errno import EEXIST, ENOENT, ESRCH
+from fcntl import ioctl
+from struct import pack
 
 from knarr.base import fastjson
 from knarr.base.clock import now_rfc3339
@@ -12,6 +16,7 @@ from knarr.base.errors import FileError, KernelError, KnarrError, Unsupported
 from knarr.base.files import write_atomic
 from knarr.base.ids import check_id
 from knarr.kernel import path as paths
+from knarr.kernel.ffi import syscall
 from knarr.kernel.mount import MS_BIND, MS_REC, MS_SLAVE, mount
 from knarr.kernel.process import boot_id, ended, process_stat, reap, signal_pid
 from knarr.kernel.userns import unshare
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 LOG = "restore.log"
 _CLONE_NEWNS = 0x20000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 
 
 class Restored:
@@ -155,7 +161,7 @@ def restore(
         )
         restored = Restored(record.open_root(state_root, make=True), state, config)
         restored.claim(groups)
-        root = os.path.realpath(state.rootfs)
+        root = criu.real(state.rootfs)
         mount(root, root, None, MS_BIND | MS_REC)  # CRIU wants the root to be a mount point
         if groups is not None:
             cgroup.create(groups, devices=False)
@@ -200,6 +206,8 @@ def _ask(
 
         def notified(what: str, pid: int, descriptor: int) -> None:
             if what == "setup-namespaces":
+                if ask.own_network(restored.config):
+                    _loopback(pid)
                 _hooks(restored, pid)
             elif what == "post-restore":
                 restored.exists(pid)
@@ -247,10 +255,36 @@ def _hooks(restored: Restored, pid: int) -> None:
         run_hooks(wanted, document, restored.state.bundle)
 
 
-def _send(console: int, descriptor: int) -> None:
-    from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
-    from struct import pack
+def _loopback(pid: int) -> None:
+    """Bring lo up in the network namespace of a process, as at creation: addresses on it are bound again next."""
+    trouble: list[OSError] = []
+    done = allocate_lock()
+    done.acquire()
 
+    def inside() -> None:  # a namespace is a thread's own: this one enters it and ends
+        try:
+            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscall("setns", fd, ask.CLONE_NEWNET)
+            finally:
+                os.close(fd)
+            sock = socket(AF_INET, SOCK_DGRAM, 0)
+            try:
+                ioctl(sock.fileno(), _SIOCSIFFLAGS, pack("16sh14x", b"lo", _IFF_UP))
+            finally:
+                sock.close()
+        except OSError as error:
+            trouble.append(error)
+        finally:
+            done.release()
+
+    start_new_thread(inside, ())
+    done.acquire()
+    if trouble:
+        raise KernelError("bring up", "lo", trouble[0].errno or 0)
+
+
+def _send(console: int, descriptor: int) -> None:
     sock = socket(AF_UNIX, SOCK_STREAM, 0, os.dup(console))
     try:
         sock.sendmsg([b"/dev/ptmx"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", descriptor))])
@@ -295,8 +329,8 @@ def _mounts(config: dict[str, Any], bundle: str, root: str) -> list[tuple[str, s
             if source:
                 found.append((point, source))
                 if "rbind" in (entry.get("options") or ()):
-                    for below in ask.mounts_below(host, os.path.realpath(source)):
-                        found.append((point + below[len(os.path.realpath(source)) :], below))
+                    top = criu.real(source)
+                    found += [(point + below.removeprefix(top), below) for below in ask.mounts_below(host, top)]
     finally:
         os.close(root_fd)
     return found
