@@ -50,14 +50,7 @@ def test_the_wire_form() -> None:
         "type": DUMP,
         "opts": {"images_dir_fd": 5, "pid": 300, "leave_running": True, "root": "/r", "external": ["a", "b"]},
     }
-    data = (
-        b"\x08\x01\x12\x13"
-         b"\x08\x05"
-         b"\x10\xac\x02"
-         b"\x18\x01"
-         b"\x6a\x02/r"
-         b"\xaa\x02\x01a\xaa\x02\x01b"
-    )
+    data = b"\x08\x01\x12\x13\x08\x05\x10\xac\x02\x18\x01\x6a\x02/r\xaa\x02\x01a\xaa\x02\x01b"
     assert encode(message, REQUEST) == data[:3] + bytes((len(data) - 4,)) + data[4:]
 
 
@@ -139,3 +132,13 @@ def test_namespaces_and_nodes() -> None:
     assert joined_namespaces(config) == [{"ns": "ipc", "ns_file": "/p"}]
     assert ("/dev/fuse", "/dev/fuse") in node_keys(config)
     assert ("/proc/kcore", "/dev/null") in node_keys(config)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["tcp_established", "ext_unix_sk", "shell_job", "file_locks", "auto_dedup", "lazy_pages"],
+)
+def test_flags_reach_criu(flag: str) -> None:
+    for value in (False, True):
+        wanted = common(CriuOptions("/i").replace(**{flag: value}), {}, images_fd=4, work_fd=5, log="l")
+        assert wanted[flag] is value

@@ -137,7 +137,11 @@ def failed(doing: str, response: dict[int, Any] | None, log: str) -> InitError:
             complaints = [line.strip() for line in file.read(_LOG_MAX).splitlines() if "Error (" in line]
     except OSError:
         return InitError("", doing, 0, why=f"CRIU: {why}", hint="criu check says whether it can work on this kernel")
-    said = complaints[0].partition("Error ")[2].replace("): ", ") ") if complaints else why
+    # The first complaint is the cause, unless a later one names an option that helps.
+    first = next(
+        (line for line in complaints if "--" in line or "onsider" in line), complaints[0] if complaints else ""
+    )
+    said = first.partition("Error ")[2].replace("): ", ") ") or why
     return InitError("", doing, 0, why=f"CRIU: {said}", hint=f"the whole story: {log}")
 
 
