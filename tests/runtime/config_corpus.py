@@ -384,7 +384,7 @@ CASES: list[Case] = [
     Case(73, "an unknown option", {"/mounts/-": tmpfs("/m", "frob=1")}, "/mounts/5"),
     Case(73, "64 KiB of options", {"/mounts/-": tmpfs("/m", "x" * 65_536)}, "/mounts/5"),
     Case(74, "an unknown file system", {"/mounts/-": {"destination": "/m", "type": "nosuchfs", "source": "x"}}, "/mounts/5"),
-    Case(75, "bind with a file system's option", {"/mounts/-": bind("/etc", "/m", "size=1")}, "/mounts/5"),
+    Case(75, "bind with a file system's option", {"/mounts/-": bind("/etc", "/m", "size=1")}, script="echo fine", says="fine", warns="/mounts/5/options"),
     *(Case(76, f"tmpfs on {path}", {"/mounts/-": tmpfs(path)}, "/mounts/5") for path in ("/proc/sys/net", "/proc/self/attr", "/proc/self/exe", "/proc/sysrq-trigger")),
     Case(77, "tmpfs on /proc", {"/mounts/0": tmpfs("/proc")}, "/mounts/0"),
     Case(77, "tmpfs over /proc", {"/mounts/-": tmpfs("/proc")}, "/mounts/5"),

@@ -51,7 +51,6 @@ _ATTRIBUTES = {
 _RECURSIVE = {"r" + name: value for name, value in _ATTRIBUTES.items()}
 # "rslave" and friends are propagation; no name collides.
 
-SUPERBLOCK = ("sync", "dirsync", "lazytime", "mand", "silent", "iversion")
 _NOTHING = ("defaults", "async", "loud", "nolazytime", "nomand", "noiversion")
 _LINKS = {
     "src-nofollow": ops.SOURCE_NOFOLLOW,

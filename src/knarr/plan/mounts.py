@@ -122,10 +122,6 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
     if options.remount:
         return [Op("remount", (context.root, 0, options.attr_set, options.attr_clear), (target,), pointer)]
     if is_bind(entry) or source_slot != NO_SLOT:
-        foreign = [option for option in options.data if is_bind(entry) and option not in mountopts.SUPERBLOCK]
-        if foreign:  # a bind has no file system of its own to take it
-            why = f"option {foreign[0]!r} is for a file system, not for a bind mount"
-            raise SpecError("config.json", [SpecFinding(f"{pointer}/options", why)])
         flags = ops.CREATE_LIKE_SOURCE | over_proc | (ops.RECURSIVE if options.recursive else 0) | options.links
         if source_slot != NO_SLOT:
             flags |= ops.SOURCE_IS_TREE

@@ -79,6 +79,11 @@ def config_warnings(config: dict[str, Any]) -> Found:
     for index, mount in enumerate(config.get("mounts", ())):
         if not mount["destination"].startswith("/"):
             add(f"/mounts/{index}/destination", f"{shown(mount['destination'])} is relative, taken from the root")
+        options = mount.get("options", ())
+        if "bind" in options or "rbind" in options:  # which has no file system of its own; the official suite has some
+            for option in options:
+                if "=" in option and not option.startswith(("idmap=", "ridmap=")):
+                    add(f"/mounts/{index}/options", f"{shown(option)} is for a file system, a bind mount ignores it")
     if not any(entry["type"] == "mount" for entry in config.get("linux", {}).get("namespaces", ())):
         add("/linux/namespaces", "has no mount namespace: the root is a chroot, which root inside can leave")
     process = config.get("process", {})
