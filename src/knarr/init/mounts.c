@@ -425,6 +425,27 @@ static long copy_link(int root, const char *path, int tree)
     return link_in_root(root, path, text, 0);
 }
 
+/* mountinfo lists mounts as they were made (Linux 6.8), and a tree opened before the clone is older than mounts that
+ * come before it in config.json. A copy in its place is not; where that cannot be (a user namespace locks it) it stays. */
+static long made_now(long tree, int target)
+{
+    long got, copy = clone_tree((int)tree, "", 1), before = kcall(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+    got = copy < 0 || before < 0 ? -EINVAL : kcall(fchdir, tree);
+    if (got == 0) {
+        got = kcall(umount2, ".", UMOUNT_DETACH);
+        kcall(fchdir, before);
+    }
+    close_fd(before);
+    if (got == 0) {
+        got = attach((int)copy, target);
+        close_fd(tree);
+        return got == 0 ? copy : got;
+    }
+    close_fd(copy);
+    return tree;
+}
+
 long op_bind(const struct op *op)
 {
     const u64 *n = op->numbers;
@@ -466,6 +487,11 @@ long op_bind(const struct op *op)
     got = not_over_proc((int)target, n[2]);
     if (got == 0)
         got = attach((int)tree, (int)target);
+    if (got == 0 && n[2] & SOURCE_IS_TREE) {
+        tree = made_now(tree, (int)target);
+        if (tree < 0)
+            return tree;
+    }
     if (got == 0)
         got = mount_attributes((int)tree, 0, 0, 0, n[7]);
     close_fd(target);
