@@ -252,8 +252,8 @@ def script_files_and_build(d: Recorder) -> None:
 
 
 def certain(out: str) -> str:
-    """Events, but for what conmon's clean-up adds when it comes before the next command, or a second time."""
-    return "\n".join(line for line in dict.fromkeys(out.splitlines()) if "cleanup" not in line)
+    """Events, but for those that come only when conmon's clean-up, or the end, wins the race against the next command."""
+    return "\n".join(line for line in dict.fromkeys(out.splitlines()) if not {"cleanup", "stop"} & set(line.split()))
 
 
 def script_events(d: Recorder) -> None:
