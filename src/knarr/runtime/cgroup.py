@@ -567,7 +567,6 @@ def remove(recorded: Intent, patience: float) -> None:
     if "unit" in recorded:
         from knarr.runtime import systemd  # cold: only with that driver
 
-        signal_all(recorded, 9)  # systemd would send SIGTERM first, and wait
         systemd.stop_scope(recorded)
     for mountpoint, path, parents in recorded["groups"]:
         pause = 0.0005

@@ -12,8 +12,8 @@ from errno import EINVAL
 from time import monotonic
 
 from knarr.base.errors import Exists, InitError, KnarrError, Unsupported
-from knarr.runtime.cgroup import enable_controllers, make_group
-from knarr.runtime.cgroup_fs import enter, mark, marked, open_group, write
+from knarr.runtime.cgroup import enable_controllers, make_group, signal_all
+from knarr.runtime.cgroup_fs import enter, mark, marked, members, open_group, tree, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def _enter_subgroup(fd: int, subgroup: str, controllers: tuple[str, ...], pid: i
 
 
 def stop_scope(recorded: dict[str, Any]) -> None:
-    """Have systemd stop the scope, if its group is there and ours; its processes were killed before.
+    """Kill what is in the scope and have systemd stop it, if its group is there and ours; one that is empty, too.
 
     What goes wrong is not told: without systemd the group is removed like any other.
     """
@@ -326,8 +326,10 @@ def stop_scope(recorded: dict[str, Any]) -> None:
         except OSError:
             continue
         try:
-            if not marked(fd):
-                continue
+            if marked(fd):
+                signal_all(recorded, 9)  # systemd would send SIGTERM first, and wait
+            elif any(members(group) for group in tree(fd)):
+                continue  # not ours; or a creation that was killed before it could mark it, and then it is empty by now
         finally:
             os.close(fd)
         try:
