@@ -10,11 +10,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from knarr.base.errors import UsageError
-from knarr.content.compress import decompressor
+from knarr.content.compress import decompressor, sniff
 from knarr.content.compressor import Compression, LayerWriter, parse_compression
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def test_round_trip(kind: str) -> None:
 
 @given(st.binary(max_size=5000), st.sampled_from(KINDS), st.integers(1, 400))
 def test_any_bytes(data: bytes, kind: str, step: int) -> None:
+    assume(kind != "none" or not sniff(data))  # plain bytes that look packed are no tar, and refused
     made, writer = packed(data, kind, step)
     assert decompressor(io.BytesIO(made), writer.descriptor()["mediaType"]).readall() == data
 
