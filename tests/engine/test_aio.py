@@ -45,6 +45,7 @@ def test_run(image: str, place: dict[str, Any]) -> None:
 
 def test_thirty_at_once_without_thirty_threads(image: str, place: dict[str, Any]) -> None:
     most = 0
+    others = threading.active_count()  # what tests before this one have left: servers' threads end when they please
 
     async def one(number: int) -> bytes:
         nonlocal most
@@ -59,7 +60,7 @@ def test_thirty_at_once_without_thirty_threads(image: str, place: dict[str, Any]
     before = time.monotonic()
     assert asyncio.run(work()) == [f"{number}\n".encode() for number in range(30)]
     assert time.monotonic() - before < 25  # one after the other they would sleep 30 s
-    assert most <= min(32, (os.cpu_count() or 1) + 4) + 2  # the loop's own pool and nothing else
+    assert most - others <= min(32, (os.cpu_count() or 1) + 4) + 1  # the loop's own pool and nothing else
 
 
 def test_cancelling_kills_and_removes(image: str, place: dict[str, Any]) -> None:
