@@ -432,6 +432,9 @@ static long made_now(long tree, int target)
     long got, copy = clone_tree((int)tree, "", 1), before = kcall(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
     got = copy < 0 || before < 0 ? -EINVAL : kcall(fchdir, tree);
+    /* private, or what is mounted below would be unmounted on the host too, whose mounts are its peers */
+    if (got == 0)
+        got = mount_attributes((int)tree, 1, 0, 0, MS_PRIVATE_);
     if (got == 0) {
         got = kcall(umount2, ".", UMOUNT_DETACH);
         kcall(fchdir, before);
@@ -528,7 +531,11 @@ long op_unmount(const struct op *op)
 
     if (target < 0)
         return target;
+    /* private, or what is mounted below would be unmounted for its peers, too */
+    got = mount_attributes((int)target, 1, 0, 0, MS_PRIVATE_);
     close_fd(target);
+    if (got < 0)
+        return got;
     parent = parent_in_root(root, op->strings[0].bytes, leaf);
     root_done(op->numbers[0], root);
     if (parent < 0)

@@ -11,7 +11,7 @@ import os
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from knarr.base.errors import FileError, KernelError
-from knarr.kernel.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
+from knarr.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_REC, UMOUNT_NOFOLLOW, mount, umount2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def undo(rootfs: str, recorded: Sequence[int]) -> list[str]:
         try:
             if _mount_at(rootfs) == before:
                 break
+            # Private, or what lies below a shared bind would be unmounted where it came from, too.
+            mount(None, rootfs, None, MS_PRIVATE | MS_REC)
             umount2(rootfs, MNT_DETACH | UMOUNT_NOFOLLOW)
         except FileError as error:
             if error.number in (ENOENT, ENOTDIR, ELOOP):  # the bundle is gone
