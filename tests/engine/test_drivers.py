@@ -89,18 +89,20 @@ def test_an_image_that_is_unpacked_stays_so(where: Path, image: str) -> None:
     assert not (where / "earlier/store/tars").exists()
 
 
-def test_where_files_cannot_be_mounted_images_are_unpacked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def chosen(kind: str, kernel: tuple[int, int]) -> str:
+def test_where_files_cannot_be_mounted_images_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(kind: str, kernel: tuple[int, int], path: str = "/var/lib/knarr") -> str:
         driver._kept.clear()
         monkeypatch.setattr(hostroot, "file_system", lambda _: kind)
         monkeypatch.setattr(host, "kernel", lambda: kernel)
-        return driver.driver(Places(str(tmp_path), places().state))
+        return driver.driver(Places(path, places().state))
 
     monkeypatch.delenv("KNARR_DRIVER", raising=False)
     try:
         assert chosen("ext4", (6, 12)) == "erofs"
         assert chosen("ext4", (6, 11)) == "overlay"
         assert chosen("tmpfs", (6, 12)) == "overlay"
+        assert chosen("ext4", (6, 12), "/" + "p" * 109) == "overlay", "no path of a tar may have over 255 bytes"
+        assert chosen("ext4", (6, 12), "/" + "p" * 108) == "erofs"
         assert chosen("overlay", (6, 12)) == "copy"
     finally:
         driver._kept.clear()

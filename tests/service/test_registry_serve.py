@@ -377,12 +377,16 @@ def test_skopeo_pushes_and_pulls_and_we_run_what_it_pushed(server: Server, tmp_p
 def test_a_pull_through_cache(folder: Path, tmp_path: Path) -> None:
     with serving(folder) as origin:
         first = origin.manifest("a/b", "1")
+        assert origin.manifest("c/d", "1") == first
         blob = origin.blob("a/b", BIG)
         config = origin.blob("a/b", b"{}") | {"mediaType": "application/vnd.oci.empty.v1+json"}
         document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [blob]}
         second = json.dumps(document).encode()
         with serving(tmp_path / "cache", "--proxy", origin.host) as cache:
             assert cache("GET", "/v2/a/b/manifests/1").data == first
+            # Its bytes are here, but not as another repository's.
+            assert cache("GET", f"/v2/c/d/manifests/{digest(first)}").data == first
+            assert cache.error("GET", f"/v2/e/f/manifests/{digest(first)}") == (404, "MANIFEST_UNKNOWN")
             assert origin("PUT", "/v2/a/b/manifests/1", second, content_type=MANIFEST).status == 201
             assert cache("GET", "/v2/a/b/manifests/1").data == second  # it asks for news
             assert cache("GET", f"/v2/a/b/blobs/{digest(BIG)}").data == BIG

@@ -320,11 +320,6 @@ def _table(pid: int, path: str) -> bytes:
         os.close(root)
 
 
-def exited(where: Places, container: Container, code: int, finished: str) -> None:
-    """Record the end of a container that stays."""
-    records.save(where, container.replace(exit_code=code, finished=finished))
-
-
 def names(where: Places, *, running: bool = False) -> Sequence[str]:
     """Names and short ids, for completion."""
     return [

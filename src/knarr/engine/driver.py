@@ -24,6 +24,8 @@ DRIVERS = ("erofs", "overlay", "copy")
 _NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
 # Those in whose files the kernel mounts EROFS: it wants to read them by pages, which tmpfs and overlayfs do not offer.
 _FILES_MOUNTABLE = frozenset(("ext4", "xfs", "btrfs", "f2fs"))
+# fsconfig(2) takes no text above 255 bytes, and below the directory of tars a path has at most 141 more.
+_LONGEST = 255 - 141
 _kept: dict[str, str] = {}
 
 
@@ -45,6 +47,7 @@ def driver(where: Places) -> str:
         if host.rootless() and host.kernel() < (5, 11):
             usable = False  # no overlayfs in user namespaces before
         mountable = usable and not host.rootless() and host.kernel() >= (6, 12) and kind in _FILES_MOUNTABLE
+        mountable = mountable and len(os.fsencode(where.tars)) <= _LONGEST
         _kept[where.store] = "erofs" if mountable and _knows_erofs() else "overlay" if usable else "copy"
     return _kept[where.store]
 

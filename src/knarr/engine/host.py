@@ -39,7 +39,7 @@ def rootless() -> bool:
 
 
 def id_map() -> IdMap | None:
-    """The id map of a container of this user; None for root, whose containers share the host's ids (docs/decisions.md).
+    """The id map of an ordinary user's containers; None for root, whose containers have maps of their own (ids.py).
 
     Raises FileError when /etc/subuid cannot be read.
     """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from knarr.content.store import Store
     from knarr.engine.paths import Places
+    from knarr.layer.snapshot import Snapshot
     from knarr.spec.image import Descriptor
 
 
@@ -45,13 +46,14 @@ def usage(where: Places) -> list[dict[str, Any]]:
     kept = {one["digest"] for one in reachable(store, [entry for entry in entries if entry["digest"] in used])}
     blobs = dict(store.blobs())
     chains = _chains_in_use(where)
-    unpacked = {one.chain_id: one.size for one in images.snapshots(where).list()}
+    unpacked = {one.chain_id: one for one in images.snapshots(where).list()}
+    shown = _with_parents(unpacked, chains)
     mountable = images.tars(where).list() if os.path.isdir(where.tars) else []
     tars = {tar: os.stat(tar).st_size for image in mountable for tar in image.tars}
     needed = {tar for image in mountable if image.chain_id in chains for tar in image.tars}
-    layers = len(unpacked) + len(tars)
-    all_layers = sum(unpacked.values()) + sum(tars.values()) + sum(image.size for image in mountable)
-    needless = sum(size for chain, size in unpacked.items() if chain not in _with_parents(where, chains))
+    all_layers = sum(one.size for one in unpacked.values()) + sum(tars.values())
+    all_layers += sum(image.size for image in mountable)
+    needless = sum(one.size for chain, one in unpacked.items() if chain not in shown)
     needless += sum(size for tar, size in tars.items() if tar not in needed)
     needless += sum(image.size for image in mountable if image.chain_id not in chains)
     everybody = list(records.all_records(where))
@@ -66,8 +68,8 @@ def usage(where: Places) -> list[dict[str, Any]]:
         },
         {
             "Type": "Layers",
-            "Total": layers,
-            "Active": layers - sum(chain not in chains for chain in unpacked) - len(tars.keys() - needed),
+            "Total": len(unpacked) + len(tars),
+            "Active": len(shown) + len(needed),
             "Size": all_layers,
             "Reclaimable": needless,
         },
@@ -178,14 +180,13 @@ def _chains_in_use(where: Places) -> set[str]:
     return {record.layers[-1] for record in records.all_records(where) if record.layers}
 
 
-def _with_parents(where: Places, chains: set[str]) -> set[str]:
+def _with_parents(unpacked: dict[str, Snapshot], chains: set[str]) -> set[str]:
     """Unpacked layers that these are or build upon."""
-    known = {one.chain_id: one.parent for one in images.snapshots(where).list()}
     result: set[str] = set()
     for chain in chains:
-        while chain in known and chain not in result:
+        while chain in unpacked and chain not in result:
             result.add(chain)
-            chain = known[chain]
+            chain = unpacked[chain].parent
     return result
 
 

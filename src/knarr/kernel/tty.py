@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from fcntl import ioctl
-from struct import iter_unpack, pack
+from struct import iter_unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,11 +65,6 @@ def window_size(fd: int) -> bytes | None:
 def resize(master: int, size: bytes) -> None:
     """Give a terminal a struct winsize; its foreground process group gets SIGWINCH. Raises OSError."""
     ioctl(master, TIOCSWINSZ, size)
-
-
-def pack_size(rows: int, columns: int) -> bytes:
-    """A struct winsize of that many rows and columns."""
-    return pack("HHHH", rows, columns, 0, 0)
 
 
 def receive_fd(sock: socket) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EINVAL, ELOOP, ENOTDIR
+from errno import EINVAL
 from struct import Struct, error
 
-from knarr.base.errors import FileError, NotFound
+from knarr.base.errors import FileError
 from knarr.kernel.path import printable
 from knarr.layer.erofs import BLOCK_BITS, HOLE, INODE, MAGIC, SUPER
-from knarr.layer.view import LINKS_LIMIT
+from knarr.layer.view import resolve_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,43 +153,22 @@ class ErofsView:
 
     # -- paths ---------------------------------------------------------------------------------------------
 
+    def lookup(self, path: bytes) -> Inode | None:
+        """What a path free of links and dots names; None if nothing. Raises FileError."""
+        found: Inode | None = self.inode(self._root)
+        for part in path.split(b"/") if path else ():
+            found = self.child(found, part) if found is not None and stat.S_ISDIR(found.mode) else None
+        return found
+
     def resolve(self, path: str | bytes) -> tuple[bytes, Inode]:
         """Follow every symbolic link inside the tree; return (path free of links, what it names).
 
         Raises NotFound, or FileError for a loop or for a component that is no directory.
         """
-        shown = f"{printable(path)} in the image"
-        at: list[bytes] = []
-        nodes = [self.inode(self._root)]
-        todo = os.fsencode(path).split(b"/")[::-1]
-        links = 0
-        while todo:
-            part = todo.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                if at:
-                    at.pop()
-                    nodes.pop()
-                continue
-            if not stat.S_ISDIR(nodes[-1].mode):
-                raise FileError("read", shown, ENOTDIR)
-            found = self.child(nodes[-1], part)
-            if found is None:
-                raise NotFound("file", shown)
-            if stat.S_ISLNK(found.mode):
-                links += 1
-                if links > LINKS_LIMIT:
-                    raise FileError("read", shown, ELOOP)
-                target = self.target(found)
-                if target.startswith(b"/"):
-                    at.clear()
-                    del nodes[1:]
-                todo.extend(target.split(b"/")[::-1])
-                continue
-            at.append(part)
-            nodes.append(found)
-        return b"/".join(at), nodes[-1]
+        return resolve_links(path, self.lookup, self._link, lambda found: stat.S_ISDIR(found.mode))
+
+    def _link(self, inode: Inode) -> bytes | None:
+        return self.target(inode) if stat.S_ISLNK(inode.mode) else None
 
     def read_file(self, path: str | bytes, limit: int) -> bytes:
         """Return a regular file of at most ``limit`` bytes; links resolve inside the tree.

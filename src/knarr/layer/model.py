@@ -7,7 +7,7 @@ image, comparing, squashing and checking are all done on this.
 
 from __future__ import annotations
 
-from knarr.base.errors import FormatError, Unsupported
+from knarr.base.errors import Unsupported
 from knarr.kernel.path import printable
 from knarr.layer.tarball import CHAR, DIR, FILE, HARDLINK, SYMLINK, Entry, Reader
 from knarr.layer.view import LINKS_LIMIT
@@ -459,19 +459,3 @@ class _Work:
                 todo.extend((path + b"/" + child, node, child) for child in node.children)
                 searched.append(path)
         self.opaque.update(searched)
-
-
-def apply_all(streams: Iterator[tuple[str, Readable]], *, hashed: bool = False) -> Model:
-    """A model of layers, bottom first, as (what to call it, stream); each stream is closed. Raises as ``apply``."""
-    model = Model()
-    for what, stream in streams:
-        try:
-            model.apply(stream, hashed=hashed, what=what)
-        finally:
-            stream.close()
-    return model
-
-
-def wrong_path(what: str, path: bytes, why: str) -> FormatError:
-    """The error for a path of an image that cannot be followed."""
-    return FormatError(what, f"path {printable(path)!r}", why)

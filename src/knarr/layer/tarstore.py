@@ -49,7 +49,7 @@ class Mountable(Record):
 if TYPE_CHECKING:  # the method ``list`` hides the type of that name from its class
     Found = list[Mountable]
     Strings = list[str]
-    Strings2 = list[tuple[str, str]]
+    Wrong = list[tuple[str, str]]
 
 
 class TarStore:
@@ -148,7 +148,7 @@ class TarStore:
         for name in os.listdir(f"{self.path}/tmp"):
             _remove(f"{self.path}/tmp/{name}")
 
-    def check(self, *, repair: bool = False) -> Strings2:
+    def check(self, *, repair: bool = False) -> Wrong:
         """What is wrong here, as (what, why): tars with another digest, indexes whose tars are missing or wrong.
 
         ``repair`` removes both; they are made anew when they are needed. Raises FileError.
@@ -156,7 +156,7 @@ class TarStore:
         from knarr.content.digest import hasher
 
         with Lock(f"{self.path}/lock", shared=not repair):
-            found: Strings2 = []
+            found: Wrong = []
             wrong: set[str] = set()
             for name in sorted(os.listdir(f"{self.path}/tar")):
                 path = f"{self.path}/tar/{name}"

@@ -16,9 +16,11 @@ from knarr.kernel.path import BENEATH, openat2, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeVar
+
+    T = TypeVar("T")
 
 LINKS_LIMIT = 40  # MAXSYMLINKS of the kernel
 OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
@@ -197,39 +199,7 @@ class MergedView:
 
         Raises NotFound, or FileError for a loop or for a component that is no directory.
         """
-        shown = printable(path)
-        todo = os.fsencode(path).split(b"/")[::-1]
-        at: list[bytes] = []
-        links = 0
-        found = self.lookup(b"")
-        while todo:
-            part = todo.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                if at:
-                    at.pop()
-                found = self.lookup(b"/".join(at))
-                continue
-            found = self.lookup(b"/".join((*at, part)))
-            if found is None:
-                raise NotFound("file", f"{shown} in the image")
-            if stat.S_ISLNK(found.facts.st_mode):
-                links += 1
-                if links > LINKS_LIMIT:
-                    raise FileError("read", f"{shown} in the image", ELOOP)
-                target = os.readlink(found.name, dir_fd=found.dir_fd)
-                if target.startswith(b"/"):
-                    at.clear()
-                todo.extend(target.split(b"/")[::-1])
-                found = self.lookup(b"/".join(at))
-                continue
-            if any(rest not in (b"", b".") for rest in todo) and not found.stack:
-                raise FileError("read", f"{shown} in the image", ENOTDIR)
-            at.append(part)
-        if found is None:
-            raise NotFound("file", f"{shown} in the image")
-        return b"/".join(at), found
+        return resolve_links(path, self.lookup, _target, lambda found: bool(found.stack))
 
     def read_file(self, path: str | bytes, limit: int) -> bytes:
         """Return a regular file of at most ``limit`` bytes; links resolve inside the tree.
@@ -263,3 +233,54 @@ class MergedView:
                 os.close(fd)
         except OSError as error:
             raise FileError("read", shown, error.errno or EINVAL) from None
+
+
+def _target(found: Found) -> bytes | None:
+    """Where it leads if it is a symbolic link."""
+    return os.readlink(found.name, dir_fd=found.dir_fd) if stat.S_ISLNK(found.facts.st_mode) else None
+
+
+def resolve_links(
+    path: str | bytes,
+    lookup: Callable[[bytes], T | None],
+    target: Callable[[T], bytes | None],
+    is_directory: Callable[[T], bool],
+) -> tuple[bytes, T]:
+    """Follow every symbolic link of a path inside an image's tree; return (path free of links, what it names).
+
+    ``lookup`` gives what a path free of links and dots names, ``target`` where a symbolic link leads (None: it is
+    none). Raises NotFound, or FileError for a loop or for a component that is no directory.
+    """
+    shown = f"{printable(path)} in the image"
+    todo = os.fsencode(path).split(b"/")[::-1]
+    at: list[bytes] = []
+    links = 0
+    found = lookup(b"")
+    while todo:
+        part = todo.pop()
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if at:
+                at.pop()
+            found = lookup(b"/".join(at))
+            continue
+        found = lookup(b"/".join((*at, part)))
+        if found is None:
+            raise NotFound("file", shown)
+        leads = target(found)
+        if leads is not None:
+            links += 1
+            if links > LINKS_LIMIT:
+                raise FileError("read", shown, ELOOP)
+            if leads.startswith(b"/"):
+                at.clear()
+            todo.extend(leads.split(b"/")[::-1])
+            found = lookup(b"/".join(at))
+            continue
+        if any(rest not in (b"", b".") for rest in todo) and not is_directory(found):
+            raise FileError("read", shown, ENOTDIR)
+        at.append(part)
+    if found is None:
+        raise NotFound("file", shown)
+    return b"/".join(at), found

@@ -11,7 +11,15 @@ import os
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from knarr.base.errors import FileError, KernelError
-from knarr.kernel.mount import MNT_DETACH, MS_PRIVATE, MS_REC, UMOUNT_NOFOLLOW, mount, umount2
+from knarr.kernel.mount import (
+    AT_EMPTY_PATH,
+    AT_RECURSIVE,
+    MNT_DETACH,
+    MS_PRIVATE,
+    UMOUNT_NOFOLLOW,
+    mount_setattr,
+    umount2,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +42,7 @@ def undo(rootfs: str, recorded: Sequence[int]) -> list[str]:
         try:
             if _mount_at(rootfs) == before:
                 break
-            # Private, or what lies below a shared bind would be unmounted where it came from, too.
-            mount(None, rootfs, None, MS_PRIVATE | MS_REC)
+            _make_private(rootfs)
             umount2(rootfs, MNT_DETACH | UMOUNT_NOFOLLOW)
         except FileError as error:
             if error.number in (ENOENT, ENOTDIR, ELOOP):  # the bundle is gone
@@ -48,19 +55,32 @@ def undo(rootfs: str, recorded: Sequence[int]) -> list[str]:
     return []
 
 
+def _make_private(rootfs: str) -> None:
+    """Or what lies below a shared bind would be unmounted where it came from, too. Raises FileError, KernelError."""
+    fd = _open(rootfs)
+    try:
+        mount_setattr(fd, "", AT_EMPTY_PATH | AT_RECURSIVE, propagation=MS_PRIVATE)
+    finally:
+        os.close(fd)
+
+
 def _namespace() -> int:
     return os.stat("/proc/self/ns/mnt").st_ino
 
 
 def _mount_at(path: str) -> int:
     """The number of the mount a directory lies on (proc_pid_fdinfo(5)). Raises FileError."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise FileError("open root directory", path, error.errno or 0) from None
+    fd = _open(path)
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
             words = file.read().split()
     finally:
         os.close(fd)
     return int(words[words.index("mnt_id:") + 1])
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError("open root directory", path, error.errno or 0) from None

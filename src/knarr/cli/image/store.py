@@ -48,7 +48,6 @@ def parse_prune() -> Parser:
         "  knarr image prune\n  knarr image prune --all",
     )
     parser.add_argument("-a", "--all", action="store_true", help="also images with a name that no container uses")
-    parser.add_argument("-f", "--force", action="store_true", help="accepted for scripts: nothing is asked anyway")
     add_json(parser)
     return parser
 

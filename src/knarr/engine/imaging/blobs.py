@@ -16,7 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from knarr.content.compressor import LayerWriter
     from knarr.content.verify import Readable
     from knarr.image.source import ImageSource
     from knarr.spec.image import Descriptor
@@ -162,8 +161,3 @@ class _SpoolReader(FileStream):
     def __init__(self, spool: Spool, fd: int) -> None:
         super().__init__(fd, f"a temporary file in {spool.folder}", own=False)
         self._spool = spool
-
-
-def opener_of(spool: Spool, writer: LayerWriter) -> dict[str, Opener]:
-    """What opens a finished layer, by its digest."""
-    return {writer.descriptor()["digest"]: spool.open}

@@ -11,6 +11,7 @@ import base64
 import hmac
 import os
 import re
+from errno import ENOSPC
 from urllib.parse import parse_qs, quote
 
 from knarr.base import fastjson
@@ -127,7 +128,7 @@ class Registry:
         except Problem as problem:
             await _refuse(request, problem)
         except FileError as error:
-            await _refuse(request, Problem("FAILED", str(error), status=507 if error.number == 28 else 500))
+            await _refuse(request, Problem("FAILED", str(error), status=507 if error.number == ENOSPC else 500))
         except KnarrError as error:
             await _refuse(request, Problem("FAILED", str(error)))
 

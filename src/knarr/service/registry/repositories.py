@@ -177,13 +177,14 @@ class Repositories:
 
     def delete_blob(self, digest: str) -> None:
         """Remove a blob that no manifest needs. Raises Problem."""
-        if not self.store.has(digest):
-            raise Problem("BLOB_UNKNOWN", digest)
         from knarr.content.gc import reachable
 
-        if any(one["digest"] == digest for one in reachable(self.store, self.store.entries())):
-            raise Problem("DENIED", f"{digest} is needed by a manifest; delete that first", status=405)
-        self.store.delete(digest)
+        with self.store.lock(shared=False):  # no manifest that needs it may come in between
+            if not self.store.has(digest):
+                raise Problem("BLOB_UNKNOWN", digest)
+            if any(one["digest"] == digest for one in reachable(self.store, self.store.entries())):
+                raise Problem("DENIED", f"{digest} is needed by a manifest; delete that first", status=405)
+            self.store.delete(digest)
 
 
 def split(name: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import re
 import time
 from errno import EINVAL
 
-from knarr.base.errors import FileError, InvalidDigest, KnarrError
+from knarr.base.errors import DigestMismatch, FileError, InvalidDigest, SizeMismatch
 from knarr.base.files import write_all
 from knarr.content.digest import hasher, usable
 from knarr.content.verify import CHUNK, FileStream
@@ -113,6 +113,7 @@ class Upload:
 
     def cancel(self) -> None:
         """Remove it."""
+        self._hash = None
         self.close()
         try:
             os.unlink(self.path)
@@ -126,15 +127,16 @@ class Upload:
         except InvalidDigest as error:
             self.cancel()
             raise Problem("DIGEST_INVALID", str(error)) from None
-        if want.algorithm == "sha256" and self._hash is not None and f"sha256:{self._hash.hexdigest()}" != want:
+        got = f"sha256:{self._hash.hexdigest()}" if self._hash is not None else want
+        if want.algorithm == "sha256" and got != want:  # known already: nothing need be copied
             self.cancel()
-            raise Problem("DIGEST_INVALID", f"the bytes have sha256:{self._hash.hexdigest()}")
+            raise Problem("DIGEST_INVALID", f"the bytes have {got}")
         try:
             stream = FileStream(os.dup(self._fd), self.path, 0, self.size)
             self._uploads.store.put(
                 stream, {"mediaType": "application/octet-stream", "digest": want, "size": self.size}
             )
-        except KnarrError as error:
+        except (DigestMismatch, SizeMismatch) as error:
             raise Problem("DIGEST_INVALID", str(error)) from None
         finally:
             self.cancel()

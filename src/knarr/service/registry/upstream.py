@@ -32,8 +32,9 @@ class Upstream:
         Raises Problem when there is none.
         """
         by_digest = ":" in reference
-        if by_digest and self.store.has(reference):
-            return
+        name = f"{repository}{'@' if by_digest else ':'}{reference}"
+        if by_digest and name in self.store.tags():
+            return  # bytes named by their digest have no news
         client = self._client(repository)
         try:
             descriptor, data = client.manifest(reference)
@@ -42,7 +43,6 @@ class Upstream:
         except AuthError as error:
             raise Problem("DENIED", str(error)) from None
         except RegistryError as error:
-            name = f"{repository}{'@' if by_digest else ':'}{reference}"
             if name in self.store.tags():
                 return
             raise Problem("UNAVAILABLE", str(error)) from None
@@ -52,9 +52,9 @@ class Upstream:
         with self.store.lock():
             self.store.put(data, descriptor)
             known = self.store.tags()
-            for name in (f"{repository}@{descriptor['digest']}", "" if by_digest else f"{repository}:{reference}"):
-                if name and (name not in known or known[name]["digest"] != descriptor["digest"]):
-                    self.store.tag(name, descriptor)
+            for each in {name, f"{repository}@{descriptor['digest']}"}:
+                if each not in known or known[each]["digest"] != descriptor["digest"]:
+                    self.store.tag(each, descriptor)
 
     def blob(self, repository: str, digest: str) -> None:
         """Have a blob here. Raises Problem."""
