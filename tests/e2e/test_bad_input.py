@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -198,7 +199,7 @@ def in_private_mounts(script: str, folder: Path) -> subprocess.CompletedProcess[
 
 
 def test_a_full_disk(layout: Path, knarr: str) -> None:
-    folder = Path("/tmp") / f"knarr-full-{os.getpid()}"
+    folder = Path("/tmp") / f"knarr-full-{secrets.token_hex(4)}"
     command = f"{knarr} --store {folder}/store --run-dir {folder}/run run oci:{layout}:good"
     script = f"mount -t tmpfs -o size=1m tmpfs {folder}; {command} || code=$?; find {folder} -type f; exit $code"
     done = in_private_mounts(script, folder)
@@ -210,7 +211,7 @@ def test_a_full_disk(layout: Path, knarr: str) -> None:
 
 
 def test_a_read_only_store(layout: Path, knarr: str) -> None:
-    folder = Path("/tmp") / f"knarr-ro-{os.getpid()}"
+    folder = Path("/tmp") / f"knarr-ro-{secrets.token_hex(4)}"
     command = f"{knarr} --store {folder}/store --run-dir {folder}/run pull oci:{layout}:good"
     done = in_private_mounts(f"mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}; {command}", folder)
     refused(done, "read-only", code=125)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def container(tmp_path: Path) -> Iterator[tuple[str, str, str]]:
     config = bundle / "config.json"
     text = config.read_text().replace('"terminal": true', '"terminal": false')
     config.write_text(re.sub(r'"args": \[\s*"sh"\s*\]', '"args": ["sleep", "60"]', text))
-    name = f"hot-{os.getpid()}"
+    name = f"hot-{secrets.token_hex(4)}"
     yield root, str(bundle), name
     run("--root", root, "delete", "--force", name)
 

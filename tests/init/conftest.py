@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,8 @@ def init_binary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler to build knarr-init with")
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"knarr-init-{os.getpid()}"  # pytest's own is 0700
-    folder.mkdir(mode=0o755)
+    folder = Path(tempfile.mkdtemp(prefix="knarr-init-"))  # pytest's own is 0700
+    folder.chmod(0o755)
     yield compile_init(compiler, folder / "knarr-init")
     shutil.rmtree(folder)
 

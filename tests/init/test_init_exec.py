@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -54,7 +55,7 @@ def test_cwd(launcher: Launcher, tmp_path: Path) -> None:
 @ROOT_ONLY
 def test_cwd_that_only_the_user_may_enter(launcher: Launcher, tmp_path: Path) -> None:
     """As root of a network file system that squashes root; here: root without its capabilities."""
-    base = Path("/tmp", f"knarr-cwd-{os.getpid()}")  # pytest's own directory is closed to others
+    base = Path("/tmp", f"knarr-cwd-{secrets.token_hex(4)}")  # pytest's own directory is closed to others
     (base / "private").mkdir(parents=True)
     base.chmod(0o755)
     (base / "private").chmod(0o700)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -104,7 +105,7 @@ def test_rlimit_above_the_hard_limit_is_refused(launcher: Launcher) -> None:
 
 
 def test_keyring(launcher: Launcher) -> None:
-    name = f"_ses.knarr-test-{os.getpid()}"
+    name = f"_ses.knarr-test-{secrets.token_hex(4)}"
     first = launcher.start([Op("keyring", [], [name]), Op("sync", [7])]).stop(7)
     text = launcher.output([Op("keyring", [], [name]), *shell("cat /proc/keys")])
     lines = [line.split() for line in text.splitlines() if name in line]
@@ -179,7 +180,7 @@ def test_clone_into_a_cgroup(launcher: Launcher) -> None:
     )
     if base is None:
         pytest.skip("no cgroup v2 is mounted")
-    group = Path(base, f"knarr-init-test-{os.getpid()}")
+    group = Path(base, f"knarr-init-test-{secrets.token_hex(4)}")
     try:
         group.mkdir()
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -135,7 +136,7 @@ def with_debian(folder: Path) -> Path:
     assert (facts.st_uid, facts.st_mode & 0o777) == (os.geteuid(), 0o700), "somebody else's directory"
     archive = cache / "minbase.tar"
     if not archive.exists():
-        fresh = cache / f"fresh-{os.getpid()}.tar"
+        fresh = cache / f"fresh-{secrets.token_hex(4)}.tar"
         try:
             call("mmdebstrap", "--quiet", "--variant=minbase", "bookworm", fresh)
             fresh.rename(archive)

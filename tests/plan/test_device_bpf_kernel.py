@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import secrets
 import struct
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def group() -> Iterator[pathlib.Path]:
     root = unified()
     if root is None:
         pytest.skip("no cgroup v2 is mounted")
-    path = root / f"knarr-test-bpf-{os.getpid()}"
+    path = root / f"knarr-test-bpf-{secrets.token_hex(4)}"
     try:
         path.mkdir()
     except OSError as error:

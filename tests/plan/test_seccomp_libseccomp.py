@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import signal
 import subprocess
@@ -285,7 +286,7 @@ def _run_runc(bundle: pathlib.Path, profile: dict[str, Any]) -> bytes:
     config["process"].pop("rlimits", None)
     config["linux"]["seccomp"] = profile
     (bundle / "config.json").write_text(json.dumps(config))
-    name = f"knarr-test-{os.getpid()}"
+    name = f"knarr-test-{secrets.token_hex(4)}"
     state = ["runc", "--root", str(bundle / "state")]
     pid_file = bundle / "pid"
     process = subprocess.Popen(

@@ -6,6 +6,7 @@ The same file runs on v1, hybrid and v2 hosts; test_cgroup_v2.py runs it under u
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(HOST is None, reason="no cgroups are mounted"),
 ]
 
-ROOT = f"knarr-test-{os.getpid()}"
+ROOT = f"knarr-test-{secrets.token_hex(4)}"
 
 
 def have(controller: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -225,7 +226,7 @@ def test_in_two_steps(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_a_network_namespace_of_others(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
-    name = f"knarr{os.getpid()}"
+    name = f"knarr{secrets.token_hex(4)}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         for entry in bundle.config["linux"]["namespaces"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -214,7 +215,7 @@ def test_a_killed_create_is_finished_by_delete(runtime: Any, bundle: Any) -> Non
 
 def test_a_user(bundle: Any, tmp_path: Path) -> None:
     """An ordinary user's scope belongs to the user's manager; exec from elsewhere gets there, too."""
-    id = f"u{os.getpid()}"
+    id = f"u{secrets.token_hex(4)}"
     shutil.chown(tmp_path, USER, USER)
     for path in bundle.path.rglob("*"):
         os.chown(path, USER, USER, follow_symlinks=False)
