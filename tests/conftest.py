@@ -23,6 +23,9 @@ settings.load_profile("knarr")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Nor is their output unbuffered for people.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from knarr.cli.command import Parser
 from knarr.cli.output import put
@@ -36,6 +37,11 @@ def do_serve(arguments: list[str]) -> int:
     from knarr.service.registry.serve import read_login, serve
 
     given = parse_serve().parse_args(arguments)
+
+    def ready(url: str) -> None:
+        put(f"serving {given.directory} at {url}")
+        sys.stdout.flush()  # whoever started it may be waiting for this line at the end of a pipe
+
     serve(
         os.path.abspath(given.directory),
         address=given.addr,
@@ -45,6 +51,6 @@ def do_serve(arguments: list[str]) -> int:
         read_only=given.read_only,
         proxy=given.proxy,
         insecure=given.proxy_insecure,
-        ready=lambda url: put(f"serving {given.directory} at {url}"),
+        ready=ready,
     )
     return 0
