@@ -449,16 +449,43 @@ def test_what_may_lie_over_proc_is_flagged() -> None:
     assert not any(op.ints[3] & ops.OVER_PROC for op in plan.ops if op.kind == "mount" and op.strs[2] != "/proc")
 
 
-def test_a_capability_the_runtime_lacks_is_refused_at_creation() -> None:
+def sets_of(plan: ContainerPlan) -> tuple[int, ...]:
+    """Bounding, effective, permitted, inheritable, ambient."""
+    return (*only(plan, "bounding").ints, *only(plan, "capabilities").ints)
+
+
+def test_what_the_runtime_cannot_grant_is_left_out_with_a_warning() -> None:
     config = default_config()
-    config["process"]["capabilities"]["permitted"] = ["CAP_CHOWN", "CAP_SYS_RESOURCE"]
-    poor = ROOT_HOST.replace(capabilities=1 << CAPABILITIES["CAP_CHOWN"])
-    with pytest.raises(
-        Unsupported, match=r"/process/capabilities/permitted/1: capability CAP_SYS_RESOURCE .*not permitted"
-    ):
-        compiled(config, poor)
+    chown, resource = (1 << CAPABILITIES[name] for name in ("CAP_CHOWN", "CAP_SYS_RESOURCE"))
+    kinds = ("bounding", "effective", "permitted", "inheritable", "ambient")
+    config["process"]["capabilities"] = {kind: ["CAP_CHOWN", "CAP_SYS_RESOURCE"] for kind in kinds}
+    plan = compiled(config, ROOT_HOST.replace(capabilities=chown, bounding=chown))
+    assert sets_of(plan) == (chown,) * 5
+    (warning,) = plan.warnings
+    assert warning.pointer == "/process/capabilities/bounding/1"
+    assert warning.why.startswith("CAP_SYS_RESOURCE cannot be granted, this process does not have it itself: left out")
+    assert warning.why.endswith(" of bounding, effective, permitted, inheritable, ambient")
+    # The bounding set may have more than is permitted.
+    plan = compiled(config, ROOT_HOST.replace(capabilities=chown))
+    assert sets_of(plan) == (chown | resource, chown, chown, chown, chown)
+    assert [each.pointer for each in plan.warnings] == ["/process/capabilities/effective/1"]
     config["linux"]["namespaces"].append({"type": "user"})
-    compiled(config, poor)  # whoever makes a user namespace has them all inside
+    plan = compiled(config, ROOT_HOST.replace(capabilities=chown, bounding=chown))
+    assert sets_of(plan) == (chown | resource,) * 5  # whoever makes a user namespace has them all inside
+    assert plan.warnings == ()
+
+
+def test_nothing_is_inheritable_beyond_the_bounding_set() -> None:
+    config = default_config()
+    config["process"]["capabilities"] = {
+        "bounding": [],
+        **{kind: ["CAP_CHOWN"] for kind in ("permitted", "inheritable", "ambient")},
+    }
+    plan = compiled(config)
+    assert sets_of(plan) == (0, 0, 1, 0, 0)
+    (warning,) = plan.warnings
+    assert warning.pointer == "/process/capabilities/inheritable/0"
+    assert warning.why == "CAP_CHOWN cannot be granted, it is not in the bounding set: left out of inheritable"
 
 
 @pytest.mark.parametrize("word", ["shared", "rshared"])

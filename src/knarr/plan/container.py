@@ -15,7 +15,7 @@ from knarr.plan.mountopts import PROPAGATION
 from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_label, mount_ops, needs_dev, source_op
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import check_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
+from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
 from knarr.plan.resctrl import plan_rdt
 from knarr.plan.root import Root, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
@@ -67,6 +67,7 @@ class ContainerPlan(Record):
     net_devices: tuple[NetDevice, ...] = ()  # the runtime moves them in
     rdt: RdtPlan | None = None  # the runtime puts it into this group of resctrl
     mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
+    warnings: tuple[SpecFinding, ...] = ()  # what config.json asks for in vain, and may
 
     def encode(self) -> bytes:
         """The bytes knarr-init reads."""
@@ -148,8 +149,12 @@ def plan_container(
     # Without newgidmap's privilege the kernel accepts a gid map only after setgroups is denied (user_namespaces(7)).
     setgroups_deny = new_user and not by_init and own_id_alone(gid_map, host.egid)
     # In a user namespace all are had; an ordinary user without one has another, greater problem (see clone).
-    if host.euid == 0 and not spaces.own("user"):
-        check_capabilities(process, host.capabilities)
+    limited = host.euid == 0 and not spaces.own("user")
+    masks, warnings = (
+        granted_capabilities(process, permitted=host.capabilities, bounding=host.bounding)
+        if limited
+        else granted_capabilities(process)
+    )
     slots = inherited(options, cgroup)
     proc, root_slot = slots.new(), slots.new()
     user_slot = slots.new() if by_init else NO_SLOT
@@ -204,6 +209,7 @@ def plan_container(
         plan.append(Op("wait_start", (slots.of("start"),), (), ""))
     plan += process_tail(
         process,
+        capabilities=masks,
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
         seccomp=seccomp_argument(config, seccomp),
         set_rlimits=not by_init,
@@ -225,6 +231,7 @@ def plan_container(
         net_devices=net_devices(linux.get("netDevices") or {}),
         rdt=plan_rdt(linux.get("intelRdt"), id),
         mounts_stay=not own_mounts,
+        warnings=warnings,
     )
 
 

@@ -10,7 +10,7 @@ from knarr.plan import ops
 from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_argument
 from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
-from knarr.plan.process import keeps_groups, label_ops, process_tail, search_path
+from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, search_path
 from knarr.plan.schedule import OF_EXEC, affinity_op
 
 TYPE_CHECKING = False
@@ -91,8 +91,14 @@ def plan_exec(
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
     denied = user and host.euid != 0 and own_id_alone(id_map(linux.get("gidMappings") or []), host.egid)
     plan += [Op("sync", (ops.SYNC_READY,), (), ""), Op("pdeathsig", (0,), (), "")]
+    masks, warnings = (
+        granted_capabilities(process)
+        if user or host.euid
+        else granted_capabilities(process, permitted=host.capabilities, bounding=host.bounding)
+    )
     plan += process_tail(
         process,
+        capabilities=masks,
         hooks=[],
         seccomp=seccomp_argument(config, seccomp),
         set_rlimits=not by_parent,
@@ -100,4 +106,4 @@ def plan_exec(
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )
-    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, ())
+    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, (), warnings=warnings)

@@ -26,6 +26,7 @@ class Host(Record):
     selinux: bool = False
     kcore: bool = True  # /proc/kcore exists, so /dev/core is made
     capabilities: int = -1  # those permitted to this process, a bit each
+    bounding: int = -1  # its bounding set
     setgroups_denied: bool = False  # in this process's user namespace and those below it (user_namespaces(7))
     landlock: int = 0  # the version of Landlock; gathered only for a container with rules
 

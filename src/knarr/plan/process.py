@@ -5,7 +5,7 @@ The same tail serves the container's first process and every exec. runtime-spec 
 
 from __future__ import annotations
 
-from knarr.base.errors import Unsupported
+from knarr.base.errors import SpecFinding, Unsupported
 from knarr.plan import ops
 from knarr.plan.ops import Op
 from knarr.spec.capabilities import CAPABILITIES
@@ -23,7 +23,7 @@ _RLIMIT_ORDER = (
 )
 RLIMITS = {name: number for number, name in enumerate(_RLIMIT_ORDER)}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_CAPABILITY_SETS = ("effective", "permitted", "inheritable", "ambient", "bounding")
+_CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 
 def capability_mask(names: list[str] | None) -> int:
@@ -35,20 +35,47 @@ def capability_mask(names: list[str] | None) -> int:
     return mask
 
 
-def check_capabilities(process: dict[str, Any], own: int) -> None:
-    """Raise Unsupported, at creation, for a capability that the kernel will refuse: nobody can give what he has not.
+def granted_capabilities(
+    process: dict[str, Any], *, permitted: int = -1, bounding: int = -1
+) -> tuple[dict[str, int], tuple[SpecFinding, ...]]:
+    """Return the mask of each set that can be had, and a warning for each capability that cannot.
 
-    Only the last steps before exec would notice, after the engine was told that the container is created.
+    ``permitted`` and ``bounding`` are the masks of whoever grants: nobody can give what he has not. What cannot be
+    granted MUST be warned of and SHOULD NOT fail (config.md, ``process.capabilities``). capset(2) would refuse it, and
+    only after the engine was told that the container is created.
     """
     caps = process.get("capabilities") or {}
-    for kind in ("permitted", "effective"):
+    asked = {kind: capability_mask(caps.get(kind)) for kind in _CAPABILITY_SETS}
+    masks = {kind: mask & permitted for kind, mask in asked.items()}
+    masks["bounding"] = asked["bounding"] & bounding
+    # cap_capset(): nothing becomes inheritable that is not in the bounding set.
+    masks["inheritable"] &= masks["bounding"]
+    missing = 0
+    for kind, mask in masks.items():
+        missing |= asked[kind] & ~mask
+    warnings = _withheld(caps, asked, masks, permitted) if missing else ()
+    # The kernel has no ambient capability that is not permitted and inheritable; older `runc spec` writes such lists.
+    masks["ambient"] &= masks["permitted"] & masks["inheritable"]
+    return masks, warnings
+
+
+def _withheld(
+    caps: dict[str, Any], asked: dict[str, int], masks: dict[str, int], permitted: int
+) -> tuple[SpecFinding, ...]:
+    """One warning for each capability, at the first place that asks for it in vain."""
+    places: dict[str, list[str]] = {}
+    for kind, mask in masks.items():
         for position, name in enumerate(caps.get(kind) or ()):
-            if capability_mask([name]) & ~own:
-                raise Unsupported(
-                    f"capability {name}",
-                    "this process does not have it itself: operation not permitted",
-                    pointer=f"/process/capabilities/{kind}/{position}",
-                )
+            if capability_mask([name]) & asked[kind] & ~mask:
+                places.setdefault(name, []).append(f"{kind}/{position}")
+    result = []
+    for name, where in places.items():
+        sets = ", ".join(dict.fromkeys(place.partition("/")[0] for place in where))
+        lacking = where[0].startswith("bounding/") or capability_mask([name]) & ~permitted
+        why = "this process does not have it itself" if lacking else "it is not in the bounding set"
+        found = f"{name} cannot be granted, {why}: left out of {sets}"
+        result.append(SpecFinding(f"/process/capabilities/{where[0]}", found))
+    return tuple(result)
 
 
 def rlimit_ops(process: dict[str, Any]) -> list[Op]:
@@ -110,6 +137,7 @@ def label_ops(process: dict[str, Any], host: Host, proc: int) -> list[Op]:
 def process_tail(
     process: dict[str, Any],
     *,
+    capabilities: dict[str, int],
     hooks: list[Op],
     seccomp: tuple[int, bytes] | None,
     set_rlimits: bool,
@@ -119,15 +147,11 @@ def process_tail(
 ) -> list[Op]:
     """Everything from "all mounts are made" to exec, in the order that keeps each step possible.
 
-    ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor number) to survive the exec; ``landlock`` are
-    the operations of its rules.
+    ``capabilities`` are masks of the five sets; ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor
+    number) to survive the exec; ``landlock`` are the operations of its rules.
     """
     user = process.get("user") or {}
     uid, gid, groups = user.get("uid", 0), user.get("gid", 0), dict.fromkeys(user.get("additionalGids") or ())
-    caps = process.get("capabilities") or {}
-    masks = {name: capability_mask(caps.get(name)) for name in _CAPABILITY_SETS}
-    # The kernel has no ambient capability that is not permitted and inheritable; older `runc spec` writes such lists.
-    masks["ambient"] &= masks["permitted"] & masks["inheritable"]
     no_new_privs = bool(process.get("noNewPrivileges"))
     tail: list[Op] = []
     filter_op = [Op("seccomp", (seccomp[0],), (seccomp[1],), "/linux/seccomp")] if seccomp else []
@@ -138,7 +162,7 @@ def process_tail(
     if set_rlimits:
         tail += rlimit_ops(process)
     # The bounding set needs CAP_SETPCAP, which goes with the user; what a hook runs as root gets no more than it.
-    tail.append(Op("bounding", (masks["bounding"],), (), "/process/capabilities/bounding"))
+    tail.append(Op("bounding", (capabilities["bounding"],), (), "/process/capabilities/bounding"))
     flags = ops.KEEP_CAPS | (ops.NO_SETGROUPS if setgroups_denied else 0)
     tail.append(Op("user", (uid, gid, flags, *groups), (), "/process/user"))
     tail.append(Op("cwd", (0,), (process.get("cwd", "/"),), "/process/cwd"))
@@ -149,14 +173,14 @@ def process_tail(
     tail.append(Op("find_program", (), (arguments[0], search_path(process)), "/process/args/0"))
     tail += [Op("keep_fd", pair, (), "") for pair in keep]
     # CVE-2022-29162 and its kin: what is inheritable and ambient is what was asked for, normally nothing.
-    sets = (masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"])
-    capabilities = Op("capabilities", sets, (), "/process/capabilities")
+    sets = tuple(capabilities[kind] for kind in ("effective", "permitted", "inheritable", "ambient"))
+    capset = Op("capabilities", sets, (), "/process/capabilities")
     # Landlock before the filter, which may not know its calls; like that it takes no_new_privs or CAP_SYS_ADMIN.
     # The filter as late as can be: all that follows it must pass it. Without no_new_privs loading it takes
     # CAP_SYS_ADMIN, which is still permitted after `user` with KEEP_CAPS, but not after `capabilities`.
     if no_new_privs:
-        tail += [capabilities, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *landlock, *filter_op]
+        tail += [capset, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *landlock, *filter_op]
     else:
-        tail += [*landlock, *filter_op, capabilities]
+        tail += [*landlock, *filter_op, capset]
     tail.append(Op("exec", (len(arguments),), (*arguments, *(process.get("env") or ())), "/process/args"))
     return tail

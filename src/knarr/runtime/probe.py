@@ -29,6 +29,7 @@ def probe() -> Host:
     name = os.uname()
     in_userns = in_user_namespace()
     numbers = name.release.split("-")[0].split(".")
+    status = _content("/proc/self/status")
     return Host(
         euid=os.geteuid(),
         egid=os.getegid(),
@@ -39,9 +40,14 @@ def probe() -> Host:
         apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
         selinux=os.path.exists("/sys/fs/selinux/enforce"),
         kcore=os.path.exists("/proc/kcore"),
-        capabilities=int(_content("/proc/self/status").partition(b"\nCapPrm:")[2][:17] or b"-1", 16),
+        capabilities=_mask(status, b"\nCapPrm:"),
+        bounding=_mask(status, b"\nCapBnd:"),
         setgroups_denied=in_userns and _content("/proc/self/setgroups").startswith(b"deny"),
     )
+
+
+def _mask(status: bytes, name: bytes) -> int:
+    return int(status.partition(name)[2][:17] or b"-1", 16)
 
 
 def _number(text: str) -> int:

@@ -89,16 +89,23 @@ def config_warnings(config: dict[str, Any]) -> Found:
     process = config.get("process", {})
     if process.get("user", {}).get("username"):
         add("/process/user/username", "has no meaning on Linux")
+    found += [SpecFinding("/process" + each.pointer, each.why) for each in capability_warnings(process)]
+    return found
+
+
+def capability_warnings(process: dict[str, Any]) -> Found:
+    """Return what to mention about the capabilities of a valid process object; pointers start there."""
+    found: Found = []
     sets = process.get("capabilities", {})
     for name in CAPABILITY_SETS:
         for index, capability in enumerate(sets.get(name, ())):
-            where = f"/process/capabilities/{name}/{index}"
+            where = f"/capabilities/{name}/{index}"
             if capability not in CAPABILITIES:
-                add(where, f"{shown(capability)} is not a known capability, ignored")
+                found.append(SpecFinding(where, f"{shown(capability)} is not a known capability, ignored"))
             elif name == "ambient" and not (
                 capability in sets.get("permitted", ()) and capability in sets.get("inheritable", ())
             ):
-                add(where, f"{capability} is not both permitted and inheritable, so not ambient")
+                found.append(SpecFinding(where, f"{capability} is not both permitted and inheritable, so not ambient"))
     return found
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from knarr.base import fastjson
-from knarr.base.errors import SpecError, UsageError
+from knarr.base.errors import SpecError, SpecFinding, UsageError
 from knarr.base.files import read_file
 from knarr.cli.runtime import making
 from knarr.runtime import record
 from knarr.runtime.create import Stdio
 from knarr.runtime.exec import exec_process
 from knarr.runtime.foreground import Signals, Terminal, attend
-from knarr.spec.validate import process_findings
+from knarr.spec.validate import capability_warnings, process_findings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     detach = bool(options.get("detach"))
     id, command = operands[0], operands[1:]
     process = _process(options, id, command, context)
+    document = options.get("process") or "process"
+    making.log_findings(document, capability_warnings(process), context.log)
     making.check_terminal(process, options, detach=detach)
     making.add_listen_fds(process)
     own = Terminal() if process.get("terminal") and not detach else None
@@ -47,6 +49,8 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
                 stop=signals.fd,
             )
             try:
+                vain = [SpecFinding(each.pointer.removeprefix("/process"), each.why) for each in made.plan.warnings]
+                making.log_findings(document, vain, context.log)
                 making.write_pid(options, made.pid)
                 making.send_pidfd(pidfd_socket, b"setns", made.pidfd)
                 if detach:

@@ -15,8 +15,10 @@ from knarr.spec.validate import parse_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
+    from knarr.base.errors import SpecFinding
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
 
@@ -158,7 +160,12 @@ def warn(config: dict[str, Any], log: Log) -> None:
     """Log what a runtime should mention about a valid config.json."""
     from knarr.spec.validate import config_warnings
 
-    for finding in config_warnings(config):
+    log_findings("config.json", config_warnings(config), log)
+
+
+def log_findings(document: str, findings: Iterable[SpecFinding], log: Log) -> None:
+    """Log what a document asks for and does not get."""
+    for finding in findings:
         # Old `runc spec` asks for ambient capabilities that cannot be; nobody else mentions it.
         say = log.debug if "/capabilities/ambient/" in finding.pointer else log.warning
-        say(f"config.json {finding}")
+        say(f"{document} {finding}")

@@ -28,7 +28,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         raise UsageError(f"option --format: {form!r} is neither text nor json")
     id = check_id(options.get("id", "ID"))
     bundle, config, _ = making.read_bundle({"bundle": operands[0]})
-    host = probe_for(config, None).replace(capabilities=-1)  # what the caller may not do, another may
+    host = probe_for(config, None).replace(capabilities=-1, bounding=-1)  # what the caller may not do, another may
     groups = cgroup.plan(config, host, id, rootless=context.rootless, manager=context.cgroup_manager)
     plan = plan_container(
         config,

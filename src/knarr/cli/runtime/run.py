@@ -47,6 +47,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
                 stop=signals.fd,
             )
             try:
+                making.log_findings("config.json", created.plan.warnings, context.log)
                 making.write_pid(options, created.pid)
                 making.send_pidfd(pidfd_socket, b"standard", created.pidfd)
                 if detach:
