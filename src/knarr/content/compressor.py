@@ -10,6 +10,7 @@ from __future__ import annotations
 from knarr.base.errors import UsageError
 from knarr.base.record import Record
 from knarr.content.digest import hasher
+from knarr.content.stopping import current
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
@@ -72,9 +73,12 @@ class LayerWriter:
         self._plain = hasher("sha256")
         self._packed = hasher("sha256")
         self._coder = _coder(how)
+        self._stop = current()
 
     def write(self, data: bytes | memoryview, /) -> None:
         """Take plain bytes."""
+        if self._stop is not None:
+            self._stop.check()
         self._plain.update(data)
         self.plain_size += len(data)
         self._put(self._coder.compress(data) if self._coder is not None else bytes(data))

@@ -13,6 +13,7 @@ from errno import EINVAL, EIO, EISDIR, ELOOP
 
 from knarr.base.errors import DigestMismatch, FileError, FormatError, SizeMismatch
 from knarr.content.digest import Digest, hasher, usable
+from knarr.content.stopping import current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class VerifiedReader(io.RawIOBase):
         self._hash, before = known if known is not None else (hasher(self.digest.algorithm), 0)
         self._left = size - before
         self._checked = False
+        self._stop = current()
         if size < 0:
             raise SizeMismatch(self.what, size, 0, more=True)
 
@@ -68,6 +70,8 @@ class VerifiedReader(io.RawIOBase):
             raise ValueError("read of a closed reader")
         if size == 0 or self._checked:
             return b""
+        if self._stop is not None:
+            self._stop.check()
         data = self._stream.read(min(size, self._left)) if self._left > 0 else b""
         if self._left and not data:
             raise SizeMismatch(self.what, self.size, self.size - self._left)

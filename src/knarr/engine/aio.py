@@ -1,4 +1,6 @@
-"""``knarr.aio``: run containers from asyncio. No thread per container: descriptors are watched by the event loop.
+"""``knarr.aio``: run containers from asyncio; its images are in aio_images.py.
+
+No thread per container: descriptors are watched by the event loop.
 
 What the kernel may hold up for milliseconds (joining v1 cgroups, removing them, unpacking) goes to the loop's default
 executor, a small pool that all containers share. Cancelling a call kills its container and removes it.
@@ -10,8 +12,9 @@ import asyncio
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT
 from time import monotonic
 
-from knarr.base.errors import Interrupted, TimedOut
+from knarr.base.errors import TimedOut
 from knarr.engine import api
+from knarr.engine.aio_images import Image, Index, Layer, copy, diff, pull, validate
 from knarr.engine.api import Result, Timings, begin_captured, request_of, result_of, where_of
 
 TYPE_CHECKING = False
@@ -21,13 +24,13 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar, Unpack
 
     from knarr.engine.api import Options
-    from knarr.engine.registries import CopyOptions, Document
+    from knarr.engine.registries import Document
     from knarr.engine.session import Session
-    from knarr.image.copy import Copied
-    from knarr.image.transfer import BlobProgress
     from knarr.spec.image import Descriptor
 
     T = TypeVar("T")
+
+__all__ = ["Container", "Image", "Index", "Layer", "Registry", "copy", "diff", "pull", "run", "validate"]
 
 
 class _Driver:
@@ -177,43 +180,6 @@ async def run(
         raise TimedOut(f"the container of {image}", timeout or 0.0, stdout=out.value(), stderr=err.value())
     timings = Timings(prepared_at - begun, started - prepared_at, ended - started, monotonic() - ended)
     return result_of(container.session, out, err, timings)
-
-
-async def pull(image: str, *, platform: str = "", store: str | None = None) -> str:
-    """As ``knarr.pull``, in the shared pool."""
-
-    def work() -> str:
-        return api.pull(image, platform=platform, store=store)
-
-    return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-async def copy(source: str, target: str, **options: Unpack[CopyOptions]) -> Copied:
-    """As ``knarr.copy``, in the shared pool. Cancelling ends the copy and leaves nothing of it."""
-    from knarr.engine import registries
-
-    told = options.pop("progress", None)
-    stopped = False
-
-    def progress(blob: BlobProgress) -> None:
-        if stopped:
-            raise Interrupted(f"the copy of {source} was stopped")
-        if told is not None:
-            told(blob)
-
-    rest: dict[str, Any] = {**options, "progress": progress}
-
-    def work() -> Copied:
-        return registries.copy(source, target, **rest)
-
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        stopped = True
-        await asyncio.wait([future])
-        future.exception()  # it was asked for: nobody else will look
-        raise
 
 
 class Registry:

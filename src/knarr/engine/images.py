@@ -10,6 +10,7 @@ import os
 
 from knarr.base.errors import NotFound, RegistryError, Unsupported, UsageError
 from knarr.base.record import Record
+from knarr.content.stopping import checked
 from knarr.engine.paths import open_store
 from knarr.image.catalog import Image, lookup
 from knarr.image.platform import host_platform, parse_platform, runs
@@ -180,7 +181,7 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
 
     store = open_store(where)
     found = layers_of(store, image.manifest, image.image_config())
-    progress = watcher.unpacked if watcher else None
+    progress = checked(watcher.unpacked if watcher else None)
     chain = (chain_ids([layer.diff_id for layer in found]) or [NO_LAYERS])[-1]
     if driver(where) == "erofs" and not snapshots(where).has(chain):
         try:

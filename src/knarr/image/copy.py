@@ -9,6 +9,7 @@ from __future__ import annotations
 from knarr.base.errors import UsageError
 from knarr.base.record import Record
 from knarr.content.compressor import Compression
+from knarr.content.stopping import breaking
 from knarr.content.verify import Resumable
 from knarr.image import tree
 from knarr.image.convert import FORMATS, converted
@@ -97,9 +98,20 @@ def copy_image(
     for options that cannot be had together; SpecError and Unsupported for documents that make no image.
     """
     options = options or Options()
+    report = Report(progress)
+
+    def stop() -> None:
+        report.stopped = True
+        source.abort()
+        sink.abort()
+
+    with breaking(stop):
+        return _copied(source, sink, options, report, store)
+
+
+def _copied(source: ImageSource, sink: ImageSink, options: Options, report: Report, store: Store | None) -> Copied:
     node, index = chosen(source, options, store)
     _check(node, sink, options)
-    report = Report(progress)
     how = options.compress or (Compression(sink.compression) if sink.compression is not None else None)
     changing = to_change(node.manifests(), how) if how is not None else {}
     if changing and options.preserve_digests:
@@ -111,6 +123,7 @@ def copy_image(
         made = _fitting(node, sink, options, layers)
         notes = list(_referrers(source, made, store)) if options.referrers else []
         _carry(source, sink, [made, *(note for note, _ in notes)], layers, report, options)
+        report.check()
         if not options.dry_run:
             _put_documents(sink, made, report)
             sink.put_name(made.descriptor, index)

@@ -77,6 +77,11 @@ class Report:
 
         return moved
 
+    def check(self) -> None:
+        """Raise Interrupted when copies are to end."""
+        if self.stopped:
+            raise Interrupted("the copy was stopped")
+
     def finish(self, descriptor: Descriptor) -> None:
         """Tell that the blob has arrived."""
         self._say(descriptor["digest"], "done", done=descriptor["size"])
@@ -110,6 +115,7 @@ def transfer(
     jobs = min(jobs, sink.jobs, len(blobs))
     if jobs < 2:
         for descriptor, data in blobs:
+            report.check()
             one(descriptor, data)
         return
     import threading
@@ -159,3 +165,4 @@ def transfer(
         thread.join()
     if errors:
         raise errors[0]
+    report.check()

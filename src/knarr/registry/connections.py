@@ -11,8 +11,10 @@ import io
 import os
 import socket
 import ssl
+from contextlib import suppress
 from errno import EINVAL
 from functools import cache
+from threading import Lock
 from time import monotonic
 from urllib.parse import unquote, urlsplit
 
@@ -94,13 +96,48 @@ class Broken(Exception):  # becomes a RegistryError where method and URL are kno
         self.language = language
 
 
+class Waiting:
+    """The sockets on which answers are waited for, so that another thread can end that."""
+
+    def __init__(self) -> None:
+        self._sockets: set[socket.socket] = set()
+        self._stopped = False
+        self._lock = Lock()
+
+    def add(self, sock: socket.socket) -> None:
+        """Note one; after ``stop`` it is ended at once."""
+        with self._lock:
+            self._sockets.add(sock)
+            if self._stopped:
+                _end(sock)
+
+    def discard(self, sock: socket.socket) -> None:
+        """Forget one: its answer has begun, or the connection has gone."""
+        with self._lock:
+            self._sockets.discard(sock)
+
+    def stop(self) -> None:
+        """End the waiting on all of them, and on whatever is added."""
+        with self._lock:
+            self._stopped = True
+            for sock in self._sockets:
+                _end(sock)
+
+
+def _end(sock: socket.socket) -> None:
+    with suppress(OSError):  # closed by the other side
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 class _Paced(io.RawIOBase):
     """The bytes of a socket: headers by a deadline and within a size, bodies at a least speed."""
 
-    def __init__(self, raw: Any, sock: socket.socket, policy: Policy) -> None:
+    def __init__(self, raw: Any, sock: socket.socket, policy: Policy, waiting: Waiting) -> None:
         super().__init__()
         self._raw = raw
         self._sock = sock
+        self._waiting = waiting
+        waiting.add(sock)
         self._policy = policy
         self._deadline: float | None = monotonic() + policy.headers
         self._count = 0  # bytes of header, or of the body in this window
@@ -113,6 +150,7 @@ class _Paced(io.RawIOBase):
         """The header has been read; from now on speed counts."""
         self._deadline = None
         self._count = 0
+        self._waiting.discard(self._sock)
 
     def readinto(self, buffer: Any, /) -> int:
         policy = self._policy
@@ -146,16 +184,17 @@ class _Paced(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
+            self._waiting.discard(self._sock)
             self._raw.close()
 
 
-def _pools(policy: Policy) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
+def _pools(policy: Policy, waiting: Waiting) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
     """Make connection classes whose responses are read through ``_Paced``."""
 
     class Response(http.client.HTTPResponse):
         def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
             super().__init__(sock, *args, **options)
-            self._paced = _Paced(self.fp.detach(), sock, policy)
+            self._paced = _Paced(self.fp.detach(), sock, policy, waiting)
             self.fp = io.BufferedReader(self._paced, 1 << 16)
 
         def begin(self) -> None:
@@ -223,8 +262,11 @@ def _load(context: ssl.SSLContext, own: Certificates) -> None:
             raise FileError("read", path, error.errno or EINVAL) from None
 
 
-def pool_manager(policy: Policy, context: ssl.SSLContext | None, proxy: str) -> urllib3.PoolManager:
-    """Return the connections for one kind of request, through ``proxy`` if that is not empty."""
+def pool_manager(policy: Policy, context: ssl.SSLContext | None, proxy: str, waiting: Waiting) -> urllib3.PoolManager:
+    """Return the connections for one kind of request, through ``proxy`` if that is not empty.
+
+    ``waiting`` gets to know on which sockets an answer is waited for.
+    """
     options: dict[str, Any] = {
         "num_pools": 8,
         "maxsize": 8,
@@ -240,7 +282,7 @@ def pool_manager(policy: Policy, context: ssl.SSLContext | None, proxy: str) -> 
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
         place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         manager = urllib3.ProxyManager(place, proxy_headers=headers, **options)
-    plain, secure = _pools(policy)
+    plain, secure = _pools(policy, waiting)
     manager.pool_classes_by_scheme = {"http": plain, "https": secure}
     return manager
 

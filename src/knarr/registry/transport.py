@@ -15,7 +15,7 @@ from time import monotonic
 from urllib3.exceptions import HTTPError
 
 from knarr.base.errors import Interrupted, RegistryError
-from knarr.registry.connections import Broken, Policy, broken, lax, pool_manager, times_of, verifying
+from knarr.registry.connections import Broken, Policy, Waiting, broken, lax, pool_manager, times_of, verifying
 from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, split
 from knarr.registry.proxy import proxy_for
 from knarr.registry.settings import Certificates
@@ -140,6 +140,7 @@ class Transport:
         self._speak(self._schemes[0])
         self._stop = threading.Event()
         self._live: set[Response] = set()
+        self._waiting = Waiting()
         self._lock = threading.Lock()
 
     def get(self, path: str, headers: Mapping[str, str], *, tries: int | None = None) -> Response:
@@ -314,7 +315,7 @@ class Transport:
                 if tls != "plain":
                     context = verifying(self._ca_file, own, times_of(own)) if tls == "strict" else lax(own)
                 policy = self.policy.replace(headers=self.policy.commit) if patient else self.policy
-                self._managers[kind] = pool_manager(policy, context, proxy)
+                self._managers[kind] = pool_manager(policy, context, proxy, self._waiting)
             return self._managers[kind]
 
     def wait(self, attempt: int, asked: str = "") -> None:
@@ -342,6 +343,7 @@ class Transport:
             live = list(self._live)
         for response in live:
             response.shutdown()
+        self._waiting.stop()
 
     def close(self) -> None:
         """Close all connections."""

@@ -23,7 +23,7 @@ from knarr.spec.image_validate import matching_findings, parse_config, parse_man
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, Self
 
@@ -74,7 +74,7 @@ class Layer(Record):
         """What to call it in errors."""
         return f"layer {self.digest}"
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Generator[Entry, None, None]:
         """The headers of its tar, in order; reads the whole layer. Raises FormatError, DigestMismatch."""
         stream = self.stream()
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from knarr.base import fastjson
 from knarr.base.errors import InvalidReference, NotFound, Unsupported, UsageError
+from knarr.content.stopping import breaking
 from knarr.content.store import Store
 from knarr.engine.imaging.blobs import Blobs, Counted, in_memory
 from knarr.engine.imaging.image import Image, Index, image_of
@@ -68,18 +69,23 @@ def open_image(text: str, *, platform: str = "", store: str | None = None) -> Im
 def resolved(source: Counted, text: str, platform: str = "") -> Image:
     """The image of an open source, which is closed when there is none."""
     try:
-        roots = source.roots()
-        if not platform and len(roots) == 1 and roots[0]["mediaType"] in mediatypes.MANIFESTS:
-            # The name means one image: looking at it needs no machine it runs on.
-            return image_of(Blobs(source), roots[0], text)
-        found = resolve(source.source, parse_platform(platform) if platform else host_platform())
-        # Read already, and not to be fetched again.
-        added: dict[str, Opener] = {digest: _bytes_opener(data) for digest, data in found.documents.items()}
-        source.fetched += sum(map(len, found.documents.values()))
-        return image_of(Blobs(source, added), found.descriptor, text)
+        with breaking(source.source.abort):
+            return _resolved(source, text, platform)
     except BaseException:
         source.close()
         raise
+
+
+def _resolved(source: Counted, text: str, platform: str) -> Image:
+    roots = source.roots()
+    if not platform and len(roots) == 1 and roots[0]["mediaType"] in mediatypes.MANIFESTS:
+        # The name means one image: looking at it needs no machine it runs on.
+        return image_of(Blobs(source), roots[0], text)
+    found = resolve(source.source, parse_platform(platform) if platform else host_platform())
+    # Read already, and not to be fetched again.
+    added: dict[str, Opener] = {digest: _bytes_opener(data) for digest, data in found.documents.items()}
+    source.fetched += sum(map(len, found.documents.values()))
+    return image_of(Blobs(source, added), found.descriptor, text)
 
 
 def _bytes_opener(data: bytes) -> Opener:
@@ -92,10 +98,11 @@ def open_any(text: str, *, store: str | None = None) -> Image | Index:
     """Open what a reference means, an index as an index; raises as ``open_image``."""
     source = Counted(source_of(text, store=store))
     try:
-        root = _root(source, text)
-        if root["mediaType"] in mediatypes.INDEXES:
-            return _index(Blobs(source), root, text)
-        return image_of(Blobs(source), root, text)
+        with breaking(source.source.abort):
+            root = _root(source, text)
+            if root["mediaType"] in mediatypes.INDEXES:
+                return _index(Blobs(source), root, text)
+            return image_of(Blobs(source), root, text)
     except BaseException:
         source.close()
         raise
