@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint bench bench-images conformance clean help arm64
+.PHONY: build demo test test-vm lint bench bench-images conformance conformance-registry clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -57,6 +57,10 @@ bench-images: build ## measure image jobs beside umoci; the image is made the fi
 conformance: build ## build and run the official conformance suite (downloads it; needs root)
 	@scripts/prepare system test
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tests/conformance/official.py $(ARGS)
+
+conformance-registry: build ## build and run the official suite for registries (downloads it)
+	@scripts/prepare system test
+	@$(PY) tests/conformance/distribution.py $(ARGS)
 
 arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci
