@@ -113,7 +113,7 @@ def test_environment(tmp_path: Path) -> None:
         ("seccomp=/a/b.json", {"seccomp": "/a/b.json"}),
         ("landlock=/a/rules.json", {"landlock": "/a/rules.json"}),
         ("apparmor=mine", {"apparmor": "mine"}),
-        ("apparmor=unconfined", {"apparmor": ""}),
+        ("apparmor=unconfined", {"apparmor": "unconfined"}),
         ("label=disable", {"selinux_label": ""}),
         ("label=a:b:c:s0", {"selinux_label": "a:b:c:s0"}),
     ],
@@ -122,7 +122,9 @@ def test_security_options(text: str, wanted: dict[str, Any]) -> None:
     assert options.parse_security([text]) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "x", "seccomp", "seccomp=", "landlock=", "no-new-privileges=maybe", "label=type:x", "x=y"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "seccomp", "seccomp=", "landlock=", "no-new-privileges=maybe", "label=type:x", "x=y"]
+)
 def test_unknown_security_options(text: str) -> None:
     with pytest.raises(UsageError, match="security option"):
         options.parse_security([text])

@@ -1,8 +1,9 @@
-"""The black-box kit of tests/runtime, here too."""
+"""The black-box kits of tests/runtime and tests/engine, here too."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+for room in ("runtime", "engine"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / room))

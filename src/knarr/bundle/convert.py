@@ -314,8 +314,9 @@ def _secure(config: dict[str, Any], options: RunOptions, user: ContainerUser, fa
     process, linux = config["process"], config["linux"]
     process["capabilities"] = capability_sets(options, user, facts)
     process["noNewPrivileges"] = not (options.allow_new_privs or options.privileged)
-    if options.apparmor:
-        process["apparmorProfile"] = options.apparmor
+    profile = options.apparmor or ("" if options.privileged else facts.apparmor)
+    if profile and profile != "unconfined":
+        process["apparmorProfile"] = profile
     if options.selinux_label:
         process["selinuxLabel"] = options.selinux_label
     seccomp: Any = options.seccomp

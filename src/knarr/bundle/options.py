@@ -63,7 +63,7 @@ class RunOptions(Record):
     allow_new_privs: bool = False
     privileged: bool = False
     seccomp: str | Mapping[str, Any] = "default"  # "default", "unconfined" or linux.seccomp of config.json
-    apparmor: str = ""
+    apparmor: str = ""  # a profile's name, "unconfined", or "": knarr's own where the machine has AppArmor
     selinux_label: str = ""
     mounts: tuple[VolumeMount, ...] = ()
     ulimits: tuple[Ulimit, ...] = ()
@@ -91,4 +91,5 @@ class Facts(Record):
     gid_map: tuple[tuple[int, int, int], ...] = ()
     capabilities: tuple[str, ...] = ()  # what this process may hand out; empty: all that there are
     devices: tuple[Mapping[str, Any], ...] = ()
+    apparmor: str = ""  # the profile of a container that names none
     thermal_paths: tuple[str, ...] = ()  # /sys/devices/system/cpu/cpu*/thermal_throttle: they tell of other loads

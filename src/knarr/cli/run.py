@@ -92,7 +92,8 @@ def add_container_options(parser: Parser) -> None:
     group.add_argument("--cap-add", action="append", default=[], metavar="NAME", help="add a capability (or ALL)")
     group.add_argument("--cap-drop", action="append", default=[], metavar="NAME", help="take one away (or ALL)")
     group.add_argument("--security-opt", action="append", default=[], metavar="OPTION",
-                       help="seccomp=FILE|unconfined, landlock=FILE, apparmor=PROFILE, label=LABEL")  # fmt: skip
+                       help="seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, landlock=FILE, "
+                       "label=LABEL")  # fmt: skip
     group.add_argument("--allow-new-privs", action="store_true", help="let sudo, ping and the like gain rights")
     group.add_argument("--sysctl", action="append", default=[], metavar="NAME=VALUE", help="a kernel setting inside")
     group.add_argument("--privileged", action="store_true", help="lift nearly all protection; for trusted programs")

@@ -16,7 +16,7 @@ from knarr.base.record import Record
 from knarr.bundle import users
 from knarr.bundle.convert import arguments, to_runtime_spec, volume_paths
 from knarr.bundle.options import RunOptions
-from knarr.engine import host, ids, images, netfiles, records, rootfs
+from knarr.engine import apparmor, host, ids, images, netfiles, records, rootfs
 from knarr.engine.names import random_name
 from knarr.engine.records import Container
 
@@ -91,6 +91,11 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     if note:
         notes.append(note)
     facts = host.facts(privileged=options.privileged)
+    if not options.apparmor and not options.privileged:
+        profile, note = apparmor.default_profile()
+        facts = facts.replace(apparmor=profile)
+        if note:
+            notes.append(note)
     own = ids.of_range(ids.candidate(), count) if count else None
     if own is not None:
         facts = facts.replace(uid_map=own.uids, gid_map=own.gids)

@@ -210,14 +210,14 @@ def parse_security(entries: Iterable[str]) -> dict[str, Any]:
         elif key == "landlock" and value:
             found["landlock"] = value
         elif key == "apparmor" and value:
-            found["apparmor"] = "" if value == "unconfined" else value
+            found["apparmor"] = value
         elif key == "label" and value == "disable":
             found["selinux_label"] = ""
         elif key == "label" and value.count(":") >= 3:
             found["selinux_label"] = value
         else:
-            known = "seccomp=FILE|unconfined, landlock=FILE, no-new-privileges[=true|false], apparmor=PROFILE, "
-            known += "label=LABEL|disable"
+            known = "seccomp=FILE|unconfined, landlock=FILE, no-new-privileges[=true|false], "
+            known += "apparmor=PROFILE|unconfined, label=LABEL|disable"
             raise UsageError(f"security option {entry!r} is not known", hint=f"there is {known}")
     return found
 
