@@ -110,16 +110,18 @@ def landlock_rules(config: dict[str, Any], host: Host, slots: _Slots) -> list[Op
     return landlock_ops(config, host.landlock, slots.new())
 
 
-def seccomp_argument(config: dict[str, Any], seccomp: bytes | None) -> tuple[int, bytes] | None:
-    """Flags and filter for the ``seccomp`` operation."""
+def seccomp_ops(config: dict[str, Any], seccomp: bytes | None) -> list[Op]:
+    """The operation that loads the filter."""
     if seccomp is None:
-        return None
+        return []
     from knarr.plan.seccomp import filter_flags  # cold: only with a profile
 
     profile = (config.get("linux") or {}).get("seccomp") or {}
+    pointer = "/linux/seccomp"
     if RAW_FILTER in (config.get("annotations") or {}):  # of the profile, only flags have a meaning then
         profile = {key: value for key, value in profile.items() if key == "flags"}
-    return filter_flags(profile), seccomp
+        pointer = f"/annotations/{RAW_FILTER}"
+    return [Op("seccomp", (filter_flags(profile),), (seccomp,), pointer)]
 
 
 def plan_container(
@@ -211,7 +213,7 @@ def plan_container(
         process,
         capabilities=masks,
         hooks=[hook_op(hook, f"/hooks/startContainer/{n}") for n, hook in enumerate(hooks.get("startContainer") or ())],
-        seccomp=seccomp_argument(config, seccomp),
+        seccomp=seccomp_ops(config, seccomp),
         set_rlimits=not by_init,
         setgroups_denied=setgroups_deny or host.setgroups_denied or keeps_groups(config),
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],

@@ -7,7 +7,7 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_argument
+from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_ops
 from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, search_path
@@ -100,7 +100,7 @@ def plan_exec(
         process,
         capabilities=masks,
         hooks=[],
-        seccomp=seccomp_argument(config, seccomp),
+        seccomp=seccomp_ops(config, seccomp),
         set_rlimits=not by_parent,
         setgroups_denied=denied or host.setgroups_denied or keep_groups,
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],

@@ -139,7 +139,7 @@ def process_tail(
     *,
     capabilities: dict[str, int],
     hooks: list[Op],
-    seccomp: tuple[int, bytes] | None,
+    seccomp: list[Op],
     set_rlimits: bool,
     setgroups_denied: bool,
     keep: list[tuple[int, int]],
@@ -148,13 +148,12 @@ def process_tail(
     """Everything from "all mounts are made" to exec, in the order that keeps each step possible.
 
     ``capabilities`` are masks of the five sets; ``hooks`` are the startContainer hooks; ``keep`` are (slot, descriptor
-    number) to survive the exec; ``landlock`` are the operations of its rules.
+    number) to survive the exec; ``landlock`` and ``seccomp`` are the operations of its rules and filter.
     """
     user = process.get("user") or {}
     uid, gid, groups = user.get("uid", 0), user.get("gid", 0), dict.fromkeys(user.get("additionalGids") or ())
     no_new_privs = bool(process.get("noNewPrivileges"))
     tail: list[Op] = []
-    filter_op = [Op("seccomp", (seccomp[0],), (seccomp[1],), "/linux/seccomp")] if seccomp else []
     tail.append(Op("umask", (user.get("umask", 0o022),), (), "/process/user/umask"))
     tail.append(Op("own_stdio", (uid,), (), "/process/user/uid"))
     # As root first, for a directory only root may enter; again below as the user, whom alone it may be open to.
@@ -179,8 +178,8 @@ def process_tail(
     # The filter as late as can be: all that follows it must pass it. Without no_new_privs loading it takes
     # CAP_SYS_ADMIN, which is still permitted after `user` with KEEP_CAPS, but not after `capabilities`.
     if no_new_privs:
-        tail += [capset, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *landlock, *filter_op]
+        tail += [capset, Op("no_new_privs", (), (), "/process/noNewPrivileges"), *landlock, *seccomp]
     else:
-        tail += [*landlock, *filter_op, capset]
+        tail += [*landlock, *seccomp, capset]
     tail.append(Op("exec", (len(arguments),), (*arguments, *(process.get("env") or ())), "/process/args"))
     return tail

@@ -101,6 +101,7 @@ class Process:
             on_answered=self.on_answered,
             waits=waits,
             words=(self.id,),
+            memory=_memory_limit(self.config),
         )
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
@@ -371,6 +372,14 @@ class Created(Process):
             if fd >= 0:
                 os.close(fd)
         self.fd = self._root_fd = -1
+
+
+def _memory_limit(config: dict[str, Any]) -> str:
+    """The JSON pointer of the memory limit; "" without one."""
+    resources = (config.get("linux") or {}).get("resources") or {}
+    if "memory.max" in (resources.get("unified") or {}):
+        return "/linux/resources/unified/memory.max"
+    return "/linux/resources/memory/limit" if (resources.get("memory") or {}).get("limit", -1) > 0 else ""
 
 
 def _make(groups: CgroupPlan) -> None:

@@ -31,6 +31,10 @@ from struct import unpack_from
 
 from knarr.base.errors import CommandNotExecutable, CommandNotFound, HookError, InitError, KnarrError, SafetyViolation
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 ST_NOEXEC = 8
 PT_INTERP = 3
 # e_machine of ELF -> name as uname has it
@@ -133,6 +137,9 @@ def init_error(
         words = arguments.get("argv_env")
         arguments = {**arguments, "name": words[0] if isinstance(words, list) and words else ""}
     what = doing(kind, arguments)
+    if kind == "exec" and number == E2BIG:
+        where, why = too_long(arguments.get("argv_env"), arguments.get("argc"))
+        return CommandNotExecutable(where or "/process/args", what, number, why=why)
     if kind == "hook":
         return hook_error(pointer, str(arguments.get("path", "")), detail, number)
     if kind in ("find_program", "exec"):
@@ -149,7 +156,29 @@ def init_error(
         shown = detail.split(b"\0")[0].decode("utf-8", "replace")
         if shown and not shown.startswith("/"):
             return SafetyViolation("working directory", str(arguments.get("path", "")), "it lies outside of the root")
-    return InitError(pointer, what, number, hint=_general_hint(kind, number))
+    return InitError(pointer, what, number, hint=_general_hint(kind, number, pointer))
+
+
+def too_long(words: object, count: object) -> tuple[str, str]:
+    """Where and why execve(2) said E2BIG, of arguments and then, from ``count`` on, variables; "" if not known.
+
+    One may have MAX_ARG_STRLEN bytes (32 pages) with its NUL, all of them a quarter of RLIMIT_STACK.
+    """
+    kernel = os.strerror(E2BIG).lower()
+    if not isinstance(words, list) or not isinstance(count, int):
+        return "", kernel
+    sizes = [len(os.fsencode(word)) + 1 for word in words]
+    most = 32 * os.sysconf("SC_PAGE_SIZE")
+    for number, size in enumerate(sizes):
+        if size > most:
+            where = f"args/{number}" if number < count else f"env/{number - count}"
+            what = "argument" if number < count else "variable"
+            return f"/process/{where}", f"{kernel}: this {what} has {size - 1} bytes, the kernel takes {most - 1}"
+    arguments, variables = sum(sizes[:count]), sum(sizes[count:])
+    why = (
+        f"{kernel}: arguments have {arguments} bytes, variables {variables}, the kernel takes a quarter of RLIMIT_STACK"
+    )
+    return "/process/env" if variables > arguments else "/process/args", why
 
 
 def _mount_trouble(number: int, detail: bytes, target: str) -> str:
@@ -164,7 +193,11 @@ def _mount_trouble(number: int, detail: bytes, target: str) -> str:
     return f"{kernel}: {'; '.join(said)}"
 
 
-def _general_hint(kind: str, number: int) -> str:
+def _general_hint(kind: str, number: int, pointer: str) -> str:
+    if pointer.startswith("/annotations/run.oci.seccomp_bpf_data"):
+        return "these are not the instructions of a filter as seccomp(2) takes it" if number == EINVAL else ""
+    if kind == "setns" and number == EINVAL and pointer:
+        return "nobody can enter the user namespace that he is in"
     if kind in ("bind_root", "open_root") and number in (ELOOP, ENOTDIR):
         return "the root must be a real directory, not a symbolic link"
     if kind in ("mount", "bind") and number == ELOOP:
@@ -370,7 +403,15 @@ def _format(head: bytes, machine: str) -> str:
     return "is neither a program for this kernel nor a script that starts with #!"
 
 
-def later_error(kind: str, pointer: str, text: str, number: int, detail: bytes) -> KnarrError:
-    """``init_error`` for an operation of which only kind, pointer and subject were recorded at creation."""
+def later_error(
+    kind: str, pointer: str, text: str, number: int, detail: bytes, *, process: dict[str, Any] | None = None
+) -> KnarrError:
+    """``init_error`` for an operation of which only kind, pointer and subject were recorded at creation.
+
+    ``process`` is the section of config.json, for what only that explains.
+    """
     names = {"user": (), "exec": ("name",), "find_program": ("name",), "hostname": ("name",)}.get(kind, ("path",))
-    return init_error(kind or "start the container", dict.fromkeys(names, text), pointer, number, detail)
+    arguments: dict[str, object] = dict.fromkeys(names, text)
+    if kind == "exec" and process:
+        arguments |= {"argv_env": [*process["args"], *(process.get("env") or ())], "argc": len(process["args"])}
+    return init_error(kind or "start the container", arguments, pointer, number, detail)

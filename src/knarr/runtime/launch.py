@@ -250,7 +250,7 @@ class Launch(Control):
     end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
     """
 
-    __slots__ = ("early", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
+    __slots__ = ("early", "memory", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
 
     def __init__(
         self,
@@ -264,11 +264,13 @@ class Launch(Control):
         on_answered: Callable[[int], None],
         waits: bool,
         words: tuple[str, ...] = (),
+        memory: str = "",
     ) -> None:
         self.on_pid = on_pid
         self.on_sync = on_sync
         self.on_answered = on_answered
         self.waits = waits
+        self.memory = memory  # where config.json limits it
         self.synced = 0
         self.early = 0
         self.pid = 0
@@ -318,10 +320,11 @@ class Launch(Control):
     def ended(self) -> None:
         if self.synced >= SYNC_READY and not (self.waits and ended(self.pidfd)):
             return
-        raise InitError("", "set up the container", 0, why=self._how_it_ended())
+        pointer, why = self._how_it_ended()
+        raise InitError(pointer, "set up the container", 0, why=why)
 
-    def _how_it_ended(self) -> str:
-        """Why the child is gone without a word: it was killed."""
+    def _how_it_ended(self) -> tuple[str, str]:
+        """Why the child is gone without a word: it was killed. With the field of config.json that may have done it."""
         code: int | None = None
         if self.stage:
             stage, self.stage = self.stage, 0
@@ -330,9 +333,12 @@ class Launch(Control):
         elif self.pidfd >= 0:
             code = reap(self.pidfd)
         if code is None or code < 128:
-            return "its init ended without a word" if code is None else f"its init ended with status {code}"
-        hint = {137: " (is the memory limit too low?)", 159: " (the seccomp filter does not let it work)"}.get(code, "")
-        return f"its init was killed by signal {code - 128}{hint}"
+            return "", "its init ended without a word" if code is None else f"its init ended with status {code}"
+        pointer, hint = {
+            137: (self.memory, " (is the memory limit too low?)"),
+            159: ("/linux/seccomp", " (the seccomp filter does not let it work)"),
+        }.get(code, ("", ""))
+        return pointer, f"its init was killed by signal {code - 128}{hint}"
 
     def kill(self, patience: float) -> None:
         """End the child, whatever it is doing, and reap it; waits ``patience`` seconds for its end at most.

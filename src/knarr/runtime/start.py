@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
-from errno import EACCES
+from errno import E2BIG, EACCES
 from time import monotonic, sleep
 
 from knarr.base import fastjson
@@ -117,7 +117,8 @@ def connect(fd: int, state: State) -> Control:
 
         position = index - state.tail_index
         kind, pointer, text = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
-        error = later_error(kind, pointer, text, number, detail)
+        process = record.config(fd)["process"] if kind == "exec" and number == E2BIG else None
+        error = later_error(kind, pointer, text, number, detail, process=process)
         if kind == "exec" and number == EACCES and any(each[0] == "landlock_restrict" for each in state.tail):
             error.hint = LANDLOCK_HINT
         return error

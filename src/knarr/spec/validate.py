@@ -86,6 +86,9 @@ def config_warnings(config: dict[str, Any]) -> Found:
                     add(f"/mounts/{index}/options", f"{shown(option)} is for a file system, a bind mount ignores it")
     if not any(entry["type"] == "mount" for entry in config.get("linux", {}).get("namespaces", ())):
         add("/linux/namespaces", "has no mount namespace: the root is a chroot, which root inside can leave")
+    for platform in ("solaris", "windows", "vm", "zos", "freebsd"):
+        if platform in config:
+            add(f"/{platform}", "is for another kind of container, ignored")
     process = config.get("process", {})
     if process.get("user", {}).get("username"):
         add("/process/user/username", "has no meaning on Linux")

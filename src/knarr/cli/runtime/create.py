@@ -18,7 +18,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     preserve = making.preserved(options)
     bundle, config, raw = making.read_bundle(options)
     making.warn(config, context.log)
-    making.check_terminal(config["process"], options, detach=True)
+    making.check_terminal(config["process"], options, detach=True, document="config.json")
     making.add_listen_fds(config["process"])
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
     pidfd_socket = making.pidfd_socket(options)

@@ -136,15 +136,22 @@ def _connect(path: str, what: str) -> socket:
     return sock
 
 
-def check_terminal(process: dict[str, Any], options: dict[str, Any], *, detach: bool) -> None:
-    """Raise UsageError when the terminal that is asked for and the console socket do not go together."""
+def check_terminal(process: dict[str, Any], options: dict[str, Any], *, detach: bool, document: str = "") -> None:
+    """Raise UsageError when the terminal that is asked for and the console socket do not go together.
+
+    ``document`` is the config.json with that process; none for ``exec``.
+    """
+    where = f"{document} /process/terminal: " if document else ""
     terminal, has_socket = bool(process.get("terminal")), bool(options.get("console-socket"))
     if terminal and detach and not has_socket:
         raise UsageError(
-            "the process wants a terminal, but there is no console socket to send it to", hint="add --console-socket"
+            f"{where}the process wants a terminal, but there is no console socket to send it to",
+            hint="add --console-socket",
         )
     if has_socket and not terminal:
-        raise UsageError("there is a console socket, but the process wants no terminal", hint="set process.terminal")
+        raise UsageError(
+            f"{where}there is a console socket, but the process wants no terminal", hint="set process.terminal"
+        )
     if has_socket and not detach:
         raise UsageError("a console socket is of use only with --detach")
 

@@ -21,7 +21,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     wanted = criu_options(options)
     bundle, config, _ = making.read_bundle(options)
     terminal = bool(config["process"].get("terminal"))
-    making.check_terminal(config["process"], options, detach=detach)
+    making.check_terminal(config["process"], options, detach=detach, document="config.json")
     if options.get("no-pivot"):
         context.log.warning("--no-pivot is of no use to restore: it is CRIU that makes the root")
     own = Terminal() if terminal and not detach else None

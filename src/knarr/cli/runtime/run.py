@@ -24,7 +24,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     bundle, config, raw = making.read_bundle(options)
     making.warn(config, context.log)
     terminal = bool(config["process"].get("terminal"))
-    making.check_terminal(config["process"], options, detach=detach)
+    making.check_terminal(config["process"], options, detach=detach, document="config.json")
     making.add_listen_fds(config["process"])
     own = Terminal() if terminal and not detach else None
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
