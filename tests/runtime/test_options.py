@@ -117,6 +117,34 @@ def test_the_process_s_descriptor_is_sent(runtime: Runtime, bundle: Bundle, tmp_
         os.close(pidfd)
 
 
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_the_receiver_of_the_annotation(runtime: Runtime, bundle: Bundle, tmp_path: Path, verb: str) -> None:
+    if runtime.name == "runc":
+        pytest.skip("the annotation is crun's")
+    path = tmp_path / "receiver"
+    bundle.config["annotations"] = {"run.oci.pidfd_receiver": str(path)}
+    id = runtime.new_id()
+    with listening(path) as server:
+        detach = ["--detach"] if verb == "run" else []
+        runtime.ok(verb, *detach, "--bundle", bundle.write("sleep", "1000"), id)
+        word, pidfd = received(server)
+    try:
+        assert word == b" "
+        shown = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        assert f"\nPid:\t{runtime.state(id)['pid']}\n" in shown
+    finally:
+        os.close(pidfd)
+
+
+def test_nobody_at_the_receiver(ours: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.config["annotations"] = {"run.oci.pidfd_receiver": str(tmp_path / "none")}
+    id = ours.new_id()
+    done = ours("create", "--bundle", bundle.write("true"), id)
+    assert done.returncode == 1
+    assert "config.json /annotations/run.oci.pidfd_receiver" in done.stderr
+    assert left_behind(ours, id) == []
+
+
 def test_nobody_at_the_pidfd_socket(ours: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     id = ours.new_id()
     done = ours("create", "--pidfd-socket", str(tmp_path / "none"), "--bundle", bundle.write("true"), id)

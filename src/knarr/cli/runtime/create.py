@@ -38,6 +38,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
             making.log_findings("config.json", created.plan.warnings, context.log)
             making.write_pid(options, created.pid)
             making.send_pidfd(pidfd_socket, b"standard", created.pidfd)
+            making.tell_receiver(config, created.pidfd)
         except BaseException as error:
             undo(created, error)
             raise

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
 
+PIDFD_RECEIVER = "run.oci.pidfd_receiver"
 CONSOLE_PATIENCE = 10.0
 """Seconds the listener of a console socket may take to accept."""
 
@@ -111,6 +112,13 @@ def send_pidfd(sock: socket | None, word: bytes, pidfd: int) -> None:
         raise FileError("send the process's descriptor to", "the pidfd socket", error.errno or EPIPE) from None
     finally:
         sock.close()
+
+
+def tell_receiver(config: dict[str, Any], pidfd: int) -> None:
+    """Send the process's descriptor to the socket that crun's annotation names, if there is one. Raises FileError."""
+    path = (config.get("annotations") or {}).get(PIDFD_RECEIVER)
+    if path:
+        send_pidfd(_connect(path, f"config.json /annotations/{PIDFD_RECEIVER}"), b" ", pidfd)
 
 
 def _connect(path: str, what: str) -> socket:

@@ -50,6 +50,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
                 making.log_findings("config.json", created.plan.warnings, context.log)
                 making.write_pid(options, created.pid)
                 making.send_pidfd(pidfd_socket, b"standard", created.pidfd)
+                making.tell_receiver(config, created.pidfd)
                 if detach:
                     if created.notify is not None:
                         _until_ready(created, signals.fd)
