@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(params=["root"] if os.geteuid() == 0 else ["self"])
+@pytest.fixture(params=enginekit.kinds())
 def person(request: pytest.FixtureRequest) -> Iterator[enginekit.Person]:
     folder = Path(tempfile.mkdtemp(prefix="knarr-test-", dir="/var/tmp"))
     folder.chmod(0o755)

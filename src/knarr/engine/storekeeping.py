@@ -191,7 +191,9 @@ def _with_parents(unpacked: dict[str, Snapshot], chains: set[str]) -> set[str]:
 
 
 def _tree_size(path: str) -> int:
-    """Bytes that the files of a directory take on the disk; what vanishes meanwhile does not count."""
+    """Bytes that the files of a directory take on the disk; what vanishes meanwhile, or what this user may not look
+    into (overlayfs's own work directory has mode 0, a container's files may belong to its ids), does not count.
+    """
     total = 0
     todo = [path]
     while todo:
@@ -202,7 +204,7 @@ def _tree_size(path: str) -> int:
                     total += facts.st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         todo.append(entry.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             continue
         except OSError as error:
             raise FileError("read", path, error.errno or 0) from None
