@@ -191,8 +191,10 @@ def _with_parents(unpacked: dict[str, Snapshot], chains: set[str]) -> set[str]:
 
 
 def _tree_size(path: str) -> int:
-    """Bytes that the files of a directory take on the disk; what vanishes meanwhile, or what this user may not look
-    into (overlayfs's own work directory has mode 0, a container's files may belong to its ids), does not count.
+    """Bytes that the files of a directory take on the disk.
+
+    What vanishes meanwhile, or what this user may not look into (overlayfs's own work directory has mode 0, a
+    container's files may belong to its ids), does not count.
     """
     total = 0
     todo = [path]
