@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +68,74 @@ def test_the_same_is_seen(where: Path, image: str, options: list[str]) -> None:
     seen = {
         name: said(person(where, name), *options, image, "sh", "-c", look, KNARR_DRIVER=name) for name in driver.DRIVERS
     }
-    assert seen["erofs"] == seen["overlay"] == seen["copy"]
+    assert seen["erofs"] == seen["erofs-loop"] == seen["overlay"] == seen["copy"]
     assert "busybox" in seen["erofs"]
-    assert enginekit.leftovers(where / "erofs") == []
+    for name in driver.MOUNTED:
+        assert enginekit.leftovers(where / name) == []
+    assert attached(where) == []
+
+
+def attached(where: Path) -> list[str]:
+    """Files of this test that are loop devices; they cease to be a moment after the last mount has gone."""
+    until = time.monotonic() + 10
+    while (found := _attached(where)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def _attached(where: Path) -> list[str]:
+    found = []
+    for place in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.append(place.read_text().strip())
+        except OSError:
+            pass  # it has just gone
+    return [path for path in found if path.startswith(f"{where}/")]
+
+
+def begin(who: enginekit.Person, *words: str) -> subprocess.Popen[bytes]:
+    environment = {**who.environment, "KNARR_DRIVER": "erofs-loop"}
+    command = who.command("run", "--rm", *words)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("options", [[], ["--userns", "host"]])
+def test_loop_devices_are_there_as_long_as_the_container(where: Path, image: str, options: list[str]) -> None:
+    who = person(where, "loops")
+    wait = ["-u", "0", *options, image, "sh", "-c", "echo up; sleep 1000"]
+    running = [begin(who, "--name", name, *wait) for name in ("one", "two")]
+    try:
+        for process in running:
+            assert process.stdout
+            assert process.stdout.readline() == b"up\n"
+        assert len(_attached(where)) == 4, "an index and a tar for each"
+        assert who.knarr("rm", "-f", "one").returncode == 0
+        running[0].wait(10)
+        said = who.knarr("exec", "two", "cat", "/data/file")
+        assert said.stdout == b"of the image\n", said.stderr
+        assert len(_attached(where)) == 2
+    finally:
+        for name in ("one", "two"):
+            who.knarr("rm", "-f", name)
+        for process in running:
+            process.communicate(timeout=10)
+    assert attached(where) == []
+
+
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.25, 0.35, 0.45, 0.6])
+def test_no_loop_device_is_left_by_a_run_that_is_killed(where: Path, image: str, after: float) -> None:
+    who = person(where, "killed")
+    name = f"k{int(after * 100)}"
+    process = begin(who, "--name", name, image, "sh", "-c", "sleep 1000")
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        pass
+    process.kill()
+    process.wait()
+    who.knarr("rm", "-f", name)
+    process.communicate(timeout=10)
+    assert attached(where) == []
 
 
 def test_nothing_is_extracted_and_all_of_it_is_removed_with_the_image(where: Path, image: str) -> None:
@@ -90,18 +157,27 @@ def test_an_image_that_is_unpacked_stays_so(where: Path, image: str) -> None:
 
 
 def test_where_files_cannot_be_mounted_images_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = [False]
+
     def chosen(kind: str, kernel: tuple[int, int], path: str = "/var/lib/knarr") -> str:
         driver._kept.clear()
         monkeypatch.setattr(hostroot, "file_system", lambda _: kind)
         monkeypatch.setattr(host, "kernel", lambda: kernel)
+        monkeypatch.setattr(driver, "_loops", lambda: loops[-1])
         return driver.driver(Places(path, places().state))
 
     monkeypatch.delenv("KNARR_DRIVER", raising=False)
     try:
         assert chosen("ext4", (6, 12)) == "erofs"
+        loops.append(False)
         assert chosen("ext4", (6, 11)) == "overlay"
         assert chosen("tmpfs", (6, 12)) == "overlay"
         assert chosen("ext4", (6, 12), "/" + "p" * 109) == "overlay", "no path of a tar may have over 255 bytes"
+        loops.append(True)
+        assert chosen("ext4", (6, 12)) == "erofs"
+        assert chosen("ext4", (6, 12), "/" + "p" * 109) == "erofs-loop"
+        assert chosen("tmpfs", (6, 12)) == chosen("ext4", (6, 11)) == chosen("ext4", (6, 4)) == "erofs-loop"
+        assert chosen("ext4", (6, 3)) == "overlay"
         assert chosen("ext4", (6, 12), "/" + "p" * 108) == "erofs"
         assert chosen("overlay", (6, 12)) == "copy"
     finally:

@@ -1,6 +1,7 @@
 """How the roots of containers are made from the layers of images: mounted, overlaid or copied.
 
     erofs      layers stay tars, an index of them is mounted (layer/erofs.py): root, Linux 6.12, nothing is extracted
+    erofs-loop the same by loop devices, where the kernel does not mount from files: Linux 6.4
     overlay    each layer is unpacked once (layer/snapshot.py): also for ordinary users
     copy       each container gets a copy: where overlayfs cannot be used
 
@@ -19,7 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from knarr.engine.paths import Places
 
-DRIVERS = ("erofs", "overlay", "copy")
+DRIVERS = ("erofs", "erofs-loop", "overlay", "copy")
+MOUNTED = ("erofs", "erofs-loop")
+"""Those that leave layers the tars they are."""
 # File systems that overlayfs does not take as its writable layer.
 _NO_UPPER = frozenset(("overlay", "nfs", "nfs4", "ecryptfs", "vfat", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "9p"))
 # Those in whose files the kernel mounts EROFS: it wants to read them by pages, which tmpfs and overlayfs do not offer.
@@ -37,8 +40,8 @@ def driver(where: Places) -> str:
     asked = os.environ.get("KNARR_DRIVER", "")
     if asked not in ("", *DRIVERS):
         raise UsageError(f"KNARR_DRIVER {asked!r} is not known", hint=f"there are {', '.join(DRIVERS)}")
-    if asked == "erofs" and host.rootless():
-        raise UsageError("KNARR_DRIVER erofs is for root", hint="the kernel lets nobody else mount an image")
+    if asked in MOUNTED and host.rootless():
+        raise UsageError(f"KNARR_DRIVER {asked} is for root", hint="the kernel lets nobody else mount an image")
     if asked:
         return asked
     if where.store not in _kept:
@@ -46,10 +49,24 @@ def driver(where: Places) -> str:
         usable = host.overlay() and kind not in _NO_UPPER
         if host.rootless() and host.kernel() < (5, 11):
             usable = False  # no overlayfs in user namespaces before
-        mountable = usable and not host.rootless() and host.kernel() >= (6, 12) and kind in _FILES_MOUNTABLE
-        mountable = mountable and len(os.fsencode(where.tars)) <= _LONGEST
-        _kept[where.store] = "erofs" if mountable and _knows_erofs() else "overlay" if usable else "copy"
+        mounted = _mounted(kind, where.tars) if usable and not host.rootless() else ""
+        _kept[where.store] = mounted or ("overlay" if usable else "copy")
     return _kept[where.store]
+
+
+def _mounted(kind: str, tars: str) -> str:
+    """How root mounts images from tars in a file system of this kind; "" if the kernel cannot."""
+    kernel = host.kernel()
+    if kernel < (6, 4) or not _knows_erofs():
+        return ""  # blocks of 512 bytes, as tars have them, came with 6.4
+    if kernel >= (6, 12) and kind in _FILES_MOUNTABLE and len(os.fsencode(tars)) <= _LONGEST:
+        return "erofs"
+    return "erofs-loop" if _loops() else ""
+
+
+def _loops() -> bool:
+    """Whether there are loop devices, and new ones appear when they are asked for: not so in another's container."""
+    return os.access("/dev/loop-control", os.R_OK | os.W_OK) and hostroot.file_system("/dev") == "devtmpfs"
 
 
 def existing(path: str) -> str:

@@ -174,7 +174,7 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
 
     Returns the chainID of the top one, and whether it is to be mounted from tars (driver.py says when).
     """
-    from knarr.engine.driver import driver
+    from knarr.engine.driver import MOUNTED, driver
     from knarr.layer.chain import chain_ids
     from knarr.layer.snapshot import NO_LAYERS
     from knarr.layer.source import layers_of
@@ -183,7 +183,7 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
     found = layers_of(store, image.manifest, image.image_config())
     progress = checked(watcher.unpacked if watcher else None)
     chain = (chain_ids([layer.diff_id for layer in found]) or [NO_LAYERS])[-1]
-    if driver(where) == "erofs" and not snapshots(where).has(chain):
+    if driver(where) in MOUNTED and not snapshots(where).has(chain):
         try:
             return tars(where).ensure(found, progress=progress), True
         except Unsupported:

@@ -82,6 +82,7 @@ def _mounted(where: Places, folder: str, ready: Ready, ids: IdMap | None) -> Roo
         work=f"{folder}/work",
         apart=ids is not None,
         image=(f"{folder}/image", image.index, *image.tars),
+        loops=driver(where) == "erofs-loop",
     )
     return Rootfs(root, f"{folder}/root")
 

@@ -209,7 +209,7 @@ static long mount_target(int root, const char *path, u64 flags, const char *fsty
 }
 
 /* The kernel's own words about a refused option, into the ERROR's detail. */
-static long with_log(int context, long error)
+long with_log(int context, long error)
 {
     u8 line[1024];
     long got;

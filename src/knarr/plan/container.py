@@ -17,7 +17,7 @@ from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, p
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
 from knarr.plan.resctrl import plan_rdt
-from knarr.plan.root import Root, root_apart, root_ops
+from knarr.plan.root import Root, image_ops, root_apart, root_ops
 from knarr.plan.schedule import BY_PARENT, schedule_ops
 from knarr.spec.grammar import sysctl_path
 
@@ -163,6 +163,7 @@ def plan_container(
     hooks = config.get("hooks") or {}
     opened: dict[int, int] = {}
     root = root or Root("bind", _root_path(config, bundle))
+    image_slot = slots.new() if root.image else NO_SLOT
 
     plan = _before_clone(
         config,
@@ -172,13 +173,14 @@ def plan_container(
         proc,
         root=root,
         root_slot=root_slot,
+        image_slot=image_slot,
         user_slot=user_slot,
         opened=opened,
         bundle=bundle,
     )
     plan += _identity(config, spaces, options, id=id, asks=new_user and not by_init, host=host, proc=proc)
     own_mounts = spaces.own("mount")
-    plan += root_ops(root, root_slot, linux, slots.new, own_mounts=own_mounts)
+    plan += root_ops(root, root_slot, linux, image_slot=image_slot, own_mounts=own_mounts)
     context = MountContext(
         host,
         bundle=bundle,
@@ -281,6 +283,7 @@ def _before_clone(
     *,
     root: Root,
     root_slot: int,
+    image_slot: int,
     user_slot: int,
     opened: dict[int, int],
     bundle: str,
@@ -300,8 +303,11 @@ def _before_clone(
     plan += shifting
     if not host.in_userns and host.euid == 0:
         plan.append(Op("dumpable", (0,), (), ""))
+    plan += image_ops(root, image_slot)
     if root.apart:
-        plan += root_apart(config, root, root_slot, slots.new, user_slot=user_slot, opened=opened)
+        plan += root_apart(
+            config, root, root_slot, slots.new, image_slot=image_slot, user_slot=user_slot, opened=opened
+        )
     for position, entry in enumerate(config.get("mounts") or ()):
         options = entry.get("options") or ()
         apart = is_bind(entry) and "remount" not in options and _opened_before(options, host, user_slot)

@@ -106,6 +106,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     # in a container that runs
     "unmount": (90, ("root",), ("target",)),
     "label": (95, ("root",), ("path", "label")),
+    # as new_tree, from files that loop devices make devices of
+    "loop_tree": (96, ("slot", "attr"), ("fstype", "source", "devices*")),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

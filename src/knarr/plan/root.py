@@ -26,7 +26,7 @@ class Root(Record):
     be shown at a place, or where they are, with the container's ids, before the overlay is mounted over them.
 
     ``image`` are a directory, the path of an EROFS index and those of the tars it is about, bottom first: mounted there
-    before the overlay, whose lower layer it is (layer/erofs.py).
+    before the overlay, whose lower layer it is (layer/erofs.py). With ``loops`` by loop devices, not from the files.
     """
 
     kind: str
@@ -40,11 +40,23 @@ class Root(Record):
     apart: bool = False
     shifted: tuple[tuple[str, str], ...] = ()
     image: tuple[str, ...] = ()
+    loops: bool = False
 
 
-def root_ops(
-    root: Root, slot: int, linux: dict[str, Any], new_slot: Callable[[], int], *, own_mounts: bool
-) -> list[Op]:
+def image_ops(root: Root, slot: int) -> list[Op]:
+    """The image's index as a tree that is mounted nowhere yet, made by the first stage.
+
+    Before the container's cgroup is entered, whose devices need not include loop devices.
+    """
+    if not root.image:
+        return []
+    _, index, *tars = root.image
+    if root.loops:
+        return [Op("loop_tree", (slot, RDONLY), ("erofs", index, *tars), "/root")]
+    return [Op("new_tree", (slot, RDONLY), ("erofs", index, *(f"device={tar}" for tar in tars)), "/root")]
+
+
+def root_ops(root: Root, slot: int, linux: dict[str, Any], *, image_slot: int, own_mounts: bool) -> list[Op]:
     """The root as a descriptor."""
     if not own_mounts:
         if root.kind != "bind":
@@ -54,7 +66,7 @@ def root_ops(
         return [_propagation(linux), Op("bind_root", (slot,), (root.path,), "/root/path")]
     if not root.apart:
         opening = Op("open_root", (slot,), (root.path,), "/root")
-        return [_propagation(linux), *_image(root, new_slot), *_overlay(root), opening]
+        return [_propagation(linux), *_image(root, image_slot), *_overlay(root), opening]
     first = [_propagation(linux)] if root.kind == "bind" else []
     return [*first, Op("root_tree", (slot,), (), "/root")]
 
@@ -67,16 +79,14 @@ def _propagation(linux: dict[str, Any]) -> Op:
     return Op("propagation", (flags,), ("/",), "/linux/rootfsPropagation" if asked else "")
 
 
-def _image(root: Root, new_slot: Callable[[], int], user_slot: int = NO_SLOT) -> list[Op]:
-    """Mount the image's index, with the ids of a user namespace if there is one."""
+def _image(root: Root, slot: int, user_slot: int = NO_SLOT) -> list[Op]:
+    """Attach the tree of the image's index, with the ids of a user namespace if there is one."""
     if not root.image:
         return []
-    place, index, *tars = root.image
-    slot = new_slot()
-    plan = [Op("new_tree", (slot, RDONLY), ("erofs", index, *(f"device={tar}" for tar in tars)), "/root")]
+    plan = []
     if user_slot != NO_SLOT:
         plan.append(Op("idmap", (slot, user_slot, 0), (), "/root"))
-    return [*plan, Op("cover", (slot,), (place,), "/root")]
+    return [*plan, Op("cover", (slot,), (root.image[0],), "/root")]
 
 
 def _overlay(root: Root, owner: tuple[int, int] = (0, 0)) -> list[Op]:
@@ -108,6 +118,7 @@ def root_apart(
     slot: int,
     new_slot: Callable[[], int],
     *,
+    image_slot: int,
     user_slot: int,
     opened: dict[int, int],
 ) -> list[Op]:
@@ -126,7 +137,7 @@ def root_apart(
         plan.append(Op("open_source", (copy, 0), (tree,), "/root"))
         plan.append(Op("idmap", (copy, user_slot, 0), (), "/root"))
         plan.append(Op("cover", (copy,), (place,), "/root"))
-    plan += _image(root, new_slot, user_slot)
+    plan += _image(root, image_slot, user_slot)
     for position, entry in enumerate(config.get("mounts") or ()):
         if entry.get("type") == "overlay":
             pointer = f"/mounts/{position}"

@@ -101,6 +101,7 @@ _DOING = {
     "cover": "show {path} with the container's ids",
     "root_tree": "attach the root",
     "new_tree": "mount {fstype} from {source}",
+    "loop_tree": "mount {fstype} from {source} by loop devices",
     "label": "label {path}",
     "scheduler": "set the scheduling policy",
     "io_priority": "set the I/O priority",
