@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint bench bench-images conformance conformance-registry clean help arm64
+.PHONY: build demo test test-vm lint bench bench-images conformance conformance-registry fuzz clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -65,6 +65,11 @@ conformance-registry: build ## build and run the official suite for registries (
 arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci
 	KNARR_TARGET=aarch64 $(PY) setup.py --quiet build_init --output build/aarch64/knarr-init
+
+fuzz: build ## fuzz the parsers, a minute each (atheris, where PyPI has it for this Python)
+	@test -d .cache/fuzz/atheris || $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --target .cache/fuzz/atheris atheris==3.0.0 || \
+		echo "no atheris for this Python: inputs are seeds changed at random"
+	@PYTHONPATH=.cache/fuzz/atheris $(PY) tests/fuzz/fuzz.py $(ARGS)
 
 clean: ## remove everything that make made
 	rm -rf .venv .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis src/knarr/init/knarr-init

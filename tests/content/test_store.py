@@ -230,6 +230,19 @@ def test_large_documents_are_not_read(store: Store) -> None:
         store.read_blob(want, 99)
 
 
+def test_an_index_that_could_not_be_read_again_is_not_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        put_image(store, f"image:{number}", b"layer")
+    before = Path(store.path, "index.json").read_bytes()
+    monkeypatch.setattr("knarr.content.store.DOCUMENT_LIMIT", len(before) + 20)
+    with pytest.raises(FileError, match="remove images first"):
+        put_image(store, "image:3", b"layer")
+    assert Path(store.path, "index.json").read_bytes() == before
+    store.untag("image:0")
+    put_image(store, "image:3", b"layer")
+    assert list(store.tags()) == ["image:1", "image:2", "image:3"]
+
+
 def test_moved_counts_every_byte_and_can_stop(store: Store) -> None:
     data = os.urandom(5 << 20)
     steps: list[int] = []

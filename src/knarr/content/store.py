@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from errno import EINVAL, ENOENT, ENOSPC
+from errno import EFBIG, EINVAL, ENOENT, ENOSPC
 
 from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SizeMismatch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 DOCUMENT_LIMIT = 4 << 20
 """Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer).
 
-Also of the store's own index.json: some 10,000 images.
+Also of the store's own index.json: some 15,000 names.
 """
 
 
@@ -314,7 +314,11 @@ class Store:
                 self._write_index(document)
 
     def _write_index(self, document: dict[str, object]) -> None:
-        write_atomic(self._index_path, fastjson.dumps(document), mode=0o644, sync=True)
+        data = fastjson.dumps(document)
+        if len(data) > DOCUMENT_LIMIT:  # nobody could read it again
+            hint = f"it would have {len(data)} bytes, at most {DOCUMENT_LIMIT} are read; remove images first"
+            raise FileError("write", self._index_path, EFBIG, hint=hint)
+        write_atomic(self._index_path, data, mode=0o644, sync=True)
 
     def _sync_blobs(self) -> None:
         """Put the names of all blobs on disk."""
