@@ -230,7 +230,7 @@ def test_nothing_is_left_of_a_bad_layer(snapshots: Snapshots, place: str, name: 
     assert "\n" not in str(caught.value)
     assert everything(snapshots) == before
     assert len(os.listdir("/proc/self/fd")) == files
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     with pytest.raises(kind):
         materialise(stack, f"{place}/target")
     assert sorted(os.listdir(place)) == ["store"]

@@ -174,7 +174,7 @@ def test_asyncio_without_a_thread(place: Place) -> None:
 
     threads = threading.active_count()
     assert asyncio.run(all_of_them()) == [*range(30)]
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of other tests may have ended meanwhile
     assert sorted(os.listdir(place.root)) == [".locks"]
 
 
