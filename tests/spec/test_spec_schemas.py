@@ -229,16 +229,16 @@ def test_every_published_bad_document_is_refused(kind: str) -> None:
 
 
 # The published good documents are not all Linux containers of version 1: what a run of each would say.
-NOT_RUN_HERE = {
-    "freebsd-example.json": {"/hostname", "/linux/namespaces"},
-    "freebsd-minimal.json": {"/process", "/linux/namespaces"},
-    "linux-netdevice.json": {"/process", "/linux/namespaces", "/linux/netDevices"},
-    "linux-rdma.json": {"/process", "/linux/namespaces"},
-    "minimal-for-start.json": {"/linux/namespaces"},
-    "minimal.json": {"/process", "/linux/namespaces"},
+NOT_RUN_HERE: dict[str, set[str]] = {
+    "freebsd-example.json": {"/hostname"},
+    "freebsd-minimal.json": {"/process"},
+    "linux-netdevice.json": {"/process", "/linux/netDevices"},
+    "linux-rdma.json": {"/process"},
+    "minimal-for-start.json": set(),
+    "minimal.json": {"/process"},
     "spec-example.json": {"/ociVersion"},
-    "zos-example.json": {"/ociVersion", "/hostname", "/linux/namespaces"},
-    "zos-minimal.json": {"/process", "/linux/namespaces"},
+    "zos-example.json": {"/ociVersion", "/hostname"},
+    "zos-minimal.json": {"/process"},
 }
 
 
