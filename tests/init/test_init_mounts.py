@@ -452,6 +452,18 @@ def test_mask(launcher: Launcher, rootfs: Path) -> None:
     assert (rootfs / "secret").read_text() == "secret"
 
 
+@ROOT_ONLY
+def test_the_options_of_a_mask(launcher: Launcher, rootfs: Path) -> None:
+    for name in ("a", "b"):
+        (rootfs / name).mkdir()
+    run = paused(launcher, rootfs, *(Op("mask", [ROOT], [f"/{name}", "size=64k", "mode=711"]) for name in "ab"))
+    for name in ("a", "b"):
+        options = run.mounts[f"{rootfs}/{name}"].split(" - ")[1].split()[2].split(",")
+        assert {"ro", "size=64k", "mode=711"} <= set(options)
+    detail = refused(launcher, rootfs, Op("mask", [ROOT], ["/a", "colour=blue"]), error=errno.EINVAL)
+    assert b"colour" in detail
+
+
 def test_mask_with_a_link_that_leads_out(launcher: Launcher, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("outside")
     (rootfs / "out").symlink_to(tmp_path / "file")

@@ -322,6 +322,24 @@ static int has_long_option(const struct op *op)
     return 0;
 }
 
+/* Where the value of a security module's option begins, 0 for another option: context=, fscontext= and so on. In a page of
+ * options their values, whose categories have commas between them, stand in quotes; fsconfig knows of no quotes. */
+static u64 label_begins(const struct text *option)
+{
+    static const char names[][16] = {"context=", "fscontext=", "defcontext=", "rootcontext="};
+    u32 each;
+
+    for (each = 0; each < sizeof names / sizeof names[0]; each++) {
+        u64 at = 0;
+
+        while (names[each][at] != 0 && names[each][at] == option->bytes[at])
+            at++;
+        if (names[each][at] == 0)
+            return at;
+    }
+    return 0;
+}
+
 /* fsconfig takes no text above 255 bytes (an overlay's lowerdir is often longer); mount(2) takes a page of options.
  * Its target is ".", the target's descriptor as working directory: no path to resolve, no procfs to trust. */
 static long old_mount(const struct op *op, int root, int target)
@@ -331,6 +349,7 @@ static long old_mount(const struct op *op, int root, int target)
     const u8 *at = op->first_string;
     struct text option;
     size_t used = 0;
+    u64 value;
     u32 each;
     long got, before = kcall(openat, AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
@@ -338,12 +357,19 @@ static long old_mount(const struct op *op, int root, int target)
         at = next_string(at, &option);
         if (each < 3)
             continue;
-        if (used + option.length + 2 > sizeof data)
+        if (used + option.length + 4 > sizeof data)
             return -E2BIG;
         if (used != 0)
             data[used++] = ',';
-        memcpy(data + used, option.bytes, option.length);
-        used += option.length;
+        value = label_begins(&option);
+        memcpy(data + used, option.bytes, value);
+        used += value;
+        if (value != 0)
+            data[used++] = '"';
+        memcpy(data + used, option.bytes + value, option.length - value);
+        used += option.length - value;
+        if (value != 0)
+            data[used++] = '"';
     }
     data[used] = 0;
     flags |= (attr & MNT_ATIME) == MNT_NOATIME ? MS_NOATIME_ : 0;
@@ -575,10 +601,13 @@ static long null_mask(void)
     return tree;
 }
 
-/* An empty read-only tmpfs. */
-static long directory_mask(void)
+/* An empty read-only tmpfs, with the options that the operation has after its path. */
+static long directory_mask(const struct op *op)
 {
+    const u8 *at = op->first_string;
+    struct text option;
     long got, mount, context;
+    u32 each;
 
     if (mask_directory != 0)
         return clone_tree(mask_directory, "", 0);
@@ -586,12 +615,17 @@ static long directory_mask(void)
     if (context < 0)
         return context;
     got = kcall(fsconfig, context, SET_STRING, "source", "tmpfs", 0);
+    for (each = 0; got == 0 && each < op->string_count; each++) {
+        at = next_string(at, &option);
+        if (each >= 1)
+            got = set_option((int)context, &option);
+    }
     if (got == 0)
         got = kcall(fsconfig, context, SET_FLAG, "ro", NULL, 0);
     if (got == 0)
         got = kcall(fsconfig, context, CREATE, NULL, NULL, 0);
     if (got < 0)
-        return got;
+        return with_log((int)context, got);
     mount = kcall(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, MNT_RDONLY);
     close_fd(context);
     if (mount >= 0)
@@ -613,7 +647,7 @@ long op_mask(const struct op *op)
     got = describe((int)target, "", 0, &found);
     if (got < 0)
         return got;
-    tree = (found.stx_mode & S_IFMT) == S_IFDIR ? directory_mask() : null_mask();
+    tree = (found.stx_mode & S_IFMT) == S_IFDIR ? directory_mask(op) : null_mask();
     if (tree < 0)
         return tree;
     got = attach((int)tree, (int)target);

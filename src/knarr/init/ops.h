@@ -40,7 +40,7 @@
     X(mkdir, 43, 2, 1)                                                                                                 \
     X(mknod, 44, 6, 1)                                                                                                 \
     X(symlink, 45, 2, 2)                                                                                               \
-    X(mask, 46, 1, 1)                                                                                                  \
+    X(mask, 46, 1, 1 | MORE)                                                                                           \
     X(readonly, 47, 1, 1)                                                                                              \
     X(console, 48, 6, 0)                                                                                               \
     X(pivot, 49, 2, 0)                                                                                                 \

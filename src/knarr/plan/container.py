@@ -12,7 +12,16 @@ from knarr.plan import ops
 from knarr.plan.host import LANDLOCK
 from knarr.plan.idmounts import shift_ops, user_ns_op
 from knarr.plan.mountopts import PROPAGATION
-from knarr.plan.mounts import MountContext, device_ops, is_bind, mount_label, mount_ops, needs_dev, source_op
+from knarr.plan.mounts import (
+    MountContext,
+    device_ops,
+    is_bind,
+    label_options,
+    mount_label,
+    mount_ops,
+    needs_dev,
+    source_op,
+)
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
@@ -164,6 +173,7 @@ def plan_container(
     opened: dict[int, int] = {}
     root = root or Root("bind", _root_path(config, bundle))
     image_slot = slots.new() if root.image else NO_SLOT
+    label = mount_label(config, host)
 
     plan = _before_clone(
         config,
@@ -177,10 +187,11 @@ def plan_container(
         user_slot=user_slot,
         opened=opened,
         bundle=bundle,
+        label=label,
     )
     plan += _identity(config, spaces, options, id=id, asks=new_user and not by_init, host=host, proc=proc)
     own_mounts = spaces.own("mount")
-    plan += root_ops(root, root_slot, linux, image_slot=image_slot, own_mounts=own_mounts)
+    plan += root_ops(root, root_slot, linux, image_slot=image_slot, own_mounts=own_mounts, label=label)
     context = MountContext(
         host,
         bundle=bundle,
@@ -189,7 +200,7 @@ def plan_container(
         cgroup_namespace=spaces.own("cgroup"),
         network_namespace=spaces.own("network"),
         new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
-        label=mount_label(config, host),
+        label=label,
     )
     plan += _mounts(config, context, spaces, opened)
     if needs_dev(config.get("mounts") or []):
@@ -201,7 +212,7 @@ def plan_container(
         plan.append(Op("sync", (ops.SYNC_HOOKS,), (), "/hooks"))
     plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
     how = ops.PIVOT_MOVE if options.no_pivot else 0
-    plan += _seal_root(config, linux, slots, root_slot, how if own_mounts else ops.PIVOT_CHROOT)
+    plan += _seal_root(config, linux, slots, root_slot, how if own_mounts else ops.PIVOT_CHROOT, label)
     plan += _inside(config, linux, process, proc)
     own, outside = divided(process, linux, by_parent=by_init)
     plan += own
@@ -287,6 +298,7 @@ def _before_clone(
     user_slot: int,
     opened: dict[int, int],
     bundle: str,
+    label: tuple[str, str] | None,
 ) -> list[Op]:
     """The first stage, still in the caller's namespaces with the caller's power."""
     linux = config.get("linux") or {}
@@ -306,7 +318,7 @@ def _before_clone(
     plan += image_ops(root, image_slot)
     if root.apart:
         plan += root_apart(
-            config, root, root_slot, slots.new, image_slot=image_slot, user_slot=user_slot, opened=opened
+            config, root, root_slot, slots.new, image_slot=image_slot, user_slot=user_slot, opened=opened, label=label
         )
     for position, entry in enumerate(config.get("mounts") or ()):
         options = entry.get("options") or ()
@@ -422,7 +434,14 @@ def _alone(pair: tuple[int, dict[str, Any]], entries: list[tuple[int, dict[str, 
     return not any(other.startswith(here) or here.startswith(other) for other in later)
 
 
-def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, root: int, how: int) -> list[Op]:
+def _seal_root(
+    config: dict[str, Any],
+    linux: dict[str, Any],
+    slots: _Slots,
+    root: int,
+    how: int,
+    label: tuple[str, str] | None,
+) -> list[Op]:
     """Terminal, masked and read-only paths, and the step into the root."""
     process = config["process"]
     plan: list[Op] = []
@@ -436,7 +455,8 @@ def _seal_root(config: dict[str, Any], linux: dict[str, Any], slots: _Slots, roo
         for n, path in enumerate(linux.get("readonlyPaths") or ())
     ]
     plan += [
-        Op("mask", (root,), (path,), f"/linux/maskedPaths/{n}") for n, path in enumerate(linux.get("maskedPaths") or ())
+        Op("mask", (root,), (path, *label_options(label)), f"/linux/maskedPaths/{n}")
+        for n, path in enumerate(linux.get("maskedPaths") or ())
     ]
     if (config.get("root") or {}).get("readonly"):
         plan.append(Op("remount", (root, 0, 0x1, 0), ("/",), "/root/readonly"))

@@ -40,6 +40,8 @@ _OVER_PROC_FILES = frozenset(
 )
 # These have the label their security policy gives them, or take it as an attribute of their root.
 _UNLABELLED = ("proc", "sysfs", "cgroup", "cgroup2", "mqueue")
+# Mounted in a user namespace, only these may be given a label (security/selinux/hooks.c, selinux_set_mnt_opts).
+_LABELLED_IN_USERNS = ("tmpfs", "ramfs", "devpts", "overlay")
 _CONTEXT_TYPE = "run.oci.mount_context_type"
 _V1_DEFAULTS = mountopts.NOSUID | mountopts.NODEV | mountopts.NOEXEC
 
@@ -86,7 +88,14 @@ def mount_label(config: dict[str, Any], host: Host) -> tuple[str, str] | None:
     if option not in ("context", "fscontext", "defcontext", "rootcontext"):
         why = f"{option!r} is not one of context, fscontext, defcontext and rootcontext"
         raise SpecError("config.json", [SpecFinding(f"/annotations/{_CONTEXT_TYPE}", why)])
+    if '"' in label:  # it would end the label among the options of a mount, and begin another one
+        raise SpecError("config.json", [SpecFinding("/linux/mountLabel", "has a quotation mark in it")])
     return option, label
+
+
+def label_options(label: tuple[str, str] | None) -> tuple[str, ...]:
+    """The option that labels a file system, for fsconfig(2); none without a label."""
+    return ("=".join(label),) if label else ()
 
 
 def is_bind(entry: dict[str, Any]) -> bool:
@@ -139,8 +148,9 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
         # sysfs shows the network namespace's devices; mounting it asks for power over that namespace.
         flags = ops.CREATE_DIR | ops.RECURSIVE
         return [Op("bind", (context.root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys", target), pointer)]
-    if context.label and fstype not in _UNLABELLED:
-        data.append("=".join(context.label))
+    in_userns = context.new_user or context.host.in_userns
+    if fstype not in _UNLABELLED and (fstype in _LABELLED_IN_USERNS or not in_userns):
+        data += label_options(context.label)
     strings = (fstype, entry.get("source") or fstype, target, *data)
     flags = ops.CREATE_DIR | over_proc
     if fstype == "tmpfs":
@@ -185,9 +195,8 @@ def _cgroup_mount(options: mountopts.MountOptions, target: str, pointer: str, co
             return [Op("bind", (root, NO_SLOT, flags, attr, 0, attr, 0, 0), ("/sys/fs/cgroup", target), pointer)]
         return [Op("mount", (root, attr, options.propagation, ops.CREATE_DIR), ("cgroup2", "cgroup", target), pointer)]
     # v1 and hybrid: a tmpfs with one directory per hierarchy and a link for each controller of a joint one.
-    result = [
-        Op("mount", (root, _V1_DEFAULTS, 0, ops.CREATE_DIR), ("tmpfs", "tmpfs", target, "mode=755"), pointer),
-    ]
+    words = ("tmpfs", "tmpfs", target, "mode=755", *label_options(context.label))
+    result = [Op("mount", (root, _V1_DEFAULTS, 0, ops.CREATE_DIR), words, pointer)]
     for mount in host.mounts:
         if not mount.controllers:
             continue  # the unified half of a hybrid: runc shows the v1 half alone

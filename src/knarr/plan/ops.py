@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "mkdir": (43, ("root", "mode"), ("path",)),
     "mknod": (44, ("root", "mode", "major", "minor", "uid", "gid"), ("path",)),
     "symlink": (45, ("root", "flags"), ("path", "target")),
-    "mask": (46, ("root",), ("path",)),
+    "mask": (46, ("root",), ("path", "options*")),
     "readonly": (47, ("root",), ("path",)),
     "console": (48, ("root", "socket_slot", "flags", "rows", "columns", "uid"), ()),
     "pivot": (49, ("root", "flags"), ()),

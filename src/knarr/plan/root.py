@@ -56,8 +56,10 @@ def image_ops(root: Root, slot: int) -> list[Op]:
     return [Op("new_tree", (slot, RDONLY), ("erofs", index, *(f"device={tar}" for tar in tars)), "/root")]
 
 
-def root_ops(root: Root, slot: int, linux: dict[str, Any], *, image_slot: int, own_mounts: bool) -> list[Op]:
-    """The root as a descriptor."""
+def root_ops(
+    root: Root, slot: int, linux: dict[str, Any], *, image_slot: int, own_mounts: bool, label: tuple[str, str] | None
+) -> list[Op]:
+    """The root as a descriptor. ``label``: see mount_label; the files of a ``bind`` have labels of their own."""
     if not own_mounts:
         if root.kind != "bind":
             raise Unsupported("a root made by the init", "it needs a mount namespace", pointer="/linux/namespaces")
@@ -66,7 +68,7 @@ def root_ops(root: Root, slot: int, linux: dict[str, Any], *, image_slot: int, o
         return [_propagation(linux), Op("bind_root", (slot,), (root.path,), "/root/path")]
     if not root.apart:
         opening = Op("open_root", (slot,), (root.path,), "/root")
-        return [_propagation(linux), *_image(root, image_slot), *_overlay(root), opening]
+        return [_propagation(linux), *_image(root, image_slot), *_overlay(root, label), opening]
     first = [_propagation(linux)] if root.kind == "bind" else []
     return [*first, Op("root_tree", (slot,), (), "/root")]
 
@@ -89,13 +91,22 @@ def _image(root: Root, slot: int, user_slot: int = NO_SLOT) -> list[Op]:
     return [*plan, Op("cover", (slot,), (root.image[0],), "/root")]
 
 
-def _overlay(root: Root, owner: tuple[int, int] = (0, 0)) -> list[Op]:
-    """Mount the overlay at the root's path; ``owner`` is whose the root directory of a scratch layer is."""
+def _labelled(data: str, label: tuple[str, str] | None) -> str:
+    """Options for mount(2) with a security context, in quotes: its categories have commas between them."""
+    return f'{data},{label[0]}="{label[1]}"' if label else data
+
+
+def _overlay(root: Root, label: tuple[str, str] | None, owner: tuple[int, int] = (0, 0)) -> list[Op]:
+    """Mount the overlay at the root's path; ``owner`` is whose the root directory of a scratch layer is.
+
+    All its files show the label, whatever those of its layers are: these are reached with the init's own rights.
+    """
     plan = []
     upper, work = root.upper, root.work
     if root.scratch:
         nosuid_nodev = 0x2 | 0x4
-        plan.append(Op("host_mount", (nosuid_nodev,), ("tmpfs", root.scratch, "tmpfs", "mode=700"), "/root"))
+        options = _labelled("mode=700", label)
+        plan.append(Op("host_mount", (nosuid_nodev,), ("tmpfs", root.scratch, "tmpfs", options), "/root"))
         upper, work = f"{root.scratch}/upper", f"{root.scratch}/work"
         plan += [
             Op("host_mkdir", (0o755, *owner), (upper,), "/root"),
@@ -108,7 +119,7 @@ def _overlay(root: Root, owner: tuple[int, int] = (0, 0)) -> list[Op]:
         data += f",upperdir={_escape(upper)},workdir={_escape(work)}"
     if root.userxattr:
         data += ",userxattr"
-    plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), "/root"))
+    plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", _labelled(data, label)), "/root"))
     return plan
 
 
@@ -121,6 +132,7 @@ def root_apart(
     image_slot: int,
     user_slot: int,
     opened: dict[int, int],
+    label: tuple[str, str] | None,
 ) -> list[Op]:
     """Make the root, and further overlays of config.json, before the user namespace is entered.
 
@@ -143,10 +155,10 @@ def root_apart(
             pointer = f"/mounts/{position}"
             data = ",".join(option.replace(",", "\\,") for option in parse_options(entry["options"], pointer).data)
             opened[position] = new_slot()
-            plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", data), pointer))
+            plan.append(Op("host_mount", (0,), ("overlay", root.path, "overlay", _labelled(data, label)), pointer))
             plan.append(Op("open_source", (opened[position], 0), (root.path,), pointer))
     owner = (outside_id(linux.get("uidMappings"), 0), outside_id(linux.get("gidMappings"), 0))
-    return [*plan, *_overlay(root, owner), Op("open_source", (slot, 0), (root.path,), "/root")]
+    return [*plan, *_overlay(root, label, owner), Op("open_source", (slot, 0), (root.path,), "/root")]
 
 
 def _escape(path: str) -> str:
