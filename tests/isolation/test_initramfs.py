@@ -11,7 +11,7 @@ from knarr.isolation.initramfs import Entry, archive, initramfs
 
 def members(packed: bytes) -> list[tuple[str, int, bytes, tuple[int, int]]]:
     """Name, mode, content and device of each entry, read as buffer-format.rst says."""
-    found = []
+    found: list[tuple[str, int, bytes, tuple[int, int]]] = []
     at = 0
     while True:
         assert packed[at : at + 6] == b"070701"
