@@ -35,7 +35,8 @@ from knarr.base.errors import (
 from knarr.content import locks
 from knarr.content.check import check
 from knarr.content.digest import sha256_of
-from knarr.content.store import Store, printable, some
+from knarr.content.names import printable, some
+from knarr.content.store import Store
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def test_an_index_that_could_not_be_read_again_is_not_written(store: Store, monk
     for number in range(3):
         put_image(store, f"image:{number}", b"layer")
     before = Path(store.path, "index.json").read_bytes()
-    monkeypatch.setattr("knarr.content.store.DOCUMENT_LIMIT", len(before) + 20)
+    monkeypatch.setattr("knarr.content.names.INDEX_LIMIT", len(before) + 20)
     with pytest.raises(FileError, match="remove images first"):
         put_image(store, "image:3", b"layer")
     assert Path(store.path, "index.json").read_bytes() == before

@@ -44,9 +44,7 @@ def test_r15_an_ordinary_user_has_none(names: list[str], runtime: Runtime, bundl
 
 def test_r15_an_exec_has_the_containers_five_sets(runtime: Runtime, bundle: Bundle) -> None:
     """CVE-2025-27612: youki's exec had more than its container."""
-    bundle.config["process"]["capabilities"] = {
-        kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted")
-    }
+    bundle.config["process"]["capabilities"] = {kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted")}
     id = runtime.new_id()
     runtime.ok("run", "--detach", "--bundle", bundle.write("sleep", "1000"), id)
     pid = runtime.state(id)["pid"]
@@ -96,7 +94,9 @@ def test_r19_namespace_paths_beyond_sixteen_bits(ours: Runtime, bundle: Bundle) 
 # -- R-18, R-20: what a cgroup allows --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rules", [[], [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]], ids=["none", "null"])
+@pytest.mark.parametrize(
+    "rules", [[], [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]], ids=["none", "null"]
+)
 def test_r20_devices_are_denied_unless_allowed(rules: list[dict[str, Any]], runtime: Runtime, bundle: Bundle) -> None:
     """GHSA-g54h-m393-cpwq: an empty list, or one that allows something, still denies the rest."""
     for kind in ("bounding", "effective", "permitted"):
@@ -117,13 +117,20 @@ def test_r18_cgroups_without_a_namespace_cannot_be_written(runtime: Runtime, bun
     del linux["resources"]
     bundle.config["mounts"][4] = bind("/sys", "/sys", "nosuid", "noexec", "nodev", "ro")
     bundle.config["mounts"].append(
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
+        }
     )
     for folder in (bundle.path, *bundle.path.parents):
         if folder == Path("/tmp"):
             break
         folder.chmod(folder.stat().st_mode | 0o055)
-    script = "find /sys/fs/cgroup -maxdepth 2 -type d | while read d; do mkdir $d/x 2>/dev/null && echo $d; done; echo done"
+    script = (
+        "find /sys/fs/cgroup -maxdepth 2 -type d | while read d; do mkdir $d/x 2>/dev/null && echo $d; done; echo done"
+    )
     (bundle.rootfs / "bin/find").symlink_to("busybox")
     done = runtime("run", "--bundle", bundle.write("sh", "-c", script), runtime.new_id())
     if runtime.name != "knarr" and "/sys/fs/cgroup\n" in done.stdout:

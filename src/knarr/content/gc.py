@@ -13,12 +13,14 @@ from errno import EINVAL, ENOENT
 from knarr.base.errors import FileError, NotFound, SpecError
 from knarr.base.files import TEMPORARY
 from knarr.base.record import Record
+from knarr.content.facts import facts_of
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from knarr.content.digest import Digest
     from knarr.content.store import Store
     from knarr.spec.image import Descriptor
 
@@ -53,7 +55,7 @@ def reachable(store: Store, roots: Iterable[Descriptor]) -> Iterator[Descriptor]
     """Yield every descriptor reached from ``roots``, each digest once, whether its blob is there or not.
 
     Raises SpecError, SizeMismatch, DigestMismatch or FileError for a manifest or index that is there but
-    cannot be believed.
+    cannot be believed. (A collection has its own walk, which remembers; see ``_wanted``.)
     """
     seen: set[str] = set()
     stack = list(roots)
@@ -82,16 +84,42 @@ def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float 
         roots = store.entries()
         for digest in keep:
             roots.extend(_as_root(store, digest))
-        wanted = {descriptor["digest"] for descriptor in reachable(store, roots)} | keep
+        there = store.digests()
+        wanted = _wanted(store, roots, there) | keep
         gone: list[str] = []
         size = 0
-        for digest, length in store.blobs():
-            if digest not in wanted:
-                store.delete(digest)
-                gone.append(digest)
-                size += length
+        for digest in there - wanted:
+            size += os.stat(store.blob_path(digest), follow_symlinks=False).st_size
+            store.delete(digest)
+            gone.append(digest)
         size += _clear_temporary(store)
+        facts_of(store).save(wanted)
         return Collected(tuple(sorted(gone)), size)
+
+
+def _wanted(store: Store, roots: list[Descriptor], there: set[Digest]) -> set[str]:
+    """Return the digests ``reachable`` would yield, without opening the manifests whose references are known."""
+    facts = facts_of(store)
+    wanted: set[str] = set()
+    seen: set[str] = set()  # of these the references are in wanted too; a layer may have a manifest's digest
+    stack = list(roots)
+    while stack:
+        descriptor = stack.pop()
+        digest, kind = descriptor["digest"], descriptor["mediaType"]
+        wanted.add(digest)
+        if digest in seen or digest not in there:  # an index of which only one platform was pulled
+            continue
+        if kind in mediatypes.MANIFESTS:
+            seen.add(digest)
+            found = facts.manifest(descriptor, look=False)
+            if found["nested"]:
+                stack.extend(children(descriptor, store.read_blob(descriptor)))
+            else:
+                wanted.update(found["parts"])
+        elif kind in mediatypes.INDEXES:
+            seen.add(digest)
+            stack.extend(children(descriptor, store.read_blob(descriptor)))
+    return wanted
 
 
 def _as_root(store: Store, digest: str) -> list[Descriptor]:

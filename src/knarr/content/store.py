@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from errno import EFBIG, EINVAL, ENOENT, ENOSPC
+from errno import EINVAL, ENOENT, ENOSPC
 
 from knarr.base import fastjson
-from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SizeMismatch
+from knarr.base.errors import FileError, NotFound, SizeMismatch
 from knarr.base.files import Lock, read_file, sync_directory, write_atomic
 from knarr.content.digest import USABLE, Digest, hasher, sha256_of, usable
 from knarr.content.locks import LOCK_TIMEOUT, held, store_hint
+from knarr.content.names import Changes, read_entries, some, write_entries
 from knarr.content.part import TEMPORARY, fill, locked_part, make_directory, opened, pour
 from knarr.content.verify import FileStream, Resumable, VerifiedReader, open_regular, read_all
 from knarr.spec import mediatypes
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from knarr.spec.image import Descriptor
 
 DOCUMENT_LIMIT = 4 << 20
-"""Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer).
-
-Also of the store's own index.json: some 15,000 names.
-"""
+"""Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer)."""
 
 
 class Store:
@@ -82,7 +80,7 @@ class Store:
                 make_directory(f"{self.path}/{name}", mode)
             with Lock(f"{self.path}/.index.lock"):
                 if not os.path.lexists(self._index_path):
-                    self._write_index({"schemaVersion": 2, "mediaType": mediatypes.INDEX, "manifests": []})
+                    write_entries(self._index_path, {"schemaVersion": 2, "mediaType": mediatypes.INDEX}, ())
                 header = fastjson.dumps({"imageLayoutVersion": mediatypes.LAYOUT_VERSION})
                 write_atomic(f"{self.path}/{mediatypes.LAYOUT_FILE}", header, mode=0o644, sync=True)
         except OSError as error:
@@ -124,8 +122,19 @@ class Store:
         stream = self.open_blob(descriptor)
         return read_all(stream, descriptor["digest"], descriptor["size"], limit, stream.what)
 
+    def digests(self) -> set[Digest]:
+        """Return the digest of every blob; files that cannot be blobs are passed over. Raises FileError."""
+        return {digest for digest, _ in self._files()}
+
     def blobs(self) -> Iterator[tuple[Digest, int]]:
-        """Yield (digest, size in bytes) of every blob, in no order; files that cannot be blobs are passed over."""
+        """Yield (digest, size in bytes) of every blob, in no order; as ``digests``."""
+        for digest, entry in self._files():
+            try:
+                yield digest, entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue  # collected meanwhile
+
+    def _files(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
         for algorithm, length in USABLE.items():
             try:
                 entries = list(os.scandir(f"{self.path}/{mediatypes.BLOBS_DIRECTORY}/{algorithm}"))
@@ -134,11 +143,9 @@ class Store:
             except OSError as error:
                 raise FileError("read", self.path, error.errno or EINVAL) from None
             for entry in entries:
-                if len(entry.name) == length and entry.is_file(follow_symlinks=False):
-                    try:
-                        yield Digest.parse(f"{algorithm}:{entry.name}"), entry.stat(follow_symlinks=False).st_size
-                    except (FileNotFoundError, KnarrError):
-                        continue  # collected meanwhile, or 64 characters that are not hexadecimal
+                name = entry.name
+                if len(name) == length and not name.strip("0123456789abcdef") and entry.is_file(follow_symlinks=False):
+                    yield Digest(f"{algorithm}:{name}"), entry
 
     def put(
         self,
@@ -234,91 +241,67 @@ class Store:
     def _index_path(self) -> str:
         return f"{self.path}/{mediatypes.INDEX_FILE}"
 
-    def index(self) -> dict[str, object]:
-        """Return index.json, checked; raises SpecError, FileError."""
-        from knarr.spec.image_validate import parse_index
-
-        return dict(parse_index(read_file(self._index_path, DOCUMENT_LIMIT), self._index_path))
-
     def entries(self) -> list[Descriptor]:
-        """Return the descriptors of index.json, named or not, in its order; raises SpecError, FileError."""
-        manifests = self.index()["manifests"]
-        return list(manifests)  # type: ignore[call-overload,no-any-return]  # parse_index has checked it
+        """Return the descriptors of index.json, named or not, in its order; raises SpecError, FileError.
+
+        They are shared: not to be changed.
+        """
+        return list(read_entries(self._index_path).all)
+
+    def named(self, name: str) -> list[Descriptor]:
+        """Return the entries with a name; none, or several where another tool wrote one for each platform."""
+        return read_entries(self._index_path).named(name)
 
     def tags(self) -> dict[str, Descriptor]:
         """Return every name and its descriptor, in the order of index.json."""
-        found: dict[str, Descriptor] = {}
-        for entry in self.entries():
-            name = name_of(entry)
-            if name:
-                found.setdefault(name, entry)
-        return found
+        entries = read_entries(self._index_path)
+        return {name: entries.all[places[0]] for name, places in entries.places.items()}
 
     def resolve(self, name: str) -> Descriptor:
         """Return the descriptor of a name; raises NotFound that lists some names there are."""
-        names = self.tags()
-        if name in names:
-            return names[name]
-        raise NotFound("image", name, among=some(sorted(names), "nothing in the store"))
+        found = self.named(name)
+        if found:
+            return found[0]
+        raise NotFound("image", name, among=some(sorted(self.tags()), "nothing in the store"))
 
     def tag(self, name: str, descriptor: Descriptor, *, replace: bool = True) -> None:
         """Let ``name`` mean ``descriptor``, durably: this is the record, written after all it refers to is on disk.
 
         The caller holds ``lock(shared=True)`` since before it put or looked for the blobs. Raises NotFound when
-        the manifest itself is not there, Exists when the name is taken and not ``replace``, FileError.
+        the manifest itself is not there, Exists when the name is taken and not ``replace``, SpecError when it is no
+        descriptor, FileError.
         """
-        if not self.has(descriptor["digest"]):
-            raise NotFound("blob", descriptor["digest"])
-        entry: Descriptor = descriptor.copy()
-        entry["annotations"] = {**descriptor.get("annotations", {}), mediatypes.REF_NAME: name}
-        with self._changing() as index:
-            kept = [one for one in index if name_of(one) != name]
-            if not replace and len(kept) != len(index):
-                raise Exists("image", name)
-            self._sync_blobs()
-            index[:] = [*kept, entry]
+        with self.changing() as names:
+            names.tag(name, descriptor, replace=replace)
 
     def untag(self, name: str) -> Descriptor:
         """Take a name away and return what it meant; the blobs stay until ``gc``. Raises NotFound, FileError."""
-        with self._changing() as index:
-            gone = [one for one in index if name_of(one) == name]
-            if not gone:
-                names = sorted(filter(None, map(name_of, index)))
-                raise NotFound("image", name, among=some(names, "nothing in the store"))
-            index[:] = [one for one in index if name_of(one) != name]
-        return gone[0]
+        with self.changing() as names:
+            return names.untag(name)
 
     def note(self, descriptor: Descriptor) -> None:
         """List a manifest or index in index.json without a name, durably, unless it is there. As ``tag``."""
-        if not self.has(descriptor["digest"]):
-            raise NotFound("blob", descriptor["digest"])
-        with self._changing() as index:
-            if all(one["digest"] != descriptor["digest"] for one in index):
-                self._sync_blobs()
-                index.append(descriptor.copy())
+        with self.changing() as names:
+            names.note(descriptor)
 
     def forget(self, digest: str) -> None:
         """Take every entry of a manifest out of index.json, named or not; does nothing when there is none."""
-        with self._changing() as index:
-            index[:] = [one for one in index if one["digest"] != digest]
+        with self.changing() as names:
+            names.forget(digest)
 
     @contextmanager
-    def _changing(self) -> Iterator[list[Descriptor]]:
-        """Give the list of index.json to change; it is written back if it did change and nothing was raised."""
-        with held(f"{self.path}/.index.lock", shared=False):
-            document = self.index()
-            entries: list[Descriptor] = document["manifests"]  # type: ignore[assignment]
-            before = list(entries)
-            yield entries
-            if entries != before:
-                self._write_index(document)
+    def changing(self) -> Iterator[Changes]:
+        """Give the entries of index.json to change; they are written once, if they did change and nothing was raised.
 
-    def _write_index(self, document: dict[str, object]) -> None:
-        data = fastjson.dumps(document)
-        if len(data) > DOCUMENT_LIMIT:  # nobody could read it again
-            hint = f"it would have {len(data)} bytes, at most {DOCUMENT_LIMIT} are read; remove images first"
-            raise FileError("write", self._index_path, EFBIG, hint=hint)
-        write_atomic(self._index_path, data, mode=0o644, sync=True)
+        For many names at a time: index.json is read and written whole, whatever changes. Whoever tags has put the blobs
+        and holds ``lock(shared=True)``, as for ``tag``. Other writers of names wait meanwhile.
+        """
+        with held(f"{self.path}/.index.lock", shared=False):
+            changes = Changes(read_entries(self._index_path), self.has)
+            yield changes
+            if changes.changed:
+                self._sync_blobs()
+                changes.write(self._index_path)
 
     def _sync_blobs(self) -> None:
         """Put the names of all blobs on disk."""
@@ -367,23 +350,3 @@ class _Hashing:
 
     def close(self) -> None:
         self._stream.close()
-
-
-def name_of(descriptor: Descriptor) -> str:
-    """Return the name a descriptor of an index.json carries, or ""."""
-    name: str = descriptor.get("annotations", {}).get(mediatypes.REF_NAME, "")
-    return name
-
-
-def some(names: list[str], none: str, limit: int = 10) -> str:
-    """Make a readable list of at most ``limit`` names, safe to print, or ``none`` when there are no names."""
-    if not names:
-        return none
-    shown = ", ".join(printable(name) for name in names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Return ``text`` from an image or registry fit for a terminal: control characters escaped, cut at ``limit``."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

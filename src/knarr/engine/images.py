@@ -253,8 +253,8 @@ def listing(where: Places) -> tuple[list[dict[str, Any]], list[str]]:
                 "Name": image.name,
                 "Digest": image.digest,
                 "FullID": image.id,
-                "Layers": len(image.layers),
-                "Labels": ((image.config or {}).get("config") or {}).get("Labels") or {},
+                "Layers": image.layers,
+                "Labels": image.labels,
             }
         )
     rows.sort(key=lambda row: str(row["Created"]), reverse=True)
@@ -284,23 +284,20 @@ def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
     """
     from knarr.base.errors import InUse
     from knarr.engine import records
-    from knarr.image.catalog import images
+    from knarr.image.catalog import names_for, stacks
     from knarr.image.catalog import remove as remove_image
     from knarr.layer.chain import chain_ids
 
     store = open_store(where)
     image = lookup(store, text)
     users = [record for record in records.all_records(where) if record.image_digest == image.digest]
-    others = [one for one in images(store)[0] if one.digest == image.digest]
-    if users and not force and len(others) < 2:
+    if users and not force and names_for(store, image.digest) < 2:
         by = ", ".join(record.name or record.id[:12] for record in users[:5])
         raise InUse("image", text, f"container {by}", hint="remove the container first, or use --force")
     gone = remove_image(store, text, force=force)
     # Layers go when no image and no container builds on them.
     keep = {record.layers[-1] for record in records.all_records(where) if record.layers}
-    for one in images(store)[0]:
-        if one.config is not None and one.diff_ids:
-            keep.add(chain_ids(one.diff_ids)[-1])
+    keep |= {chain_ids(stack)[-1] for stack in stacks(store)}
     removed = [*snapshots(where).gc(keep), *(tars(where).gc(keep) if os.path.isdir(where.tars) else ())]
     return {
         "Untagged": list(gone.names),

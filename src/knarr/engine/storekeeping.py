@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
-from knarr.base.errors import FileError, KnarrError, NotFound
+from knarr.base.errors import FileError, KnarrError
 from knarr.base.record import Record
 from knarr.content.gc import children, reachable
-from knarr.content.store import name_of
+from knarr.content.names import name_of
 from knarr.content.verify import CHUNK
 from knarr.engine import images, records
 from knarr.engine.paths import open_store
@@ -89,34 +89,29 @@ def prune(where: Places, *, everything: bool = False) -> dict[str, Any]:
 
     Returns Untagged, Deleted (digests of blobs), Layers (chainIDs) and Freed (bytes of blobs). Raises InUse, FileError.
     """
-    from knarr.image.catalog import images as listed
+    from knarr.image.catalog import stacks
     from knarr.layer.chain import chain_ids
 
     store = open_store(where)
     used = _used(where)
-    untagged = []
-    for entry in store.entries():
-        name = name_of(entry)
-        if entry["digest"] in used or (name and not everything):
-            continue
-        if name:
-            try:
-                store.untag(name)
-                untagged.append(name)
-            except NotFound:
-                continue  # somebody else was faster
-        else:
-            store.forget(entry["digest"])
-            untagged.append(entry["digest"])
+    untagged: dict[str, None] = {}
+    with store.changing() as changes:
+        for entry in store.entries():
+            name = name_of(entry)
+            if entry["digest"] in used or (name and not everything) or (name or entry["digest"]) in untagged:
+                continue
+            if name:
+                changes.untag(name)
+            else:
+                changes.forget(entry["digest"])
+            untagged[name or entry["digest"]] = None
     gone = store.gc(frozenset(used))
     keep = _chains_in_use(where)
-    for one in listed(store)[0]:
-        if one.config is not None and one.diff_ids:
-            keep.add(chain_ids(one.diff_ids)[-1])
+    keep |= {chain_ids(stack)[-1] for stack in stacks(store)}
     layers = [*images.snapshots(where).gc(keep)]
     if os.path.isdir(where.tars):
         layers += images.tars(where).gc(keep)
-    return {"Untagged": untagged, "Deleted": list(gone.digests), "Layers": layers, "Freed": gone.size}
+    return {"Untagged": list(untagged), "Deleted": list(gone.digests), "Layers": layers, "Freed": gone.size}
 
 
 def check(where: Places, *, repair: bool = False) -> list[Damage]:

@@ -6,19 +6,20 @@ prefix that fits one image only.
 
 from __future__ import annotations
 
-from knarr.base import fastjson
 from knarr.base.errors import InUse, InvalidReference, KnarrError, NotFound, Unsupported
 from knarr.base.record import Record
-from knarr.content.store import name_of, printable, some
+from knarr.content.facts import facts_of
+from knarr.content.names import name_of, printable, some
 from knarr.image.platform import Platform, platform_of
 from knarr.image.reference import parse_name
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from typing import Any
 
+    from knarr.content.facts import Facts
     from knarr.content.store import Store
     from knarr.spec.image import Descriptor
 
@@ -126,17 +127,85 @@ def _in_index(store: Store, index: Descriptor, platform: Platform | None) -> Des
     return entry
 
 
-def images(store: Store) -> tuple[list[Image], list[KnarrError]]:
-    """Return every named or unnamed image in the order of index.json, and the errors of those that are damaged."""
+class Listed(Record):
+    """What a list shows of one image; see ``Image``. ``layers`` is how many."""
+
+    name: str
+    digest: str
+    id: str
+    created: str
+    size: int
+    platform: Platform
+    labels: Mapping[str, str]
+    layers: int
+
+
+def images(store: Store) -> tuple[list[Listed], list[KnarrError]]:
+    """Return every named or unnamed image in the order of index.json, and the errors of those that are damaged.
+
+    What an earlier list has read is not read again while its file has the same size and time.
+    """
+    facts = facts_of(store)
     found, broken = [], []
-    for descriptor in store.entries():
-        if not _is_image(descriptor):
+    for entry in store.entries():
+        if not _is_image(entry):
             continue
         try:
-            found.append(load(store, descriptor))
+            found.append(_listed(facts, _as_manifest(store, entry)))
         except KnarrError as error:
             broken.append(error)
+    facts.save()
     return found, broken
+
+
+def _as_manifest(store: Store, entry: Descriptor) -> Descriptor:
+    return _in_index(store, entry, None) if entry["mediaType"] in mediatypes.INDEXES else entry
+
+
+def _listed(facts: Facts, entry: Descriptor) -> Listed:
+    manifest = facts.manifest(entry)
+    size = entry["size"] + sum(manifest["parts"].values())
+    platform, labels, created = entry.get("platform", {}), {}, ""
+    if not manifest["kind"]:
+        config = facts.config(manifest["config"], manifest["configSize"])
+        platform, labels, created = config["platform"], config["labels"], config["created"]
+    return Listed(
+        name_of(entry),
+        entry["digest"],
+        manifest["config"],
+        created or manifest["created"],
+        size,
+        platform_of(platform),
+        labels,
+        manifest["layers"],
+    )
+
+
+def stacks(store: Store) -> set[tuple[str, ...]]:
+    """Return the layers of every image, as diffIDs, lowest first; of one that cannot be read, none."""
+    facts, found = facts_of(store), set()
+    for entry in store.entries():
+        if not _is_image(entry):
+            continue
+        try:
+            manifest = facts.manifest(_as_manifest(store, entry), look=False)
+            if not manifest["kind"]:
+                found.add(tuple(facts.config(manifest["config"], manifest["configSize"], look=False)["diffIds"]))
+        except KnarrError:
+            continue
+    facts.save()
+    return found - {()}
+
+
+def names_for(store: Store, digest: str) -> int:
+    """Return how many entries of index.json mean a manifest, as itself or as this machine's image of an index."""
+    count = 0
+    for entry in store.entries():
+        try:
+            count += _is_image(entry) and _as_manifest(store, entry)["digest"] == digest
+        except KnarrError:
+            continue
+    return count
 
 
 def _is_image(entry: Descriptor) -> bool:
@@ -164,7 +233,6 @@ def entries_of(store: Store, text: str) -> list[Descriptor]:
 
 def _find(store: Store, text: str) -> list[Descriptor]:
     """Return the entries ``text`` means: one for a name, all of one image (by manifest) for an id."""
-    entries = [entry for entry in store.entries() if _is_image(entry)]
     try:
         ref = parse_name(text)
     except InvalidReference:
@@ -172,16 +240,16 @@ def _find(store: Store, text: str) -> list[Descriptor]:
             raise
         named = []
     else:
-        named = [entry for entry in entries if name_of(entry) == ref.name]
+        named = [entry for entry in store.named(ref.name) if _is_image(entry)]
         if not named and ref.digest:
             start = f"{ref.registry}/{ref.repository}"
             named = [
                 entry
-                for entry in entries
-                if name_of(entry).startswith((f"{start}:", f"{start}@"))
+                for name, entry in store.tags().items()
+                if name.startswith((f"{start}:", f"{start}@"))
                 and ref.digest in {entry["digest"], entry.get("annotations", {}).get(INDEX_DIGEST)}
             ][:1]
-    by_id = _with_prefix(store, entries, text) if _prefix(text) else []
+    by_id = _with_prefix(store, text) if _prefix(text) else []
     digests = {entry["digest"] for entry in (*named, *by_id)}
     if len(digests) > 1:
         shown = some(sorted(digests), "")
@@ -189,7 +257,7 @@ def _find(store: Store, text: str) -> list[Descriptor]:
         raise InvalidReference(text, f"it is ambiguous: {kind}", hint=f"it fits {shown}")
     if named or by_id:
         return named or by_id
-    names = sorted(filter(None, map(name_of, entries)))
+    names = sorted(name for name, entry in store.tags().items() if _is_image(entry))
     raise NotFound("image", text, among=some(names, "nothing in the store"))
 
 
@@ -199,24 +267,23 @@ def _prefix(text: str) -> str:
     return digits if _SHORTEST <= len(digits) <= 64 and _HEX.issuperset(digits) else ""
 
 
-def _with_prefix(store: Store, entries: list[Descriptor], text: str) -> list[Descriptor]:
-    start = f"sha256:{_prefix(text)}"
-    return [
+def _with_prefix(store: Store, text: str) -> list[Descriptor]:
+    start, facts = f"sha256:{_prefix(text)}", facts_of(store)
+    found = [
         entry
-        for entry in entries
-        if entry["digest"].startswith(start) or _config_digest(store, entry).startswith(start)
+        for entry in store.entries()
+        if _is_image(entry) and (entry["digest"].startswith(start) or _id(store, facts, entry).startswith(start))
     ]
+    facts.save()
+    return found
 
 
-def _config_digest(store: Store, entry: Descriptor) -> str:
+def _id(store: Store, facts: Facts, entry: Descriptor) -> str:
     """Return the image id of an entry, "" when its manifest cannot be read (then it has none to be found by)."""
     try:
-        if entry["mediaType"] in mediatypes.INDEXES:
-            return load(store, entry).id
-        digest = fastjson.loads(store.read_blob(entry), f"manifest {entry['digest']}")["config"]["digest"]
-    except (KnarrError, KeyError, TypeError):
+        return facts.manifest(_as_manifest(store, entry), look=False)["config"]
+    except KnarrError:
         return ""
-    return str(digest)
 
 
 class Removed(Record):
@@ -241,8 +308,9 @@ def remove(
     if len(names) > 1 and not force:
         raise InUse("image", text, f"several names: {some(names, '')}", hint="remove them by name, or use force")
     if len(names) == len(entries):
-        for name in names:
-            store.untag(name)
+        with store.changing() as changes:
+            for name in names:
+                changes.untag(name)
     else:  # another tool put it there without a name
         store.forget(entries[0]["digest"])
     collected = store.gc(frozenset(keep), timeout=timeout)

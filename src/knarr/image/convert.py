@@ -8,7 +8,7 @@ from __future__ import annotations
 from knarr.base import fastjson
 from knarr.base.errors import Unsupported
 from knarr.content.digest import sha256_of
-from knarr.content.store import printable
+from knarr.content.names import printable
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False

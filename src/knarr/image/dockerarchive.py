@@ -16,7 +16,8 @@ from knarr.base import fastjson
 from knarr.base.errors import InvalidReference, KnarrError, NotFound, SpecError, SpecFinding, Unsupported
 from knarr.content.compress import sniff
 from knarr.content.digest import Digest, hasher, sha256_of
-from knarr.content.store import DOCUMENT_LIMIT, some
+from knarr.content.names import some
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import CHUNK, VerifiedReader
 from knarr.image.files import ArchiveFiles, read_document
 from knarr.image.reference import local_name, parse_name

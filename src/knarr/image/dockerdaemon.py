@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, NotFound, RegistryError, SpecError, Unsupported
-from knarr.content.store import printable
+from knarr.content.names import printable
 from knarr.image.archive import ArchiveSink
 from knarr.image.dockerarchive import DockerArchive
 from knarr.image.files import ArchiveFiles, unnamed_file

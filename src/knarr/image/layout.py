@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from knarr.base.errors import InvalidReference, KnarrError, NotFound, SizeMismatch
 from knarr.content.digest import usable
-from knarr.content.store import DOCUMENT_LIMIT, name_of, some
+from knarr.content.names import INDEX_LIMIT, name_of, some
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import VerifiedReader
 from knarr.image.files import ArchiveFiles, DirectoryFiles, read_document
 from knarr.image.reference import DEFAULT_TAG, local_name, parse_name
@@ -49,7 +50,9 @@ class Layout:
             raise NotFound("an OCI image layout in", ref.path, hint=hint) from None
         parse_layout(header, f"{files.where}/{mediatypes.LAYOUT_FILE}")
         document = f"{files.where}/{mediatypes.INDEX_FILE}"
-        index = parse_index(read_document(files, mediatypes.INDEX_FILE, DOCUMENT_LIMIT), document)
+        # A directory may be a store; an archive is one image, or few, and came from anywhere.
+        limit = INDEX_LIMIT if isinstance(files, DirectoryFiles) else DOCUMENT_LIMIT
+        index = parse_index(read_document(files, mediatypes.INDEX_FILE, limit), document, limit=limit)
         self._entries: list[Descriptor] = index["manifests"]
 
     def roots(self) -> list[Descriptor]:

@@ -11,7 +11,7 @@ import os
 
 from knarr.base.errors import UsageError
 from knarr.base.record import Record
-from knarr.content.store import printable
+from knarr.content.names import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

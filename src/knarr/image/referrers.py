@@ -7,7 +7,8 @@ under the tag ``sha256-<hex>`` (distribution-spec, Referrers Tag Schema).
 from __future__ import annotations
 
 from knarr.base.errors import KnarrError
-from knarr.content.store import DOCUMENT_LIMIT, name_of
+from knarr.content.names import name_of
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import read_all
 from knarr.spec import mediatypes
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from knarr.base.errors import DigestMismatch, FileError, FormatError, NotFound, SpecError, SpecFinding, Unsupported
 from knarr.base.record import Record
 from knarr.content.digest import usable
-from knarr.content.store import DOCUMENT_LIMIT, printable, some
+from knarr.content.names import printable, some
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import read_all, verify_bytes
 from knarr.image.platform import Platform, accepted, platform_of
 from knarr.spec import mediatypes

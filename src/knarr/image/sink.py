@@ -110,13 +110,14 @@ class StoreSink:
 
     def finish(self) -> None:
         """Write the names, and not before."""
-        for descriptor in self._referrers:
-            self.store.note(descriptor)
-        if self.entry is not None and not self._names:
-            self.store.note(self.entry)
-        if self.entry is not None:
-            for name in self._names:
-                self.store.tag(name, self.entry)
+        with self.store.changing() as changes:
+            for descriptor in self._referrers:
+                changes.note(descriptor)
+            if self.entry is not None and not self._names:
+                changes.note(self.entry)
+            if self.entry is not None:
+                for name in self._names:
+                    changes.tag(name, self.entry)
 
     def abort(self) -> None:
         """Nothing here lasts."""

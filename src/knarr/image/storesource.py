@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knarr.content.store import name_of
+from knarr.content.names import name_of
 from knarr.image.referrers import referrers_among
 
 TYPE_CHECKING = False

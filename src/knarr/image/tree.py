@@ -10,7 +10,7 @@ from knarr.base.errors import FormatError, NotFound, SpecError, SpecFinding, Uns
 from knarr.base.record import Record
 from knarr.content.compress import compression_of
 from knarr.content.digest import sha256_of, usable
-from knarr.content.store import printable, some
+from knarr.content.names import printable, some
 from knarr.image.platform import accepted, platform_of
 from knarr.image.resolve import NESTING_LIMIT, read_blob, refuse_schema1, resolve
 from knarr.spec import mediatypes

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from knarr.base import fastjson
 from knarr.base.errors import AuthError, RegistryError, SpecError
 from knarr.base.record import Record
-from knarr.content.store import printable
+from knarr.content.names import printable
 from knarr.registry.challenge import choose, parse_challenges
 from knarr.registry.connections import Broken
 from knarr.registry.origin import Refused, check_realm, shown, split

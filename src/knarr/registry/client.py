@@ -17,7 +17,8 @@ from knarr.base.errors import (
     Unsupported,
 )
 from knarr.content.digest import Digest, hasher, sha256_of, usable
-from knarr.content.store import DOCUMENT_LIMIT, printable, some
+from knarr.content.names import printable, some
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import VerifiedReader, verify_bytes
 from knarr.registry.auth import Authorizer, reason
 from knarr.registry.connections import Broken, Policy

@@ -11,7 +11,7 @@ import subprocess
 
 from knarr.base import fastjson
 from knarr.base.errors import NotFound, SpecError, TimedOut, Unsupported, UsageError
-from knarr.content.store import printable
+from knarr.content.names import printable
 from knarr.registry.credentials import Credentials
 
 TIMEOUT = 60.0

@@ -131,10 +131,30 @@ _DESCRIPTOR: dict[str, Check] = {
     "artifactType": _media_type,
     "platform": _platform,
 }
+_PLAIN_TYPES = frozenset((*mediatypes.MANIFESTS, *mediatypes.INDEXES, *mediatypes.CONFIGS, *mediatypes.LAYERS))
 _descriptor_shape = members(_DESCRIPTOR, "mediaType digest size")
 
 
+def _plain(value: Any) -> bool:
+    """Whether this is surely a valid descriptor: known type, sha256, size, annotations or none. Ten times as fast."""
+    try:
+        media_type, digest, size = value["mediaType"], value["digest"], value["size"]
+        annotations = value.get("annotations")
+        known = media_type in _PLAIN_TYPES
+    except (TypeError, KeyError, AttributeError):  # not an object, a member is missing, a type that cannot be hashed
+        return False
+    if not known or type(digest) is not str or len(digest) != 71 or digest[:7] != "sha256:":
+        return False
+    if digest[7:].strip("0123456789abcdef") or type(size) is not int or not 0 <= size < 1 << 63:
+        return False
+    if annotations is None:
+        return len(value) == 3
+    return len(value) == 4 and type(annotations) is dict and not any(map(text, annotations.values()))
+
+
 def _descriptor(value: Any) -> Fault:
+    if _plain(value):
+        return None
     bad = (_descriptor_shape(value) or []) + _other_case(_DESCRIPTOR, value)
     if not bad and "data" in value:
         why = _data_fault(value["data"], value["digest"], value["size"])
@@ -213,10 +233,11 @@ def _document(
     document: str,
     kind: str,
     media_type: str | None,
+    limit: int = LIMIT,
 ) -> dict[str, Any]:
     known, check = (_MANIFEST, _manifest) if kind == "manifest" else (_INDEX, _index)
     own_types = mediatypes.MANIFESTS if kind == "manifest" else mediatypes.INDEXES
-    value = fastjson.loads(data, document, limit=LIMIT)
+    value = fastjson.loads(data, document, limit=limit)
     found: list[SpecFinding] = []
 
     def add(pointer: str, why: str) -> None:
@@ -258,12 +279,14 @@ def parse_manifest(data: bytes, document: str = "manifest", media_type: str | No
     return _document(data, document, "manifest", media_type)
 
 
-def parse_index(data: bytes, document: str = "index", media_type: str | None = None) -> dict[str, Any]:
-    """Read and validate an image index (image-index.md) or Docker's manifest list, of at most 4 MiB.
+def parse_index(
+    data: bytes, document: str = "index", media_type: str | None = None, *, limit: int = LIMIT
+) -> dict[str, Any]:
+    """Read and validate an image index (image-index.md) or Docker's manifest list, of at most ``limit`` bytes.
 
     ``media_type`` as for ``parse_manifest``. Raises SpecError.
     """
-    return _document(data, document, "index", media_type)
+    return _document(data, document, "index", media_type, limit)
 
 
 def parse_descriptor(data: bytes, document: str = "descriptor") -> dict[str, Any]:

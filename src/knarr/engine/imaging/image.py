@@ -11,7 +11,7 @@ from copy import deepcopy
 from knarr.base import fastjson
 from knarr.base.errors import Unsupported
 from knarr.base.record import Record
-from knarr.content.store import printable
+from knarr.content.names import printable
 from knarr.engine.imaging.blobs import in_memory
 from knarr.image import edit
 from knarr.image.edit import KEEP

@@ -22,7 +22,8 @@ from knarr.base.errors import (
     Unsupported,
 )
 from knarr.content.digest import USABLE, Digest, hasher
-from knarr.content.store import DOCUMENT_LIMIT, name_of
+from knarr.content.names import name_of
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import CHUNK
 from knarr.engine.imaging.rules import GOARCH, GOOS, Finding
 from knarr.image.platform import platform_of

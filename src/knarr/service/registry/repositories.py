@@ -12,7 +12,8 @@ from threading import Lock as ThreadLock
 from knarr.base import fastjson
 from knarr.base.errors import InvalidDigest, KnarrError, NotFound, SpecError
 from knarr.content.digest import usable
-from knarr.content.store import DOCUMENT_LIMIT, name_of
+from knarr.content.names import name_of
+from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import verify_bytes
 from knarr.service.registry.problems import Problem
 from knarr.service.registry.routes import TAG
