@@ -336,6 +336,32 @@ def test_collection_keeps_exactly_what_is_reached(store: Store) -> None:
     assert store.gc().size == 0
 
 
+def test_a_layer_with_a_manifests_digest_hides_nothing_from_the_collection(store: Store) -> None:
+    """Whoever names another's manifest as a layer must not have its config and layers collected."""
+    other = put_image(store, "other", b"theirs")
+    config = store.put(b"{}", media_type=mediatypes.CONFIG)
+    layer = {**other, "mediaType": mediatypes.LAYER}
+    for name in ("before", "zafter"):
+        document = {"schemaVersion": 2, "mediaType": mediatypes.MANIFEST, "config": config, "layers": [layer]}
+        document["annotations"] = {"name": name}
+        store.tag(name, store.put(json.dumps(document).encode(), media_type=mediatypes.MANIFEST))
+        store.tag("other", other)  # last, then first in the order of the walk
+        assert store.gc().digests == ()
+        store.tag(name, store.resolve(name))
+        assert store.gc().digests == ()
+    assert store.has(sha256_of(b"theirs"))
+
+
+def test_a_manifest_as_a_layer_keeps_what_it_needs(store: Store) -> None:
+    inner = put_image(store, "inner", b"inside")
+    config = store.put(b"{}", media_type="application/vnd.oci.empty.v1+json")
+    document = {"schemaVersion": 2, "mediaType": mediatypes.MANIFEST, "config": config, "layers": [inner]}
+    store.tag("outer", store.put(json.dumps(document).encode(), media_type=mediatypes.MANIFEST))
+    store.untag("inner")
+    assert store.gc().digests == ()
+    assert store.has(sha256_of(b"inside"))
+
+
 def test_collection_keeps_what_it_is_told_to(store: Store) -> None:
     running = put_image(store, "x", b"layer")
     store.untag("x")

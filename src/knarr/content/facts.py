@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, KnarrError
+from knarr.base.errors import FileError
 from knarr.base.files import read_file, write_atomic
 from knarr.content.digest import sha256_of
 from knarr.spec import mediatypes
@@ -94,7 +94,8 @@ class Facts:
         row: ManifestFacts | None = self._current(descriptor) if look else self._rows.get(descriptor["digest"])
         if row is not None and row.get("type") == descriptor["mediaType"]:
             return row
-        return self._add(descriptor, _manifest_facts)
+        made: ManifestFacts = self._add(descriptor, _manifest_facts)
+        return made
 
     def config(self, digest: str, size: int, *, look: bool = True) -> ConfigFacts:
         """Return the facts of an image config; as ``manifest``."""
@@ -102,7 +103,8 @@ class Facts:
         row: ConfigFacts | None = self._current(descriptor) if look else self._rows.get(digest)
         if row is not None and "diffIds" in row:
             return row
-        return self._add(descriptor, _config_facts)
+        made: ConfigFacts = self._add(descriptor, _config_facts)
+        return made
 
     def save(self, keep: Collection[str] | None = None) -> None:
         """Write the file if enough is new in it; with ``keep``, all digests there are, without the others' facts."""
@@ -180,13 +182,15 @@ def _config_facts(descriptor: Descriptor, data: bytes) -> Any:
 
 def _read(path: str) -> dict[str, Any]:
     """Return the rows of a file, none when it cannot be believed."""
+    import json  # not fastjson: what has the digest was written here, and needs no looking for duplicates
+
     try:
         data = read_file(path, _LIMIT)
-        digest, _, body = data.partition(b"\n")
-        if sha256_of(body).encode() != digest:
-            return {}
-        document = fastjson.loads(body, path, limit=_LIMIT)
-    except KnarrError:
+    except FileError:
         return {}
+    digest, _, body = data.partition(b"\n")
+    if sha256_of(body).encode() != digest:
+        return {}
+    document = json.loads(body)
     rows: dict[str, Any] = document["documents"] if document["version"] == VERSION else {}
     return rows

@@ -8,6 +8,7 @@ because what it refers to is then unknown.
 from __future__ import annotations
 
 import os
+import stat
 from errno import EINVAL, ENOENT
 
 from knarr.base.errors import FileError, NotFound, SpecError
@@ -89,9 +90,11 @@ def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float 
         gone: list[str] = []
         size = 0
         for digest in there - wanted:
-            size += os.stat(store.blob_path(digest), follow_symlinks=False).st_size
-            store.delete(digest)
-            gone.append(digest)
+            found = os.stat(store.blob_path(digest), follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode):
+                store.delete(digest)
+                gone.append(digest)
+                size += found.st_size
         size += _clear_temporary(store)
         facts_of(store).save(wanted)
         return Collected(tuple(sorted(gone)), size)

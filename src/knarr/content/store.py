@@ -16,6 +16,7 @@ Names are annotations (org.opencontainers.image.ref.name) with the full referenc
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager
 from errno import EINVAL, ENOENT, ENOSPC
 
@@ -123,29 +124,34 @@ class Store:
         return read_all(stream, descriptor["digest"], descriptor["size"], limit, stream.what)
 
     def digests(self) -> set[Digest]:
-        """Return the digest of every blob; files that cannot be blobs are passed over. Raises FileError."""
-        return {digest for digest, _ in self._files()}
+        """Return the digest of every blob, by their names alone; what cannot be one's name is passed over.
+
+        Raises FileError.
+        """
+        return {
+            Digest(f"{algorithm}:{name}")
+            for algorithm, length in USABLE.items()
+            for name in self._listed(algorithm)
+            if len(name) == length and not name.strip("0123456789abcdef")
+        }
+
+    def _listed(self, algorithm: str) -> list[str]:
+        try:
+            return os.listdir(f"{self.path}/{mediatypes.BLOBS_DIRECTORY}/{algorithm}")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FileError("read", self.path, error.errno or EINVAL) from None
 
     def blobs(self) -> Iterator[tuple[Digest, int]]:
-        """Yield (digest, size in bytes) of every blob, in no order; as ``digests``."""
-        for digest, entry in self._files():
+        """Yield (digest, size in bytes) of every blob, in no order; passes over what is no file. Raises FileError."""
+        for digest in self.digests():
             try:
-                yield digest, entry.stat(follow_symlinks=False).st_size
+                found = os.stat(self.blob_path(digest), follow_symlinks=False)
             except FileNotFoundError:
                 continue  # collected meanwhile
-
-    def _files(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
-        for algorithm, length in USABLE.items():
-            try:
-                entries = list(os.scandir(f"{self.path}/{mediatypes.BLOBS_DIRECTORY}/{algorithm}"))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise FileError("read", self.path, error.errno or EINVAL) from None
-            for entry in entries:
-                name = entry.name
-                if len(name) == length and not name.strip("0123456789abcdef") and entry.is_file(follow_symlinks=False):
-                    yield Digest(f"{algorithm}:{name}"), entry
+            if stat.S_ISREG(found.st_mode):
+                yield digest, found.st_size
 
     def put(
         self,

@@ -165,18 +165,15 @@ def _as_manifest(store: Store, entry: Descriptor) -> Descriptor:
 def _listed(facts: Facts, entry: Descriptor) -> Listed:
     manifest = facts.manifest(entry)
     size = entry["size"] + sum(manifest["parts"].values())
-    platform, labels, created = entry.get("platform", {}), {}, ""
-    if not manifest["kind"]:
-        config = facts.config(manifest["config"], manifest["configSize"])
-        platform, labels, created = config["platform"], config["labels"], config["created"]
+    config = None if manifest["kind"] else facts.config(manifest["config"], manifest["configSize"])
     return Listed(
         name_of(entry),
         entry["digest"],
         manifest["config"],
-        created or manifest["created"],
+        (config["created"] if config else "") or manifest["created"],
         size,
-        platform_of(platform),
-        labels,
+        platform_of(config["platform"] if config else entry.get("platform", {})),
+        config["labels"] if config else {},
         manifest["layers"],
     )
 
