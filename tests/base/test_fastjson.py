@@ -144,6 +144,12 @@ def test_what_is_written_is_read_back(value: object, indent: bool, sort: bool) -
     assert strictjson.parse(data, "doc.json", limit=len(data)) == value
 
 
+@settings(deadline=None)
+@given(values)
+def test_what_was_written_here_is_read_faster(value: object) -> None:
+    assert fastjson.loads_own(fastjson.dumps(value)) == value
+
+
 def _verdict(data: bytes) -> tuple[object, bool]:
     try:
         return fastjson.loads(data, "doc.json"), True

@@ -84,6 +84,14 @@ class _Options:
     parse_constant = _constant
 
 
+class _Own:
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = _constant
+
+
 _scan = _make_scanner(_Options) if _make_scanner is not None else None
 
 
@@ -138,6 +146,15 @@ def loads(data: bytes, document: str, *, limit: int = LIMIT) -> Any:
     from knarr.base import strictjson  # cold: only a document with something odd in it comes here
 
     return strictjson.parse(data, document, limit=limit)
+
+
+def loads_own(data: bytes) -> Any:
+    """Read what ``dumps`` wrote and whose digest was checked: without a look for duplicate names, three times as fast."""
+    if _make_scanner is None:
+        import json  # cold: only where _json has no scanner
+
+        return json.loads(data)
+    return _make_scanner(_Own)(str(data, "utf-8"), 0)[0]
 
 
 def _refuse(value: Any) -> Any:

@@ -182,8 +182,6 @@ def _config_facts(descriptor: Descriptor, data: bytes) -> Any:
 
 def _read(path: str) -> dict[str, Any]:
     """Return the rows of a file, none when it cannot be believed."""
-    import json  # not fastjson: what has the digest was written here, and needs no looking for duplicates
-
     try:
         data = read_file(path, _LIMIT)
     except FileError:
@@ -191,6 +189,6 @@ def _read(path: str) -> dict[str, Any]:
     digest, _, body = data.partition(b"\n")
     if sha256_of(body).encode() != digest:
         return {}
-    document = json.loads(body)
+    document = fastjson.loads_own(body)
     rows: dict[str, Any] = document["documents"] if document["version"] == VERSION else {}
     return rows
