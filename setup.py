@@ -1,7 +1,7 @@
 """Build knarr's two C programs and put them into the wheel; everything else is in pyproject.toml.
 
 - ``knarr/init/knarr-init``: all of src/knarr/init/*.c, the program that carries out a Plan;
-- ``knarr-runtime`` in bin/: bin/launcher.c.
+- ``knarr-runtime`` in bin/: bin/*.c.
 
 Both are static, use no C library and take their compiler flags from src/knarr/init/cflags.txt, one a line.
 ``CC`` names the compiler; to cross-compile: ``CC=aarch64-linux-gnu-gcc KNARR_TARGET=aarch64``.
@@ -121,7 +121,7 @@ class InstallScripts(install_scripts):
     def run(self) -> None:
         """Build bin/knarr-runtime."""
         program = Path(self.install_dir, "knarr-runtime")
-        compile_static([LAUNCHER], program)
+        compile_static(sorted(LAUNCHER.parent.glob("*.c")), program)
         self.outfiles = [str(program)]
 
 

@@ -5,11 +5,12 @@
  * `site` module (3 ms and more), a shell wrapper costs half a millisecond and obeys the caller's LD_PRELOAD;
  * this file needs no C library, no loader and no environment (docs/decisions.md has the figures).
  *
+ *   0. ordinary start, state, kill, delete are done at once (verbs.c)
  *   1. where am I        /proc/self/exe, so a symbolic link to it works
  *   2. which python      the first line of `knarr`, the script pip wrote beside it, else `python3` beside it
  *   3. a clean start     what makes a C library or Python load the caller's code leaves the environment
  *   4. a head start      on cgroup v1 a child of ours wakes the kernel for the joins to come, while Python starts
- *   5. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX CHILD arguments...
+ *   5. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX CHILD SOCKET arguments...
  *
  * Which lib/pythonX.Y is the right one only the interpreter knows, so that search is the few lines of Python
  * below; what they import is cached as bytecode, which a script run as __main__ never is.
@@ -17,54 +18,25 @@
  * Nobody relocates this program: no table of pointers here, the compiler would need addresses in it.
  */
 
+#include "system.h"
+
 typedef unsigned long word;
 
 enum { LINE = 4096 };
-enum { O_WRONLY = 1, O_CLOEXEC = 02000000, AT_FDCWD = -100, SIGCHLD_ = 17 };
 
 #if defined(__x86_64__)
-
-enum { SYS_READ = 0, SYS_WRITE = 1, SYS_EXECVE = 59, SYS_EXIT = 60, SYS_OPENAT = 257, SYS_READLINKAT = 267,
-       SYS_RT_SIGPROCMASK = 14, SYS_CLONE = 56, SYS_CLOSE_RANGE = 436 };
-
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall launch\n\thlt\n");
-
-static long syscall4(long number, long a, long b, long c, long d)
-{
-    long result;
-    register long r10 __asm__("r10") = d;
-    __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
-    return result;
-}
-
-#elif defined(__aarch64__)
-
-enum { SYS_READ = 63, SYS_WRITE = 64, SYS_EXECVE = 221, SYS_EXIT = 93, SYS_OPENAT = 56, SYS_READLINKAT = 78,
-       SYS_RT_SIGPROCMASK = 135, SYS_CLONE = 220, SYS_CLOSE_RANGE = 436 };
-
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
-
-static long syscall4(long number, long a, long b, long c, long d)
-{
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-    return x0;
-}
-
 #else
-#error "knarr runs on x86_64 and aarch64"
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
 #endif
 
-/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0; the first candidate that has the package is appended, not
+/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0, argv[3] 1 + a socket or 0 (verbs.c); the first candidate that has the package is appended, not
  * prepended, to sys.path: what sits beside knarr must not stand in for the standard library. */
 static const char FIND_AND_LAUNCH[] =
     "import sys,posix\n"
     "b=sys.argv.pop(1)\n"
     "c=int(sys.argv.pop(1))\n"
+    "s=int(sys.argv.pop(1))-1\n"
     "v='/python%d.%d/'%sys.version_info[:2]\n"
     "for p in(b+'/lib'+v+'site-packages',b+'/lib64'+v+'site-packages',b+'/lib'+v+'dist-packages',"
     "b+'/lib/python3/dist-packages',b):\n"
@@ -74,7 +46,7 @@ static const char FIND_AND_LAUNCH[] =
     "+'; install it again with: '+sys.executable+' -m pip install --force-reinstall knarr')\n"
     "sys.path.append(p)\n"
     "from knarr.cli.runtime_launch import launch\n"
-    "launch(c)\n";
+    "launch(c,s)\n";
 
 static char here[LINE + 16];
 static char prefix[LINE + 16];
@@ -82,45 +54,10 @@ static char line[LINE + 1];
 static char beside[LINE + 16];
 static char groups[2 * LINE];
 static char group[3 * LINE];
-static char child[24];
-
-static word length(const char *text)
-{
-    word n = 0;
-    while (text[n])
-        n++;
-    return n;
-}
-
-static int starts(const char *text, const char *with)
-{
-    while (*with)
-        if (*text++ != *with++)
-            return 0;
-    return 1;
-}
-
-/* Appends at `at`, never past `end` - 1; returns the new end of the text. */
-static char *append(char *at, const char *end, const char *text)
-{
-    while (*text && at < end - 1)
-        *at++ = *text++;
-    *at = 0;
-    return at;
-}
-
-static char *last_slash(char *text)
-{
-    char *found = 0;
-    for (; *text; text++)
-        if (*text == '/')
-            found = text;
-    return found;
-}
 
 static void say(const char *text)
 {
-    syscall4(SYS_WRITE, 2, (long)text, (long)length(text), 0);
+    kcall(write, 2, text, length(text));
 }
 
 static __attribute__((noreturn)) void fail(const char *why, const char *what)
@@ -129,8 +66,7 @@ static __attribute__((noreturn)) void fail(const char *why, const char *what)
     say(why);
     say(what);
     say("\n");
-    for (;;)
-        syscall4(SYS_EXIT, 1, 0, 0, 0);
+    leave(1);
 }
 
 /*
@@ -140,10 +76,10 @@ static __attribute__((noreturn)) void fail(const char *why, const char *what)
  */
 static char *interpreter_of(const char *script)
 {
-    long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)script, O_CLOEXEC, 0);
+    long fd = kcall(openat, AT_FDCWD, script, O_CLOEXEC);
     if (fd < 0)
         return 0;
-    long got = syscall4(SYS_READ, fd, (long)line, LINE, 0);
+    long got = kcall(read, fd, line, LINE);
     if (got < 4 || line[0] != '#' || line[1] != '!')
         return 0;
     line[got] = 0;
@@ -174,19 +110,14 @@ static int unwanted(const char *variable)
            starts(variable, "GCONV_PATH=") || starts(variable, "LOCPATH=");
 }
 
-static int same(const char *text, const char *other)
-{
-    return starts(text, other) && length(text) == length(other);
-}
-
 /*
  * The v1 cgroup we are in, as the path of its cgroup.procs; 0 without one. Lines of /proc/self/cgroup read
  * `number:controllers:path`; no controllers: cgroup v2; a `=` in them: a hierarchy with a name and no controllers.
  */
 static int find_v1_group(void)
 {
-    long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)"/proc/self/cgroup", O_CLOEXEC, 0);
-    long got = fd < 0 ? -1 : syscall4(SYS_READ, fd, (long)groups, sizeof groups - 1, 0);
+    long fd = kcall(openat, AT_FDCWD, "/proc/self/cgroup", O_CLOEXEC);
+    long got = fd < 0 ? -1 : kcall(read, fd, groups, sizeof groups - 1);
     if (got <= 0)
         return 0;
     groups[got] = 0;
@@ -228,25 +159,14 @@ static long wake_kernel(char **argv)
             break;
     if (!*argv || !find_v1_group())
         return 0;
-    long pid = syscall4(SYS_CLONE, SIGCHLD_, 0, 0, 0);
+    long pid = kcall(clone, SIGCHLD_);
     if (pid == 0) {
-        syscall4(SYS_CLOSE_RANGE, 0, ~0U, 0, 0); /* nobody shall wait for us to let a pipe go */
-        long fd = syscall4(SYS_OPENAT, AT_FDCWD, (long)group, O_WRONLY | O_CLOEXEC, 0);
-        syscall4(SYS_WRITE, fd, (long)"0", 1, 0);
-        for (;;)
-            syscall4(SYS_EXIT, 0, 0, 0, 0);
+        kcall(close_range, 0, ~0U, 0); /* nobody shall wait for us to let a pipe go */
+        long fd = kcall(openat, AT_FDCWD, group, O_WRONLY | O_CLOEXEC);
+        kcall(write, fd, "0", 1);
+        leave(0);
     }
     return pid > 0 ? pid : 0;
-}
-
-/* A positive number in decimal. */
-static char *decimal(long number)
-{
-    char *at = child + sizeof child - 1;
-    do
-        *--at = (char)('0' + number % 10);
-    while (number /= 10);
-    return at;
 }
 
 __attribute__((used)) void launch(word *stack);
@@ -256,8 +176,12 @@ void launch(word *stack)
     word argc = stack[0];
     char **argv = (char **)(stack + 1);
     char **envp = argv + argc + 1;
+    long connection = -1;
+    char numbers[2][24];
 
-    long got = syscall4(SYS_READLINKAT, AT_FDCWD, (long)"/proc/self/exe", (long)here, LINE);
+    do_verb(argv + (argc > 0), envp, &connection);
+
+    long got = kcall(readlinkat, AT_FDCWD, "/proc/self/exe", here, LINE);
     if (got <= 0 || got >= LINE)
         fail("cannot read /proc/self/exe: ", got > 0 ? "its path is too long" : "is /proc mounted?");
     here[got] = 0;
@@ -273,7 +197,7 @@ void launch(word *stack)
     char *python = interpreter_of(beside);
 
     /* There is room: the kernel holds all arguments to a quarter of the stack's limit. */
-    char **arguments = __builtin_alloca((argc + 10) * sizeof *arguments);
+    char **arguments = __builtin_alloca((argc + 11) * sizeof *arguments);
     word n = 0;
     arguments[n++] = 0; /* argv[0], set below */
     arguments[n++] = "-I";
@@ -283,7 +207,8 @@ void launch(word *stack)
     arguments[n++] = "-c";
     arguments[n++] = (char *)FIND_AND_LAUNCH;
     arguments[n++] = prefix;
-    arguments[n++] = decimal(wake_kernel(argv + 1));
+    arguments[n++] = decimal(numbers[0], wake_kernel(argv + 1));
+    arguments[n++] = decimal(numbers[1], connection + 1);
     for (word i = 1; i < argc; i++)
         arguments[n++] = argv[i];
     arguments[n] = 0;
@@ -296,14 +221,14 @@ void launch(word *stack)
 
     /* Ctrl-C while Python starts would end in its traceback: held back until runtime_main has decided what it means. */
     const word interrupt = 1UL << (2 - 1);
-    syscall4(SYS_RT_SIGPROCMASK, 0, (long)&interrupt, 0, sizeof interrupt);
+    kcall(rt_sigprocmask, 0, &interrupt, 0, sizeof interrupt);
 
     if (python) {
         arguments[0] = python;
-        syscall4(SYS_EXECVE, (long)python, (long)arguments, (long)envp, 0);
+        kcall(execve, python, arguments, envp);
     }
     append(append(beside, beside + sizeof beside, here), beside + sizeof beside, "/python3");
     arguments[0] = beside;
-    syscall4(SYS_EXECVE, (long)beside, (long)arguments, (long)envp, 0);
+    kcall(execve, beside, arguments, envp);
     fail("cannot start the Python it was installed for: ", python ? python : beside);
 }

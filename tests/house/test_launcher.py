@@ -22,7 +22,7 @@ import knarr
 
 PROBE = """
 import sys, os
-def main():
+def main(told=-1):
     import json
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         children = [int(pid) for pid in file.read().split()]

@@ -11,17 +11,18 @@ import os
 import sys
 
 
-def launch(child: int = 0) -> None:
+def launch(child: int = 0, told: int = -1) -> None:
     """Run the command line of knarr-runtime and end the process with its exit code.
 
     ``child`` is the pid of the launcher's head start (bin/launcher.c), 0 without one; it has ended by now or will soon.
+    ``told`` is the socket of a ``start`` that it has begun (bin/verbs.c), -1 without one.
 
     Leaves by ``os._exit``: taking the interpreter apart costs 1.4 ms of 9, and nothing here has threads,
     atexit functions or unflushed files other than the two flushed below.
     """
     from knarr.cli.runtime_main import main
 
-    code = main()
+    code = main(told=told)
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # None when the caller closed the descriptor

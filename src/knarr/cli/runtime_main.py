@@ -26,8 +26,8 @@ _LARGEST = 4 << 20
 _HOME = __file__.removesuffix("/cli/runtime_main.py")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+def main(arguments: list[str] | None = None, told: int = -1) -> int:
+    """Run one command line; returns the exit code. ``told``: the socket of a start that the launcher has begun."""
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         # Ctrl-C ends a command that holds nothing yet, or nothing that cannot be done again; create, run and exec
         # catch it once they have begun. No traceback either way.
@@ -39,19 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     # Whoever looks at imports shall see them, whoever wants no bytecode written shall have none.
     kept = bool(verb) and not sys.dont_write_bytecode and "importtime" not in sys._xoptions  # noqa: SLF001  # documented
     if not kept or _load(verb):
-        return _command(words)
+        return _command(words, told)
     from knarr.cli import codecache  # cold: once per verb and boot
 
     codecache.watch()
-    code = _command(words)
+    code = _command(words, told)
     codecache.save(place(), name(verb), verb)
     return code
 
 
-def _command(words: list[str]) -> int:
+def _command(words: list[str], told: int) -> int:
     from knarr.cli.runtime.command import main as command
 
-    return command(words)
+    return command(words, told)
 
 
 def place() -> str:

@@ -27,6 +27,8 @@ from knarr.plan.container import RAW_FILTER, Options, plan_container
 from knarr.plan.namespaces import shares_pids
 from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
+from knarr.runtime.brief import NAME as BRIEF
+from knarr.runtime.brief import brief
 from knarr.runtime.launch import Launch, describe
 from knarr.runtime.record import State
 
@@ -298,6 +300,8 @@ class Created(Process):
             super().on_sync(code)
             self.state = self.state.replace(complete=True)
             record.save(self.fd, self.state)
+            if "start" in self.plan.slots and (text := brief(self.state)) is not None:
+                write_atomic(BRIEF, text, dir_fd=self.fd)
             if "startContainer" not in self.state.hooks or "start" in self.plan.slots:
                 return b""  # else `start` sends it
             return fastjson.dumps(record.document(self.state, "created"))

@@ -5,6 +5,7 @@
     state.json    the facts below, replaced by rename
     config.json   the configuration the container was made from
     start         the socket the container's init listens on until it is started; renamed by the one who starts it
+    brief         of a created container: what bin/verbs.c must know of it (runtime/brief.py)
 
 and ``<root>/.locks/<id>`` is locked (flock) by whoever makes or removes the container. Nothing here is forced to
 disk: the root is meant to lie on a tmpfs, and after a reboot the boot id tells that all of it is stale.
@@ -311,7 +312,7 @@ def being_made(root_fd: int, id: str) -> bool:
 
 def remove(root_fd: int, fd: int, id: str) -> None:
     """Remove the container's directory, which holds files only. Missing is fine. Raises FileError."""
-    for name in (START, CONFIG, STATE):
+    for name in ("brief", START, CONFIG, STATE):  # brief first: bin/verbs.c believes it as long as it is there
         try:
             os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
@@ -347,4 +348,21 @@ def document(state: State, status: str, pid: int | None = None) -> dict[str, Any
     result["bundle"] = state.bundle
     if state.annotations:
         result["annotations"] = state.annotations
+    return result
+
+
+def shown(state: State, status: str, owner: str) -> dict[str, Any]:
+    """A container as runc's ``state`` and ``list`` show it: pid 0 when it is stopped."""
+    result: dict[str, Any] = {
+        "ociVersion": state.version,
+        "id": state.id,
+        "pid": 0 if status == "stopped" else state.pid,
+        "status": status,
+        "bundle": state.bundle,
+        "rootfs": state.rootfs,
+        "created": state.created,
+    }
+    if state.annotations:
+        result["annotations"] = state.annotations
+    result["owner"] = owner
     return result

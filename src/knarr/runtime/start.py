@@ -50,8 +50,10 @@ class _Starting(Control):
         self.go()
 
 
-def start(state_root: str, id: str) -> None:
+def start(state_root: str, id: str, told: int = -1) -> None:
     """Run the program of a created container. Raises NotFound, WrongStatus, InitError and its kin, HookError.
+
+    ``told``: its socket, when bin/verbs.c has told it to go on and it had something to say; it is closed.
 
     When a startContainer or poststart hook fails the container is stopped and removed (lifecycle, steps 7 and 9).
     """
@@ -60,7 +62,7 @@ def start(state_root: str, id: str) -> None:
     try:
         state = record.load(fd, id)
         try:
-            start_container(root_fd, fd, state, None)
+            start_container(root_fd, fd, state, None, told)
         except WrongStatus:
             raise
         except KnarrError:
@@ -71,9 +73,9 @@ def start(state_root: str, id: str) -> None:
         os.close(root_fd)
 
 
-def start_container(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> None:
+def start_container(root_fd: int, fd: int, state: State, config: dict[str, Any] | None, told: int = -1) -> None:
     """``start`` for a container whose record is at hand."""
-    control = connect(fd, state)
+    control = connect(fd, state) if told < 0 else _control(socket(fileno=told), fd, state)
     try:
         control.run()
     except HookError as error:
@@ -111,6 +113,15 @@ def connect(fd: int, state: State) -> Control:
     except OSError:
         sock.close()
         raise WrongStatus(state.id, "start", "stopped") from None
+    control = _control(sock, fd, state)
+    inside = "startContainer" in state.hooks  # which the init runs, and gives the state document
+    control.go(fastjson.dumps(record.document(state, "created")) if inside else b"")
+    return control
+
+
+def _control(sock: socket, fd: int, state: State) -> Control:
+    """The socket's other side: an init that was told to go on, or will be."""
+    os.set_inheritable(sock.fileno(), False)
 
     def failed(index: int, number: int, detail: bytes) -> KnarrError:
         from knarr.runtime.explain import LANDLOCK_HINT, later_error  # cold: only for an error
@@ -123,10 +134,7 @@ def connect(fd: int, state: State) -> Control:
             error.hint = LANDLOCK_HINT
         return error
 
-    control = _Starting(sock, failed, fd, state)
-    inside = "startContainer" in state.hooks  # which the init runs, and gives the state document
-    control.go(fastjson.dumps(record.document(state, "created")) if inside else b"")
-    return control
+    return _Starting(sock, failed, fd, state)
 
 
 def poststart(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> None:

@@ -23,13 +23,16 @@ _ROOTLESS: dict[str, bool | None] = {"true": True, "false": False, "auto": None}
 class Context:
     """What the global options say, for the verb."""
 
-    __slots__ = ("_root", "cgroup_manager", "log", "rootless")
+    __slots__ = ("_root", "cgroup_manager", "log", "rootless", "told")
 
-    def __init__(self, root: str | None, log: Log, *, rootless: bool | None, cgroup_manager: str) -> None:
+    def __init__(
+        self, root: str | None, log: Log, *, rootless: bool | None, cgroup_manager: str, told: int = -1
+    ) -> None:
         self._root = root
         self.log = log
         self.rootless = rootless
         self.cgroup_manager = cgroup_manager
+        self.told = told
 
     @property
     def root(self) -> str:
@@ -41,8 +44,8 @@ class Context:
         return os.path.abspath(self._root) if self._root else default_root()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+def main(arguments: list[str] | None = None, told: int = -1) -> int:
+    """Run one command line; returns the exit code. ``told``: see ``knarr.runtime.start.start``."""
     words = sys.argv[1:] if arguments is None else arguments
     log = None
     verb = ""
@@ -67,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         rootless = given.get("rootless", "auto")
         if rootless not in _ROOTLESS:
             raise UsageError(f"option --rootless: {rootless!r} is not true, false or auto")
-        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless], cgroup_manager=manager)
+        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless], cgroup_manager=manager, told=told)
         code = _run(verb, options, operands, context)
         if given.get("debug"):
             said = f"{' '.join((verb, *operands[:1]))} below {context.root}: exit code {code}"

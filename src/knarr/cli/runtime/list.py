@@ -6,7 +6,6 @@ import os
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InvalidId, KnarrError, NotFound, UsageError
-from knarr.cli.runtime.state import shape
 from knarr.kernel.process import boot_id
 from knarr.runtime import record
 
@@ -53,7 +52,7 @@ def _containers(context: Context) -> list[dict[str, Any]]:
             continue  # gone meanwhile, or not ours
         try:
             state = record.load(fd, name)
-            found.append(shape(state, record.status(fd, state, root_fd, boot=boot), _owner(fd)))
+            found.append(record.shown(state, record.status(fd, state, root_fd, boot=boot), _owner(fd)))
         except KnarrError as error:
             if not (isinstance(error, FileError) and record.being_made(root_fd, name)):
                 warning = f"container {name}: {error}"

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Run the program of a created container."""
-    address = os.environ.get("NOTIFY_SOCKET")
+    address = os.environ.get("NOTIFY_SOCKET")  # without it bin/verbs.c may have begun
     if address:
         _start_and_notify(context.root, operands[0], address)
     else:
-        start(context.root, operands[0])
+        start(context.root, operands[0], context.told)
     return 0
 
 

@@ -19,23 +19,6 @@ def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     fd = record.open_container(context.root, operands[0])
     root_fd = record.open_root(context.root)
     state = record.load(fd, operands[0])
-    shown = shape(state, record.status(fd, state, root_fd), "")
+    shown = record.shown(state, record.status(fd, state, root_fd), "")
     os.write(1, fastjson.dumps(shown, indent=True) + b"\n")
     return 0
-
-
-def shape(state: record.State, status: str, owner: str) -> dict[str, Any]:
-    """A container as runc's ``state`` and ``list`` show it: pid 0 when it is stopped."""
-    shown: dict[str, Any] = {
-        "ociVersion": state.version,
-        "id": state.id,
-        "pid": 0 if status == "stopped" else state.pid,
-        "status": status,
-        "bundle": state.bundle,
-        "rootfs": state.rootfs,
-        "created": state.created,
-    }
-    if state.annotations:
-        shown["annotations"] = state.annotations
-    shown["owner"] = owner
-    return shown
