@@ -204,9 +204,13 @@ static void start(long folder, long *connection)
     at = append(address.path, address.path + sizeof address.path, "/proc/self/fd/");
     at = append(at, address.path + sizeof address.path, decimal(room, folder));
     append(at, address.path + sizeof address.path, "/started");
-    if (fd < 0 || kcall(connect, fd, &address, sizeof address) < 0)
+    got = fd < 0 ? fd : kcall(connect, fd, &address, sizeof address);
+    if (got == 0)
+        got = kcall(sendto, fd, go, sizeof go, NOSIGNAL, 0, 0);
+    if (got < 0 && got != -EPIPE && got != -ECONNRESET) { /* these show as the end of the connection */
+        kcall(renameat2, folder, "started", folder, "start", 0);
         return;
-    kcall(sendto, fd, go, sizeof go, NOSIGNAL, 0, 0); /* a failure shows as the end of the connection */
+    }
     do
         got = kcall(recvfrom, fd, &byte, 1, PEEK, 0, 0);
     while (got == -EINTR);

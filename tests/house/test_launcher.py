@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -219,6 +220,19 @@ def test_runtime_launch_runs_from_a_source_tree(installation: Installation) -> N
     done = subprocess.run([PYTHON, "-I", "-S", str(script), "state"], capture_output=True, check=False, text=True)
     assert done.returncode == 7
     assert json.loads(done.stdout)["argv"] == ["state"]
+
+
+def test_nothing_in_it_wants_relocation(knarr_runtime: str) -> None:
+    """Nobody relocates it, so a table of addresses would hold wrong ones."""
+    data = Path(knarr_runtime).read_bytes()
+    start, size, count = (*struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54))
+    sizes = []
+    for at in range(start, start + size * count, size):
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", data, at)
+        if kind == 2:  # PT_DYNAMIC
+            entries = [struct.unpack_from("<qQ", data, offset + each) for each in range(0, length, 16)]
+            sizes = [value for tag, value in entries if tag in {2, 8, 35}]  # DT_PLTRELSZ, DT_RELASZ, DT_RELRSZ
+    assert sum(sizes) == 0
 
 
 def test_ctrl_c_while_python_starts(knarr_runtime: str) -> None:

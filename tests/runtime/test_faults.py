@@ -407,6 +407,7 @@ while True:                      # pid 1 of this namespace reaps what it inherit
     except ChildProcessError:
         break
     time.sleep(0.01)
+time.sleep(0.02)                 # start times are counted in hundredths of a second
 for _ in range(200):
     with open("/proc/sys/kernel/ns_last_pid", "w") as file:
         file.write(str(pid - 1))

@@ -37,7 +37,7 @@ def _by_systemd(state: State) -> bool:
 
 
 def _freezer(state: State) -> str | None:
-    """The file that says whether the container is frozen; "" without cgroups, None where that is not one file's word."""
+    """The file that says whether it is frozen; "" without cgroups, None where that is not one file's word."""
     if state.cgroup is None:
         return ""
     groups = state.cgroup["groups"]
