@@ -1,0 +1,360 @@
+"""User-mode Linux: the program found and checked, and how it boots in a few hundredths of a second (cold).
+
+Linux built for ARCH=um is an ordinary program. Debian and Ubuntu package it as user-mode-linux.
+Documentation/virt/uml/user_mode_linux_howto_v2.rst of Linux; docs/isolation-kernel.md has what each step costs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+
+from knarr.base.errors import FileError, Unsupported
+from knarr.base.record import Record
+from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit, start
+from knarr.layer.elf import Elf, Finder
+from knarr.runtime.create import Stdio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from knarr.isolation.confine import Confined
+
+PROGRAM = "linux.uml"
+VARIABLE = "KNARR_UML"
+_FOLDERS = ("/usr/local/bin", "/usr/bin")
+_MODULES = "/usr/lib/uml/modules"
+_OLDEST = (5, 12)  # knarr-init needs mount_setattr(2)
+_PATIENCE = 10.0
+_ADVICE = f"apt-get install user-mode-linux, or name the program in {VARIABLE}"
+
+
+class Kernel(Record):
+    """A user-mode Linux that can be started: its path, what ``uname -r`` says in it, the ELF files it is loaded with.
+
+    ``libraries`` are (path inside, file) pairs, the ELF interpreter first; none for a static program.
+    """
+
+    path: str
+    release: str
+    libraries: tuple[tuple[str, str], ...] = ()
+
+
+def find(environment: Mapping[str, str]) -> Kernel:
+    """The user-mode Linux of this machine: KNARR_UML, ``linux.uml`` in PATH, or where distributions put it.
+
+    Raises Unsupported with advice when there is none, or none that serves.
+    """
+    named = environment.get(VARIABLE)
+    if named:
+        return check(os.path.abspath(named))
+    folders = [folder for folder in environment.get("PATH", "").split(":") if folder.startswith("/")]
+    for folder in (*folders, *_FOLDERS):
+        path = f"{folder}/{PROGRAM}"
+        if os.access(path, os.X_OK) and os.path.isfile(path):
+            return check(path)
+    raise Unsupported("isolation kernel", f"there is no user-mode Linux ({PROGRAM}) on this machine", hint=_ADVICE)
+
+
+def check(path: str) -> Kernel:
+    """The user-mode Linux at ``path``, asked for its version. Raises Unsupported when it is none or too old."""
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise Unsupported("isolation kernel", f"user-mode Linux does not run on {machine}")
+    release = _asked(path)
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    if len(numbers) != 2:
+        raise Unsupported("isolation kernel", f"{path} --version does not answer as user-mode Linux does", hint=_ADVICE)
+    if numbers < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise Unsupported("isolation kernel", f"{path} is Linux {release}, older than {oldest}", hint=_ADVICE)
+    return Kernel(path, release, _libraries(path))
+
+
+def _asked(path: str) -> str:
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except OSError as error:
+        raise FileError("start", path, error.errno or 0, hint=_ADVICE) from None
+    except subprocess.TimeoutExpired:
+        raise Unsupported("isolation kernel", f"{path} --version does not end", hint=_ADVICE) from None
+    return done.stdout[:100].decode("ascii", "replace").strip() if done.returncode == 0 else ""
+
+
+def _libraries(path: str) -> tuple[tuple[str, str], ...]:
+    """What the program's loader will open; found without running the loader. Without ld.so's cache where that does."""
+    program = Finder({}).elf(path)
+    if program is None or not program.interpreter:
+        return ()
+    found = _needed(path, program, Finder({})) or _needed(path, program, Finder())
+    if found is None:
+        raise Unsupported("isolation kernel", f"a library of {path} is missing", hint=_ADVICE)
+    return ((program.interpreter, program.interpreter), *found)
+
+
+def _needed(path: str, program: Elf, finder: Finder) -> tuple[tuple[str, str], ...] | None:
+    waiting = [(name, program, os.path.dirname(path)) for name in program.needed]
+    found: dict[str, str] = {}
+    while waiting:
+        name, user, origin = waiting.pop()
+        if name in found or name == os.path.basename(program.interpreter):
+            continue
+        place = finder.find(name, user, origin, [(program, os.path.dirname(path))])
+        library = finder.elf(place) if place else None
+        if library is None:
+            return None
+        found[name] = place
+        waiting += [(each, library, os.path.dirname(place)) for each in library.needed]
+    return tuple((place, place) for place in found.values())
+
+
+def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[str]:
+    """The files of these kernel modules ("overlay") for a kernel of that release. Raises Unsupported without one."""
+    top = f"{folder}/{release}"
+    files: dict[str, str] = {}
+    for where, _, leaves in os.walk(top):
+        files.update({leaf.removesuffix(".ko").replace("-", "_"): f"{where}/{leaf}" for leaf in leaves})
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise Unsupported("isolation kernel", f"{top} has no module {missing[0]}", hint=_ADVICE)
+    return [files[name] for name in names]
+
+
+# Initcalls that a container does not need and that take time. The RAID one measures its own speed for 0.85 s.
+# Of devices, each that appears makes the kernel start /sbin/hotplug, which is not there: 64 serial lines, 0.02 s.
+_SKIPPED = (
+    *("raid6_select_algo", "strp_dev_init", "init_zswap", "init_jfs_fs", "init_btrfs_fs", "init_xfs_fs"),
+    "ssl_init",
+)
+CHANNEL = "tty1"
+"""The name of the channel's device in the guest."""
+
+
+def command_line(
+    program: str,
+    *,
+    memory: int,
+    initramfs: str,
+    run: str,
+    channel: int,
+    shares: str = "",
+    words: Sequence[str] = (),
+) -> list[str]:
+    """The arguments of user-mode Linux for a boot of what a container needs.
+
+    ``memory`` in bytes. ``initramfs`` and the directory ``run`` (for its socket) are paths as it sees them, ``shares``
+    the directory that hostfs may mount from. ``channel`` is the descriptor that becomes /dev/tty1 (CHANNEL), a terminal
+    until it is made raw. Its messages go to standard error.
+    """
+    return [
+        program,
+        f"mem={memory >> 10}k",
+        f"initrd={initramfs}",
+        f"uml_dir={run}",
+        "umid=guest",
+        "con=null",
+        f"con1=fd:{channel}",
+        "console=stderr0",
+        "quiet",
+        "noreboot",
+        "panic=-1",
+        "initcall_blacklist=" + ",".join(_SKIPPED),
+        # 512 terminals of BSD's kind: 0.3 s
+        "pty.legacy_count=0",
+        # the loop that delays are counted in, instead of measuring it for 0.05 s
+        "lpj=20000000",
+        *([f"hostfs={shares}"] if shares else []),
+        *words,
+        f"knarr.channel={CHANNEL}",
+    ]
+
+
+# -- what it needs of the host -----------------------------------------------------------------------------------------
+
+_CALLS = (
+    # loading and starting
+    *("access", "arch_prctl", "brk", "execve", "exit", "exit_group", "mmap", "mprotect", "munmap", "madvise", "mremap"),
+    *("prlimit64", "getrlimit", "rseq", "set_robust_list", "set_tid_address", "uname", "getrandom", "futex"),
+    *("getpid", "getppid", "gettid", "getuid", "geteuid", "getgid", "getegid", "setsid", "getpgrp", "setpgid"),
+    # its processes: what runs in the guest, under ptrace
+    *("ptrace", "wait4", "waitid", "tgkill", "tkill", "modify_ldt", "set_thread_area", "sched_yield"),
+    # signals and time
+    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "rt_sigsuspend", "rt_sigtimedwait"),
+    *(
+        "sigaltstack",
+        "pause",
+        "timer_create",
+        "timer_settime",
+        "timer_gettime",
+        "timer_delete",
+        "setitimer",
+        "getitimer",
+    ),
+    *("clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time"),
+    # waiting for descriptors
+    *("epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "poll", "ppoll", "select", "pselect6"),
+    # channels and its control socket
+    *("socketpair", "bind", "connect", "getsockname", "sendto", "sendmsg", "recvfrom", "recvmsg", "shutdown"),
+    # descriptors and files: memory, hostfs, block devices
+    *("open", "openat", "close", "dup", "dup2", "fcntl", "pipe", "pipe2", "read", "write", "readv", "writev", "lseek"),
+    *("pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ftruncate", "truncate", "fallocate", "flock"),
+    *("statfs", "fstatfs", "stat", "fstat", "lstat", "newfstatat", "statx", "getdents64", "getcwd", "chdir"),
+    *("readlink", "readlinkat", "mkdir", "rmdir", "unlink", "unlinkat", "link", "symlink", "rename", "renameat2"),
+    *("mknod", "mknodat", "chmod", "fchmod", "chown", "fchown", "lchown", "utimes", "utimensat", "futimesat"),
+)
+_NEW_NAMESPACES = 0x7E020000
+_AF_UNIX = 1
+_SIGABRT = 6
+_IOCTLS = {
+    "TCGETS": 0x5401,
+    "TCSETS": 0x5402,
+    "TCSETSW": 0x5403,
+    "TCSETSF": 0x5404,
+    "TIOCGWINSZ": 0x5413,
+    "FIONREAD": 0x541B,
+    "FIONBIO": 0x5421,
+    "FIOASYNC": 0x5452,
+}
+
+
+def calls() -> tuple[dict[str, Any], ...]:
+    """The system calls user-mode Linux makes, as rules of config.json's linux.seccomp.
+
+    clone makes no namespace, a socket is a Unix one, ioctl asks about terminals. kill sends no SIGABRT: a kernel that
+    panics sends itself one until it dies or is refused, and the first process of a pid namespace does not die of it.
+    """
+    allow = "SCMP_ACT_ALLOW"
+    no_namespace = {"index": 0, "value": _NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    unix = {"index": 0, "value": _AF_UNIX, "op": "SCMP_CMP_EQ"}
+    rules: list[dict[str, Any]] = [
+        {"names": list(_CALLS), "action": allow},
+        {"names": ["clone"], "action": allow, "args": [no_namespace]},
+        {"names": ["socket"], "action": allow, "args": [unix]},
+        {"names": ["kill"], "action": allow, "args": [{"index": 1, "value": _SIGABRT, "op": "SCMP_CMP_NE"}]},
+    ]
+    asked = [{"index": 1, "value": number, "op": "SCMP_CMP_EQ"} for number in _IOCTLS.values()]
+    return (*rules, *({"names": ["ioctl"], "action": allow, "args": [each]} for each in asked))
+
+
+class Share(Record):
+    """A file or directory of the host's that the guest may mount: ``mount -t hostfs -o /NAME none /where``."""
+
+    source: str
+    name: str
+    writable: bool = False
+
+
+class Settings(Record):
+    """One guest: ``work`` is an existing empty directory of the caller's own, ``initramfs`` a file.
+
+    ``memory`` in bytes. ``words`` are appended to the kernel's command line. ``cgroup`` and ``resources`` as in
+    config.json's linux.cgroupsPath and linux.resources: the host's limits on all of it.
+    """
+
+    id: str
+    work: str
+    initramfs: str
+    memory: int
+    shares: tuple[Share, ...] = ()
+    words: tuple[str, ...] = ()
+    cgroup: str = ""
+    resources: dict[str, Any] | None = None
+
+
+class Launched:
+    """A guest that boots: the ``process`` to watch and end, our end of the ``channel``, its last ``messages()``."""
+
+    __slots__ = ("_console", "channel", "process")
+
+    def __init__(self, process: Confined, channel: socket.socket, console: int) -> None:
+        self.process = process
+        self.channel = channel
+        self._console = console
+
+    def messages(self) -> str:
+        """What its kernel said since the boot, the first 64 KiB of it."""
+        said = os.lseek(self._console, 0, os.SEEK_CUR)  # the offset is shared
+        return os.pread(self._console, said, 0).decode("utf-8", "replace")
+
+    def end(self) -> None:
+        """Kill what still runs and let all of it go. Raises KernelError when it does not end."""
+        self.channel.close()
+        try:
+            self.process.end()
+        finally:
+            os.close(self._console)
+
+
+_MESSAGES = 64 << 10
+_SHARES = "/shares"
+_BESIDE = 16 << 20  # of the tmpfs: pid file, socket, and the memory's odd pages
+
+
+def launch(kernel: Kernel, settings: Settings, *, deadline: float | None = None, stop: int = -1) -> Launched:
+    """Boot a guest behind its wall; on return its kernel runs. Raises as ``confine.start``; nothing is left then."""
+    root = f"{settings.work}/root"
+    os.mkdir(root, 0o700)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    console = -1
+    try:
+        console = _console()
+        with open("/dev/null", "rb") as null:
+            stdio = Stdio(null.fileno(), console, console, preserve=(theirs.fileno(),))
+            process = start(confinement(kernel, settings, root), stdio, deadline=deadline, stop=stop)
+    except BaseException:
+        ours.close()
+        if console >= 0:
+            os.close(console)
+        raise
+    finally:
+        theirs.close()
+    return Launched(process, ours, console)
+
+
+def _console() -> int:
+    """A file for the kernel's messages that cannot grow, whatever the guest does."""
+    fd = os.memfd_create("knarr-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, _MESSAGES)
+    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
+    return fd
+
+
+def confinement(kernel: Kernel, settings: Settings, root: str) -> Confinement:
+    """What a guest's user-mode Linux may have."""
+    arguments = command_line(
+        "/linux",
+        memory=settings.memory,
+        initramfs="/initramfs",
+        run=TEMPORARY,
+        channel=3,
+        shares=_SHARES,
+        words=settings.words,
+    )
+    views = [View(kernel.path, "/linux", program=True), View(settings.initramfs, "/initramfs")]
+    views += [View(source, inside, program=True) for inside, source in kernel.libraries]
+    views += [View("/proc/cpuinfo", "/proc/cpuinfo")]
+    views += [View("/dev/null", "/dev/null", device=True), View("/dev/urandom", "/dev/random", device=True)]
+    views += [View(share.source, f"{_SHARES}/{share.name}", writable=share.writable) for share in settings.shares]
+    return Confinement(
+        id=settings.id,
+        arguments=tuple(arguments),
+        root=root,
+        views=tuple(views),
+        calls=calls(),
+        scratch=settings.memory + _BESIDE,
+        descriptors=descriptor_limit(),
+        resources=settings.resources,
+        cgroup=settings.cgroup,
+    )

@@ -1,0 +1,82 @@
+"""User-mode Linux found, checked, and its command line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from knarr.base.errors import FileError, Unsupported
+from knarr.isolation import uml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="user-mode Linux runs on x86_64 only")
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_it_is_found_in_path_and_by_its_variable(tmp_path: Path) -> None:
+    script(tmp_path / "linux.uml", "echo 6.1.5")
+    named = script(tmp_path / "mine", "echo 5.12.0-rc1")
+    assert uml.find({"PATH": f"relative:{tmp_path}"}) == uml.Kernel(str(tmp_path / "linux.uml"), "6.1.5")
+    assert uml.find({"PATH": str(tmp_path), "KNARR_UML": named}) == uml.Kernel(named, "5.12.0-rc1")
+
+
+def test_a_missing_one_is_said_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uml, "_FOLDERS", ())
+    (tmp_path / "linux.uml").mkdir()
+    with pytest.raises(Unsupported, match=r"there is no user-mode Linux.*apt-get install user-mode-linux"):
+        uml.find({"PATH": str(tmp_path)})
+    with pytest.raises(FileError, match=f"{tmp_path}/gone.*KNARR_UML"):
+        uml.find({"KNARR_UML": str(tmp_path / "gone")})
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("echo 4.19.0", "is Linux 4.19.0, older than 5.12"),
+        ("echo hello", "does not answer as user-mode Linux does"),
+        ("echo 6.1.5; exit 3", "does not answer as user-mode Linux does"),
+        ("head -c 1000000 /dev/zero", "does not answer as user-mode Linux does"),
+    ],
+)
+def test_what_is_none_or_too_old_is_refused(tmp_path: Path, answer: str, why: str) -> None:
+    with pytest.raises(Unsupported, match=why):
+        uml.check(script(tmp_path / "linux.uml", answer))
+
+
+def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uml, "_PATIENCE", 0.2)
+    with pytest.raises(Unsupported, match="does not end"):
+        uml.check(script(tmp_path / "linux.uml", "exec sleep 60"))
+
+
+def test_the_installed_one_and_its_libraries() -> None:
+    if shutil.which("linux.uml") is None:
+        pytest.skip("user-mode-linux is not installed")
+    kernel = uml.find(os.environ)
+    assert tuple(map(int, kernel.release.split(".")[:2])) >= (5, 12)
+    assert all(os.path.isfile(file) for _, file in kernel.libraries)
+    assert any("libc.so" in inside for inside, _ in kernel.libraries)
+    (overlay,) = uml.modules(kernel.release, ["overlay"])
+    assert overlay.endswith("/overlay.ko")
+    with pytest.raises(Unsupported, match="has no module nothing"):
+        uml.modules(kernel.release, ["overlay", "nothing"])
+
+
+def test_the_command_line() -> None:
+    words = uml.command_line(
+        "/linux", memory=64 << 20, initramfs="/i", run="/tmp", channel=3, shares="/s", words=("debug",)
+    )
+    assert words[0] == "/linux"
+    assert {"mem=65536k", "initrd=/i", "uml_dir=/tmp", "con1=fd:3", "hostfs=/s", "debug"} <= set(words)
+    assert words[-1] == "knarr.channel=tty1"

@@ -1,0 +1,421 @@
+"""The wall around user-mode Linux: what is seen by somebody who stands in its place, and what of a guest reaches the host.
+
+The exerciser (exerciser.c) plays both: a program that has broken out, and a guest's first program.
+"""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from knarr.base.errors import KnarrError
+from knarr.isolation import confine, uml
+from knarr.isolation.confine import View
+from knarr.isolation.initramfs import initramfs
+from knarr.kernel.landlock import landlock_version
+from knarr.kernel.process import signal_pid
+from knarr.plan.syscalls import numbers
+from knarr.runtime.create import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="user-mode Linux runs on x86_64 only")
+
+HERE = Path(__file__).parent
+NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+ENOSYS = "38"
+
+
+@pytest.fixture(scope="module")
+def kernel() -> uml.Kernel:
+    if shutil.which("linux.uml") is None and "KNARR_UML" not in os.environ:
+        pytest.skip("user-mode-linux is not installed")
+    if os.geteuid() and subprocess.run(["unshare", "-Ur", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("neither root nor user namespaces")
+    return uml.find(os.environ)
+
+
+@pytest.fixture(scope="module")
+def exerciser() -> Iterator[Path]:
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for the exerciser")
+    folder = Path(tempfile.mkdtemp(prefix="knarr-exerciser-"))
+    command = [compiler, "-static", "-O1", "-o", str(folder / "exerciser"), str(HERE / "exerciser.c")]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        shutil.rmtree(folder)
+        pytest.skip("no static C library for the exerciser")
+    yield folder / "exerciser"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="knarr-uml-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def settings(exerciser: Path, work: Path) -> uml.Settings:
+    place = work / "initramfs"
+    place.write_bytes(initramfs(exerciser.read_bytes()))
+    (work / "guest").mkdir()
+    return uml.Settings(id="test", work=str(work / "guest"), initramfs=str(place), memory=128 << 20)
+
+
+def read_all(channel: socket.socket, until: bytes = b"end child", patience: float = 60) -> str:
+    channel.settimeout(patience)
+    data = b""
+    while until not in data:
+        part = channel.recv(65536)
+        if not part:
+            break
+        data += part
+    return data.decode().replace("\r", "")
+
+
+def answers(text: str, kind: str) -> dict[str, str]:
+    return dict(re.findall(rf"^{kind} (.*) (\d+)$", text, re.MULTILINE))
+
+
+# -- in the place of user-mode Linux ----------------------------------------------------------------------------------
+
+
+def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
+    """What the exerciser says, started exactly as user-mode Linux would be, with a read-only and a writable share."""
+    (work / "ro").mkdir()
+    (work / "rw").mkdir()
+    (work / "rw" / "absolute").symlink_to("/etc/passwd")
+    (work / "rw" / "upward").symlink_to("../../../../../../etc/passwd")
+    (work / "root").mkdir()
+    (work / "initramfs").write_bytes(b"x")
+    shares = (uml.Share(str(work / "ro"), "ro"), uml.Share(str(work / "rw"), "rw", writable=True))
+    wanted = uml.Settings(id="test", work=str(work), initramfs=str(work / "initramfs"), memory=64 << 20, shares=shares)
+    wall = uml.confinement(kernel, wanted, str(work / "root"))
+    views = tuple(
+        View(str(exerciser), view.inside, program=True) if view.inside == "/linux" else view for view in wall.views
+    )
+    ours, theirs = socket.socketpair()
+    with open("/dev/null", "rb") as null, ours:
+        stdio = Stdio(null.fileno(), 2, 2, preserve=(theirs.fileno(),))
+        process = confine.start(wall.replace(views=views), stdio, deadline=time.monotonic() + 30)
+        theirs.close()
+        try:
+            text = read_all(ours)
+            assert process.wait() == 0
+        finally:
+            process.end()
+    return text
+
+
+FOREIGN = (
+    "mount",
+    "unshare",
+    "setns",
+    "bpf",
+    "keyctl",
+    "io_uring_setup",
+    "userfaultfd",
+    "perf_event_open",
+    "init_module",
+)
+
+
+@pytest.mark.parametrize("landlock", [True, False])
+def test_who_breaks_out_stands_in_an_empty_place(
+    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch, *, landlock: bool
+) -> None:
+    if landlock and not landlock_version():
+        pytest.skip("this kernel has no Landlock")
+    if not landlock:
+        monkeypatch.setattr(confine, "landlock_version", lambda: 0)
+    text = break_out(kernel, exerciser, work)
+    expected = {"/linux", "/initramfs", "/tmp", "/dev/null", "/dev/random", "/proc/cpuinfo", "/shares/ro", "/shares/rw"}
+    expected |= {inside for inside, _ in kernel.libraries}
+    folders = {str(folder) for path in expected for folder in Path(path).parents} - {"/"}
+    there = expected | folders | {"/shares/rw/absolute", "/shares/rw/upward"}
+    assert set(answers(text, "file")) == (set() if landlock else there)  # the root itself may not be listed
+    opened = answers(text, "open")
+    assert opened["/tmp/x"] == opened["/shares/rw/x"] == "0"
+    assert opened["/shares/rw/absolute"] == opened["/shares/rw/upward"] == "2"  # no such file in there
+    assert all(opened[path] in ("13", "30") for path in ("/x", "/initramfs", "/shares/ro/x"))  # EACCES, EROFS
+    assert answers(text, "kill") == {"others": "3"}  # there is nobody else
+    calls = answers(text, "call")
+    assert {name: calls[name] for name in FOREIGN} == dict.fromkeys(FOREIGN, ENOSYS)
+    assert {name for name, number in calls.items() if number != ENOSYS} == set()
+    assert set(answers(text, "net").values()) == {ENOSYS}
+    assert answers(text, "new") == {"user namespace": ENOSYS}
+    assert answers(text, "tty") == {"TIOCSTI": ENOSYS}
+
+
+def test_without_its_filter_they_would_reach_the_kernel(
+    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = confine.config_of
+
+    def unfiltered(*args: Any, **named: Any) -> dict[str, Any]:
+        config = whole(*args, **named)
+        del config["linux"]["seccomp"]
+        return config
+
+    monkeypatch.setattr(confine, "config_of", unfiltered)
+    text = break_out(kernel, exerciser, work)
+    calls = answers(text, "call")
+    assert {name for name, number in calls.items() if number == "0"} >= {"memfd_create", "inotify_init1", "prctl"}
+    assert answers(text, "kill") == {"others": "3"}  # the other layers stand
+
+
+def test_landlock_stands_behind_the_mounts(
+    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not landlock_version():
+        pytest.skip("this kernel has no Landlock")
+    whole = confine._mount
+    monkeypatch.setattr(confine, "_mount", lambda view: whole(view.replace(writable=True)))
+    text = break_out(kernel, exerciser, work)
+    assert answers(text, "open")["/shares/ro/x"] == "13"  # no longer EROFS: the mount is writable now
+    assert answers(text, "open")["/shares/rw/x"] == "0"
+
+
+def test_the_process_as_the_host_sees_it(kernel: uml.Kernel, settings: uml.Settings) -> None:
+    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
+    try:
+        pid = guest.process.pid
+        signal_pid(guest.process.pidfd, signal.SIGSTOP)
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        over_files = 0b1_1011  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == over_files
+        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+        for name in NAMESPACES:
+            assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
+        devices = Path(f"/proc/{pid}/net/dev").read_text()
+        assert re.findall(r"(\w+):", devices) == ["lo"]
+        links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        own = ("/dev/", "/tmp", "/memfd:knarr-console")
+        assert not {link for link in links if link.startswith("/") and not link.startswith(own)}
+    finally:
+        guest.end()
+
+
+# -- a guest ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_boots_behind_the_wall(kernel: uml.Kernel, settings: uml.Settings) -> None:
+    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
+    try:
+        text = read_all(guest.channel)
+        assert guest.process.wait() == 0, guest.messages()
+        calls = answers(text, "call")
+        # The guest's own kernel does them: the exerciser is root of a Linux of its own.
+        assert {calls[name] for name in ("unshare", "keyctl", "io_uring_setup", "userfaultfd", "memfd_create")} == {"0"}
+        assert answers(text, "end") == {"child": "7"}
+    finally:
+        guest.end()
+
+
+class Tracer(threading.Thread):
+    """Is asked about every system call of a process tree (seccomp_unotify(2)), counts it, lets it go on."""
+
+    RECEIVE, ANSWER, CONTINUE = 0xC0502100, 0xC0182101, 1
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self.seen: collections.Counter[tuple[int, str]] = collections.Counter()
+        self.names = {row[0]: name for name, row in numbers().items() if row[0] >= 0}
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(path)
+        self._server.listen(1)
+        self._server.settimeout(30)
+
+    def run(self) -> None:
+        with self._server:
+            connection, _ = self._server.accept()
+        with connection:
+            _, (fd,), _, _ = socket.recv_fds(connection, 65536, 1)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        while not any(event & select.POLLHUP for _, event in poller.poll(30_000)):
+            self.answer(fd)
+        os.close(fd)
+
+    def answer(self, fd: int) -> None:
+        asked = bytearray(80)
+        try:
+            fcntl.ioctl(fd, self.RECEIVE, asked)
+            number, pid, _, call = struct.unpack_from("=QIIi", asked)
+            self.seen[pid, self.names.get(call, str(call))] += 1
+            fcntl.ioctl(fd, self.ANSWER, struct.pack("=QqiI", number, 0, 0, self.CONTINUE))
+        except FileNotFoundError:
+            pass  # killed meanwhile
+
+
+def traced_by(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the filter: ask about every call (but write, with which the init itself would wait for the answer)."""
+    whole = confine.config_of
+    names = sorted(set(numbers()) - {"write"})
+
+    def config_of(*args: Any, **named: Any) -> dict[str, Any]:
+        config = whole(*args, **named)
+        config["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "listenerPath": path,
+            "syscalls": [{"names": names, "action": "SCMP_ACT_NOTIFY"}],
+        }
+        return config
+
+    monkeypatch.setattr(confine, "config_of", config_of)
+
+
+def test_no_system_call_of_the_workload_reaches_the_host(
+    kernel: uml.Kernel, settings: uml.Settings, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced_by(str(work / "listener"), monkeypatch)
+    tracer = Tracer(str(work / "listener"))
+    tracer.start()
+    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
+    try:
+        main = guest.process.pid
+        text = read_all(guest.channel)
+        assert guest.process.wait() == 0
+    finally:
+        guest.end()
+    tracer.join(30)
+    made = set(answers(text, "call"))
+    assert len(made) > 50
+    seen = {name for _, name in tracer.seen}
+    assert {"ptrace", "wait4", "mmap", "execve"} <= seen  # it does see what user-mode Linux does
+    allowed = {name for rule in uml.calls() for name in rule["names"]}
+    assert seen <= allowed, "the filter lacks what user-mode Linux needs"
+    # Of the workload's own calls none is seen: neither those the filter would refuse,
+    assert not seen & (made - allowed)
+    # nor, from the processes that run it, any but the ones by which user-mode Linux arranges their memory.
+    by_stubs = {name for pid, name in tracer.seen if pid != main}
+    assert by_stubs <= STUBS, "a process of the guest made a call on the host"
+
+
+STUBS = {
+    *("mmap", "munmap", "mprotect", "rt_sigaction", "rt_sigprocmask", "sigaltstack", "modify_ldt", "ptrace", "kill"),
+    *("getpid", "getppid", "clone", "set_robust_list", "setitimer", "timer_settime", "arch_prctl", "rt_sigreturn"),
+    # threads of user-mode Linux's own, for block devices and signals
+    *("poll", "ppoll", "read", "exit_group", "exit", "epoll_wait", "rseq"),
+}
+
+
+def test_the_tracer_sees_a_process_that_makes_them(
+    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The guard of the test above: the same program without a kernel of its own is seen, call by call.
+    traced_by(str(work / "listener"), monkeypatch)
+    tracer = Tracer(str(work / "listener"))
+    tracer.start()
+    text = break_out(kernel, exerciser, work)
+    tracer.join(30)
+    seen = {name for _, name in tracer.seen}
+    assert set(answers(text, "call")) <= seen
+
+
+def test_nothing_is_left_when_it_is_killed(kernel: uml.Kernel, settings: uml.Settings) -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "panic=0")), deadline=time.monotonic() + 30)
+    try:
+        space = os.readlink(f"/proc/{guest.process.pid}/ns/pid")
+        signal_pid(guest.process.pidfd, signal.SIGKILL)
+        assert guest.process.wait() == 128 + signal.SIGKILL
+        assert not processes_in(space)
+        assert Path("/proc/self/mountinfo").read_text() == mounts
+    finally:
+        guest.end()
+    assert guest.process.pidfd == -1
+
+
+def processes_in(space: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(folder / "ns" / "pid") == space:
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_it_dies_with_whoever_started_it(kernel: uml.Kernel, settings: uml.Settings) -> None:
+    ready, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "panic=0")))
+            os.write(tell, f"{guest.process.pid} ".encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    pid = int(os.read(ready, 20))
+    os.close(ready)
+    pidfd = os.pidfd_open(pid)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    assert poller.poll(5000), "user-mode Linux outlived its monitor"
+    os.close(pidfd)
+
+
+def test_a_guest_that_panics_ends_with_its_last_words(kernel: uml.Kernel, settings: uml.Settings) -> None:
+    guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "root=/dev/nowhere")))
+    try:
+        assert select.select([guest.process.pidfd], [], [], 10)[0], "it hangs"
+        assert guest.process.wait() == 127
+        assert "Kernel panic - not syncing" in guest.messages()
+    finally:
+        guest.end()
+
+
+def test_a_failed_start_leaves_nothing(kernel: uml.Kernel, settings: uml.Settings, work: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KnarrError, match="no such file"):
+        uml.launch(kernel, settings.replace(shares=(uml.Share(str(work / "gone"), "gone"),)))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_landlock_rules() -> None:
+    views = [View("/a", "/x", program=True), View("/b", "/y", writable=True), View("/dev/null", "/n", device=True)]
+    assert confine.landlock_rules(views, 7) == {
+        "abi": 5,
+        "paths": [
+            {"path": "/tmp", "access": ["read", "write", "execute"]},
+            {"path": "/x", "access": ["read", "execute"]},
+            {"path": "/y", "access": ["read", "write"]},
+            {"path": "/n", "access": ["read_file", "write_file", "ioctl_dev"]},
+        ],
+        "ports": [],
+        "scopes": ["abstract-unix-socket", "signal"],
+    }
+    assert confine.landlock_rules(views[2:], 1) == {
+        "abi": 1,
+        "paths": [
+            {"path": "/tmp", "access": ["read", "write", "execute"]},
+            {"path": "/n", "access": ["read_file", "write_file"]},
+        ],
+    }
