@@ -45,7 +45,6 @@ def test_a_missing_one_is_said_with_advice(tmp_path: Path, monkeypatch: pytest.M
     [
         ("echo 4.19.0", "is Linux 4.19.0, older than 5.12"),
         ("echo hello", "does not answer as user-mode Linux does"),
-        ("echo 6.1.5; exit 3", "does not answer as user-mode Linux does"),
         ("head -c 1000000 /dev/zero", "does not answer as user-mode Linux does"),
     ],
 )
@@ -56,7 +55,7 @@ def test_what_is_none_or_too_old_is_refused(tmp_path: Path, answer: str, why: st
 
 def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uml, "_PATIENCE", 0.2)
-    with pytest.raises(Unsupported, match="does not end"):
+    with pytest.raises(Unsupported, match="does not answer"):
         uml.check(script(tmp_path / "linux.uml", "exec sleep 60"))
 
 

@@ -29,7 +29,7 @@ from knarr.isolation import confine, uml
 from knarr.isolation.confine import View
 from knarr.isolation.initramfs import initramfs
 from knarr.kernel.landlock import landlock_version
-from knarr.kernel.process import signal_pid
+from knarr.kernel.process import reap, signal_pid
 from knarr.plan.syscalls import numbers
 from knarr.runtime.create import Stdio
 
@@ -73,12 +73,62 @@ def work() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+class Guest:
+    """A guest that is launched, and ended with the test."""
+
+    def __init__(self, launched: uml.Launched) -> None:
+        self.launched = launched
+        self.channel = socket.socket(fileno=launched.channel)
+
+    def wait(self, patience: float = 30) -> int:
+        """Its exit code."""
+        assert select.select([self.launched.pidfd], [], [], patience)[0], f"it hangs: {self.messages()}"
+        code = reap(self.launched.pidfd)
+        assert code is not None
+        return code
+
+    def messages(self) -> str:
+        try:
+            return os.read(self.launched.console, 65536).decode(errors="replace")
+        except BlockingIOError:
+            return ""
+
+    def end(self) -> None:
+        signal_pid(self.launched.pidfd, signal.SIGKILL)
+        reap(self.launched.pidfd)
+        self.channel.close()
+        os.close(self.launched.console)
+        os.close(self.launched.pidfd)
+
+
+class Starter:
+    """Launches guests with the exerciser as their first program."""
+
+    def __init__(self, kernel: uml.Kernel, archive: Path) -> None:
+        self.kernel = kernel
+        self.archive = archive
+        self.guests: list[Guest] = []
+
+    def __call__(self, *words: str, shares: tuple[uml.Share, ...] = ()) -> Guest:
+        launched = uml.launch(
+            self.kernel,
+            initramfs=str(self.archive),
+            memory=128 << 20,
+            shares=shares,
+            words=words,
+            deadline=time.monotonic() + 30,
+        )
+        self.guests.append(Guest(launched))
+        return self.guests[-1]
+
+
 @pytest.fixture
-def settings(exerciser: Path, work: Path) -> uml.Settings:
-    place = work / "initramfs"
-    place.write_bytes(initramfs(exerciser.read_bytes()))
-    (work / "guest").mkdir()
-    return uml.Settings(id="test", work=str(work / "guest"), initramfs=str(place), memory=128 << 20)
+def boot(kernel: uml.Kernel, exerciser: Path, work: Path) -> Iterator[Starter]:
+    (work / "initramfs").write_bytes(initramfs(exerciser.read_bytes()))
+    starter = Starter(kernel, work / "initramfs")
+    yield starter
+    for guest in starter.guests:
+        guest.end()
 
 
 def read_all(channel: socket.socket, until: bytes = b"end child", patience: float = 60) -> str:
@@ -105,11 +155,10 @@ def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
     (work / "rw").mkdir()
     (work / "rw" / "absolute").symlink_to("/etc/passwd")
     (work / "rw" / "upward").symlink_to("../../../../../../etc/passwd")
-    (work / "root").mkdir()
     (work / "initramfs").write_bytes(b"x")
-    shares = (uml.Share(str(work / "ro"), "ro"), uml.Share(str(work / "rw"), "rw", writable=True))
-    wanted = uml.Settings(id="test", work=str(work), initramfs=str(work / "initramfs"), memory=64 << 20, shares=shares)
-    wall = uml.confinement(kernel, wanted, str(work / "root"))
+    (work / "file").write_text("alone")
+    shares = (uml.Share(str(work / "ro")), uml.Share(str(work / "rw"), writable=True), uml.Share(str(work / "file")))
+    wall = uml.confinement(kernel, initramfs=str(work / "initramfs"), memory=64 << 20, shares=shares)
     views = tuple(
         View(str(exerciser), view.inside, program=True) if view.inside == "/linux" else view for view in wall.views
     )
@@ -122,7 +171,8 @@ def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
             text = read_all(ours)
             assert process.wait() == 0
         finally:
-            process.end()
+            process.kill()
+            process.close()
     return text
 
 
@@ -146,17 +196,27 @@ def test_who_breaks_out_stands_in_an_empty_place(
     if landlock and not landlock_version():
         pytest.skip("this kernel has no Landlock")
     if not landlock:
-        monkeypatch.setattr(confine, "landlock_version", lambda: 0)
+        monkeypatch.setattr("knarr.kernel.landlock.landlock_version", lambda: 0)
     text = break_out(kernel, exerciser, work)
-    expected = {"/linux", "/initramfs", "/tmp", "/dev/null", "/dev/random", "/proc/cpuinfo", "/shares/ro", "/shares/rw"}
+    expected = {
+        "/linux",
+        "/initramfs",
+        "/tmp",
+        "/dev/null",
+        "/dev/random",
+        "/proc/cpuinfo",
+        "/shares/0",
+        "/shares/1",
+        "/shares/2/file",
+    }
     expected |= {inside for inside, _ in kernel.libraries}
     folders = {str(folder) for path in expected for folder in Path(path).parents} - {"/"}
-    there = expected | folders | {"/shares/rw/absolute", "/shares/rw/upward"}
+    there = expected | folders | {"/shares/1/absolute", "/shares/1/upward"}
     assert set(answers(text, "file")) == (set() if landlock else there)  # the root itself may not be listed
     opened = answers(text, "open")
-    assert opened["/tmp/x"] == opened["/shares/rw/x"] == "0"
-    assert opened["/shares/rw/absolute"] == opened["/shares/rw/upward"] == "2"  # no such file in there
-    assert all(opened[path] in ("13", "30") for path in ("/x", "/initramfs", "/shares/ro/x"))  # EACCES, EROFS
+    assert opened["/tmp/x"] == opened["/shares/1/x"] == "0"
+    assert opened["/shares/1/absolute"] == opened["/shares/1/upward"] == "2"  # no such file in there
+    assert all(opened[path] in ("13", "30") for path in ("/x", "/initramfs", "/shares/0/x"))  # EACCES, EROFS
     assert answers(text, "kill") == {"others": "3"}  # there is nobody else
     calls = answers(text, "call")
     assert {name: calls[name] for name in FOREIGN} == dict.fromkeys(FOREIGN, ENOSYS)
@@ -191,46 +251,39 @@ def test_landlock_stands_behind_the_mounts(
     whole = confine._mount
     monkeypatch.setattr(confine, "_mount", lambda view: whole(view.replace(writable=True)))
     text = break_out(kernel, exerciser, work)
-    assert answers(text, "open")["/shares/ro/x"] == "13"  # no longer EROFS: the mount is writable now
-    assert answers(text, "open")["/shares/rw/x"] == "0"
+    assert answers(text, "open")["/shares/0/x"] == "13"  # no longer EROFS: the mount is writable now
+    assert answers(text, "open")["/shares/1/x"] == "0"
 
 
-def test_the_process_as_the_host_sees_it(kernel: uml.Kernel, settings: uml.Settings) -> None:
-    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
-    try:
-        pid = guest.process.pid
-        signal_pid(guest.process.pidfd, signal.SIGSTOP)
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        assert status["NoNewPrivs"] == "1"
-        assert status["Seccomp"] == "2"
-        over_files = 0b1_1011  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
-        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == over_files
-        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
-        for name in NAMESPACES:
-            assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
-        devices = Path(f"/proc/{pid}/net/dev").read_text()
-        assert re.findall(r"(\w+):", devices) == ["lo"]
-        links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-        own = ("/dev/", "/tmp", "/memfd:knarr-console")
-        assert not {link for link in links if link.startswith("/") and not link.startswith(own)}
-    finally:
-        guest.end()
+def test_the_process_as_the_host_sees_it(boot: Starter) -> None:
+    guest = boot()
+    pid = guest.launched.pid
+    signal_pid(guest.launched.pidfd, signal.SIGSTOP)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    over_files = 0b1_1011  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == over_files
+    assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+    for name in NAMESPACES:
+        assert os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
+    devices = Path(f"/proc/{pid}/net/dev").read_text()
+    assert re.findall(r"(\w+):", devices) == ["lo"]
+    links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    assert not {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/tmp"))}
 
 
-# -- a guest ----------------------------------------------------------------------------------------------------------
+# -- a guest -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_guest_boots_behind_the_wall(kernel: uml.Kernel, settings: uml.Settings) -> None:
-    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
-    try:
-        text = read_all(guest.channel)
-        assert guest.process.wait() == 0, guest.messages()
-        calls = answers(text, "call")
-        # The guest's own kernel does them: the exerciser is root of a Linux of its own.
-        assert {calls[name] for name in ("unshare", "keyctl", "io_uring_setup", "userfaultfd", "memfd_create")} == {"0"}
-        assert answers(text, "end") == {"child": "7"}
-    finally:
-        guest.end()
+def test_a_guest_boots_behind_the_wall(boot: Starter) -> None:
+    guest = boot()
+    text = read_all(guest.channel)
+    assert guest.wait() == 0, guest.messages()
+    calls = answers(text, "call")
+    # The guest's own kernel does them: the exerciser is root of a Linux of its own.
+    assert {calls[name] for name in ("unshare", "keyctl", "io_uring_setup", "userfaultfd", "memfd_create")} == {"0"}
+    assert answers(text, "end") == {"child": "7"}
 
 
 class Tracer(threading.Thread):
@@ -288,18 +341,15 @@ def traced_by(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_system_call_of_the_workload_reaches_the_host(
-    kernel: uml.Kernel, settings: uml.Settings, work: Path, monkeypatch: pytest.MonkeyPatch
+    boot: Starter, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced_by(str(work / "listener"), monkeypatch)
     tracer = Tracer(str(work / "listener"))
     tracer.start()
-    guest = uml.launch(kernel, settings, deadline=time.monotonic() + 30)
-    try:
-        main = guest.process.pid
-        text = read_all(guest.channel)
-        assert guest.process.wait() == 0
-    finally:
-        guest.end()
+    guest = boot()
+    main = guest.launched.pid
+    text = read_all(guest.channel)
+    assert guest.wait() == 0
     tracer.join(30)
     made = set(answers(text, "call"))
     assert len(made) > 50
@@ -335,18 +385,17 @@ def test_the_tracer_sees_a_process_that_makes_them(
     assert set(answers(text, "call")) <= seen
 
 
-def test_nothing_is_left_when_it_is_killed(kernel: uml.Kernel, settings: uml.Settings) -> None:
+def test_nothing_is_left_when_it_is_killed(boot: Starter) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
-    guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "panic=0")), deadline=time.monotonic() + 30)
-    try:
-        space = os.readlink(f"/proc/{guest.process.pid}/ns/pid")
-        signal_pid(guest.process.pidfd, signal.SIGKILL)
-        assert guest.process.wait() == 128 + signal.SIGKILL
-        assert not processes_in(space)
-        assert Path("/proc/self/mountinfo").read_text() == mounts
-    finally:
-        guest.end()
-    assert guest.process.pidfd == -1
+    guest = boot("rdinit=/nothing", "root=/dev/nowhere", "rootwait")
+    space = os.readlink(f"/proc/{guest.launched.pid}/ns/pid")
+    deadline = time.monotonic() + 20
+    while len(processes_in(space)) < 2:  # a stub
+        assert time.monotonic() < deadline
+    signal_pid(guest.launched.pidfd, signal.SIGKILL)
+    assert guest.wait() == 128 + signal.SIGKILL
+    assert not processes_in(space)
+    assert Path("/proc/self/mountinfo").read_text() == mounts
 
 
 def processes_in(space: str) -> list[str]:
@@ -360,13 +409,13 @@ def processes_in(space: str) -> list[str]:
     return found
 
 
-def test_it_dies_with_whoever_started_it(kernel: uml.Kernel, settings: uml.Settings) -> None:
+def test_it_dies_with_whoever_started_it(boot: Starter) -> None:
     ready, tell = os.pipe()
     parent = os.fork()
     if parent == 0:
         try:
-            guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "panic=0")))
-            os.write(tell, f"{guest.process.pid} ".encode())
+            guest = boot("rdinit=/nothing", "root=/dev/nowhere", "rootwait")
+            os.write(tell, f"{guest.launched.pid} ".encode())
             signal.pause()
         finally:
             os._exit(1)
@@ -376,26 +425,20 @@ def test_it_dies_with_whoever_started_it(kernel: uml.Kernel, settings: uml.Setti
     pidfd = os.pidfd_open(pid)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    assert poller.poll(5000), "user-mode Linux outlived its monitor"
+    assert select.select([pidfd], [], [], 5)[0], "user-mode Linux outlived its monitor"
     os.close(pidfd)
 
 
-def test_a_guest_that_panics_ends_with_its_last_words(kernel: uml.Kernel, settings: uml.Settings) -> None:
-    guest = uml.launch(kernel, settings.replace(words=("rdinit=/nothing", "root=/dev/nowhere")))
-    try:
-        assert select.select([guest.process.pidfd], [], [], 10)[0], "it hangs"
-        assert guest.process.wait() == 127
-        assert "Kernel panic - not syncing" in guest.messages()
-    finally:
-        guest.end()
+def test_a_guest_that_panics_ends_with_its_last_words(boot: Starter) -> None:
+    guest = boot("rdinit=/nothing", "root=/dev/nowhere")
+    assert guest.wait() == 127
+    assert "Kernel panic - not syncing" in guest.messages()
 
 
-def test_a_failed_start_leaves_nothing(kernel: uml.Kernel, settings: uml.Settings, work: Path) -> None:
+def test_a_failed_start_leaves_nothing(boot: Starter, work: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KnarrError, match="no such file"):
-        uml.launch(kernel, settings.replace(shares=(uml.Share(str(work / "gone"), "gone"),)))
+        boot(shares=(uml.Share(str(work / "gone")),))
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

@@ -1,4 +1,4 @@
-"""The wall around the program that runs a guest: it is itself a container, made by knarr-init from a Plan (cold).
+"""The wall around the program that runs a guest: it is itself a container, made by knarr-init from a Plan (hot).
 
 The guest's kernel is the first wall; whoever breaks it stands in this program, and finds: namespaces of its own, a root
 with its own files and what the guest was given, no network, no process but its own, no capability but those over the
@@ -8,17 +8,16 @@ guest's files, a system call filter, Landlock, limits, a cgroup. docs/isolation-
 from __future__ import annotations
 
 import os
-import resource
+from resource import RLIMIT_NOFILE, getrlimit
 
 from knarr.base import fastjson
 from knarr.base.files import read_file
 from knarr.base.record import Record
-from knarr.kernel.landlock import landlock_version
 from knarr.kernel.userns import default_map
 from knarr.plan.container import Options, plan_container
 from knarr.plan.host import LANDLOCK
 from knarr.plan.ops import Op
-from knarr.runtime import cgroup
+from knarr.plan.root import Root
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
 from knarr.runtime.probe import probe_for
 
@@ -27,14 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from knarr.plan.cgroup import CgroupPlan
     from knarr.plan.container import ContainerPlan
-    from knarr.plan.host import Host
 
     Ranges = tuple[tuple[int, int, int], ...]
 
 _NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
 _OVER_FILES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID"]
+_NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8  # MOUNT_ATTR_*
 TEMPORARY = "/tmp"
 """Inside: a tmpfs, of which only the program knows."""
 
@@ -55,20 +53,16 @@ class View(Record):
 class Confinement(Record):
     """What the program may have.
 
-    ``root`` is an empty directory of the caller's own. ``scratch`` are the bytes its tmpfs may hold. ``calls`` are the
-    system calls it needs, as rules of config.json's linux.seccomp; any other is ENOSYS. ``resources`` is a
-    linux.resources for its cgroup ``cgroup`` (a path as in linux.cgroupsPath), none without one.
+    ``scratch`` are the bytes its tmpfs may hold. ``calls`` are the system calls it needs, as rules of config.json's
+    linux.seccomp; any other is ENOSYS. It stays in its parent's cgroups.
     """
 
     id: str
     arguments: tuple[str, ...]
-    root: str
     views: tuple[View, ...]
     calls: tuple[dict[str, Any], ...]
     scratch: int
     descriptors: int
-    resources: dict[str, Any] | None = None
-    cgroup: str = ""
 
 
 def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int, arch: str) -> dict[str, Any]:
@@ -87,12 +81,9 @@ def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int,
             "syscalls": list(wanted.calls),
         },
     }
-    if wanted.cgroup:
-        linux["cgroupsPath"] = wanted.cgroup
-        linux["resources"] = wanted.resources or {}
     config: dict[str, Any] = {
         "ociVersion": "1.2.0",
-        "root": {"path": wanted.root, "readonly": True},
+        "root": {"path": "/", "readonly": True},
         "process": {
             "args": list(wanted.arguments),
             "env": [f"TMPDIR={TEMPORARY}", "HOME=/", "PATH=/"],
@@ -105,8 +96,7 @@ def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int,
                 {"type": "RLIMIT_NOFILE", "soft": wanted.descriptors, "hard": wanted.descriptors},
             ],
         },
-        # With a /dev that is bound, nothing is put into it but what is named here.
-        "mounts": [_mount(View(f"{wanted.root}/dev", "/dev")), _scratch(wanted.scratch), *map(_mount, wanted.views)],
+        "mounts": [_scratch(wanted.scratch), *map(_mount, wanted.views)],
         "linux": linux,
     }
     if landlock:
@@ -151,97 +141,70 @@ def landlock_rules(views: Sequence[View], version: int) -> dict[str, Any]:
     return rules
 
 
-def bound_to_parent(plan: ContainerPlan) -> ContainerPlan:
-    """The plan, but its process dies with the thread that started it, for as long as it lives; pure."""
-    kept = [op for op in plan.ops if not (op.kind == "pdeathsig" and op.ints == (0,))]
-    # After the change of user, which clears it; exec does not.
-    place = next(index for index, op in enumerate(kept) if op.kind == "no_new_privs")
-    kept.insert(place, Op("pdeathsig", (9,), (), ""))
-    bound: ContainerPlan = plan.replace(ops=tuple(kept))
-    return bound
+def tightened(plan: ContainerPlan, views: int) -> ContainerPlan:
+    """The plan of a config.json with so many views, but as no container has it; pure.
+
+    Its root is a new tmpfs, so that no directory of the host's is needed. /dev has what was named and no more. The
+    process dies with the thread that started it for as long as it lives.
+    """
+    kept: list[Op] = []
+    named = {f"/mounts/{number}" for number in range(views + 1)}
+    for op in plan.ops:
+        if op.kind == "root_tree":
+            kept.append(
+                Op("new_tree", (op.ints[0], _NOSUID | _NODEV | _NOEXEC), ("tmpfs", "none", "mode=755", "size=64k"))
+            )
+        if op.kind == "no_new_privs":
+            kept.append(Op("pdeathsig", (9,)))  # after the change of user, which clears it; exec does not
+        devices = op.kind in ("mknod", "symlink") or (op.kind == "bind" and op.pointer not in named)
+        unwanted = devices or (op.kind == "open_source" and op.pointer == "/root/path")
+        if not unwanted and not (op.kind == "pdeathsig" and op.ints == (0,)):
+            kept.append(op)
+    made: ContainerPlan = plan.replace(ops=tuple(kept))
+    return made
 
 
 class Confined(Process):
     """The program behind its wall: ``pid``, ``pidfd``, ``wait()``. It dies with the thread that started it."""
 
-    __slots__ = ("_groups",)
-
-    def __init__(
-        self, id: str, plan: ContainerPlan, host: Host, config: dict[str, Any], groups: CgroupPlan | None
-    ) -> None:
-        super().__init__(id, plan, host, config)
-        self._groups = groups
-
-    @property
-    def groups(self) -> dict[str, Any] | None:
-        """Its cgroups as a record keeps them, for cgroup.remove; None without any."""
-        return None if self._groups is None else cgroup.intent(self._groups)
-
-    def join_cgroup(self) -> None:
-        if self._groups is not None:
-            cgroup.join(self._groups, self.pid)
-            cgroup.restrict_devices(self._groups)
+    __slots__ = ()
 
     def document(self) -> dict[str, Any]:
         return {"ociVersion": self.config["ociVersion"], "id": self.id, "status": "creating", "bundle": ""}
 
-    def end(self, patience: float = 10.0) -> None:
-        """Kill it if it still runs, reap it, remove its cgroups. Raises KernelError when it does not end."""
-        self.kill()
-        self.close()
-        recorded = self.groups
-        if recorded is not None:
-            cgroup.remove(recorded, patience)
 
-
-def start(
-    wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, stop: int = -1, filters: str = ""
-) -> Confined:
+def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, filters: str = "") -> Confined:
     """Start the program; on return it runs. ``stdio.preserve`` become 3, 4, … inside.
 
-    ``filters`` is a directory that keeps compiled filters ("": none). Raises KernelError, InitError, Unsupported,
-    Interrupted; nothing is left then.
+    ``filters`` is a directory that keeps compiled filters ("": none). Raises KernelError, InitError, Unsupported;
+    nothing is left then.
     """
-    _make_devices(wanted)
+    from knarr.kernel.landlock import landlock_version  # cold: a call of its own, with ctypes
+
     uids, gids = _own_maps()
     version = landlock_version()
     config = config_of(wanted, uids=uids, gids=gids, landlock=version, arch=os.uname().machine)
     host = probe_for(config, None)
-    groups = cgroup.plan(config, host, wanted.id) if wanted.cgroup else None
     plan = plan_container(
         config,
         host,
         id=wanted.id,
-        bundle=wanted.root,
+        bundle="/",
         options=Options(preserve_fds=len(stdio.preserve)),
+        root=Root("bind", "/", apart=True),
         seccomp=compiled_seccomp(config, host, filters),
-        cgroup=groups,
     )
-    process = Confined(wanted.id, bound_to_parent(plan), host, config, groups)
-    slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
+    process = Confined(wanted.id, tightened(plan, len(wanted.views)), host, config)
     try:
-        if groups is not None:
-            cgroup.create(groups, devices=False)
-            if groups.clone_into:
-                slots["cgroup"] = cgroup.open_directory(groups)
-        process.spawn(stdio, slots)
+        process.spawn(stdio, {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)})
         if process.launch is not None:
-            process.launch.run(deadline, stop)
+            process.launch.run(deadline)
+            process.launch.close()
     except BaseException:
-        process.end()
+        process.kill()
+        process.close()
         raise
-    finally:
-        if "cgroup" in slots:
-            os.close(slots["cgroup"])
     return process
-
-
-def _make_devices(wanted: Confinement) -> None:
-    """The places where devices will be bound; the others are made by the init."""
-    os.mkdir(f"{wanted.root}/dev", 0o700)
-    for view in wanted.views:
-        if view.device:
-            os.close(os.open(wanted.root + view.inside, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _own_maps() -> tuple[Ranges, Ranges]:
@@ -263,4 +226,4 @@ def _same_ids(path: str) -> Ranges:
 
 def descriptor_limit() -> int:
     """The most descriptors this process may allow another."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return getrlimit(RLIMIT_NOFILE)[1]

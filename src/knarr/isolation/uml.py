@@ -1,4 +1,4 @@
-"""User-mode Linux: the program found and checked, and how it boots in a few hundredths of a second (cold).
+"""User-mode Linux: the program found and checked, and how it boots in a few hundredths of a second (hot).
 
 Linux built for ARCH=um is an ordinary program. Debian and Ubuntu package it as user-mode-linux.
 Documentation/virt/uml/user_mode_linux_howto_v2.rst of Linux; docs/isolation-kernel.md has what each step costs.
@@ -7,14 +7,12 @@ Documentation/virt/uml/user_mode_linux_howto_v2.rst of Linux; docs/isolation-ker
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+from _socket import AF_UNIX, SOCK_STREAM, socketpair
+from select import POLLIN, poll
 
 from knarr.base.errors import FileError, Unsupported
 from knarr.base.record import Record
 from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit, start
-from knarr.layer.elf import Elf, Finder
 from knarr.runtime.create import Stdio
 
 TYPE_CHECKING = False
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from knarr.isolation.confine import Confined
+    from knarr.layer.elf import Elf, Finder
 
 PROGRAM = "linux.uml"
 VARIABLE = "KNARR_UML"
@@ -76,25 +74,31 @@ def check(path: str) -> Kernel:
 
 
 def _asked(path: str) -> str:
+    answer, end = os.pipe2(os.O_CLOEXEC)
+    pid = 0
     try:
-        done = subprocess.run(
-            [path, "--version"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except OSError as error:
-        raise FileError("start", path, error.errno or 0, hint=_ADVICE) from None
-    except subprocess.TimeoutExpired:
-        raise Unsupported("isolation kernel", f"{path} --version does not end", hint=_ADVICE) from None
-    return done.stdout[:100].decode("ascii", "replace").strip() if done.returncode == 0 else ""
+        try:
+            pid = os.posix_spawn(path, [path, "--version"], {}, file_actions=[(os.POSIX_SPAWN_DUP2, end, 1)])
+        except OSError as error:
+            raise FileError("start", path, error.errno or 0, hint=_ADVICE) from None
+        finally:
+            os.close(end)
+        poller = poll()
+        poller.register(answer, POLLIN)
+        if not poller.poll(_PATIENCE * 1000):
+            raise Unsupported("isolation kernel", f"{path} --version does not answer", hint=_ADVICE)
+        return os.read(answer, 100).decode("ascii", "replace").strip()
+    finally:
+        os.close(answer)
+        if pid:
+            os.kill(pid, 9)  # it has said all; our child, not reaped yet
+            os.waitpid(pid, 0)
 
 
 def _libraries(path: str) -> tuple[tuple[str, str], ...]:
     """What the program's loader will open; found without running the loader. Without ld.so's cache where that does."""
+    from knarr.layer.elf import Finder  # cold: a small reader of ELF headers, 0.4 ms
+
     program = Finder({}).elf(path)
     if program is None or not program.interpreter:
         return ()
@@ -249,112 +253,85 @@ def calls() -> tuple[dict[str, Any], ...]:
 
 
 class Share(Record):
-    """A file or directory of the host's that the guest may mount: ``mount -t hostfs -o /NAME none /where``."""
+    """A file or directory of the host's that the guest may see; only what is ``writable`` may it change."""
 
-    source: str
-    name: str
+    path: str
     writable: bool = False
 
 
-class Settings(Record):
-    """One guest: ``work`` is an existing empty directory of the caller's own, ``initramfs`` a file.
+class Launched(Record):
+    """A guest that boots, a child of this process.
 
-    ``memory`` in bytes. ``words`` are appended to the kernel's command line. ``cgroup`` and ``resources`` as in
-    config.json's linux.cgroupsPath and linux.resources: the host's limits on all of it.
+    ``channel`` is our end of its channel, non-blocking; ``console`` the end of a pipe with what its kernel says.
     """
 
-    id: str
-    work: str
-    initramfs: str
-    memory: int
-    shares: tuple[Share, ...] = ()
-    words: tuple[str, ...] = ()
-    cgroup: str = ""
-    resources: dict[str, Any] | None = None
+    pid: int
+    pidfd: int
+    channel: int
+    console: int
 
 
-class Launched:
-    """A guest that boots: the ``process`` to watch and end, our end of the ``channel``, its last ``messages()``."""
-
-    __slots__ = ("_console", "channel", "process")
-
-    def __init__(self, process: Confined, channel: socket.socket, console: int) -> None:
-        self.process = process
-        self.channel = channel
-        self._console = console
-
-    def messages(self) -> str:
-        """What its kernel said since the boot, the first 64 KiB of it."""
-        said = os.lseek(self._console, 0, os.SEEK_CUR)  # the offset is shared
-        return os.pread(self._console, said, 0).decode("utf-8", "replace")
-
-    def end(self) -> None:
-        """Kill what still runs and let all of it go. Raises KernelError when it does not end."""
-        self.channel.close()
-        try:
-            self.process.end()
-        finally:
-            os.close(self._console)
-
-
-_MESSAGES = 64 << 10
 _SHARES = "/shares"
 _BESIDE = 16 << 20  # of the tmpfs: pid file, socket, and the memory's odd pages
 
 
-def launch(kernel: Kernel, settings: Settings, *, deadline: float | None = None, stop: int = -1) -> Launched:
-    """Boot a guest behind its wall; on return its kernel runs. Raises as ``confine.start``; nothing is left then."""
-    root = f"{settings.work}/root"
-    os.mkdir(root, 0o700)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    console = -1
+def mount_of(number: int) -> tuple[str, str, str]:
+    """How the guest mounts a share: source, type, data. A file is found in there by its name."""
+    return "none", "hostfs", f"/{number}"
+
+
+def launch(
+    kernel: Kernel,
+    *,
+    initramfs: str,
+    memory: int,
+    shares: Sequence[Share] = (),
+    words: Sequence[str] = (),
+    deadline: float | None = None,
+) -> Launched:
+    """Boot a guest behind its wall; on return its kernel runs. ``memory`` in bytes; ``words`` for its command line.
+
+    It dies with the thread that called. Raises as ``confine.start``; nothing is left then.
+    """
+    wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, words=words)
+    ours, theirs = socketpair(AF_UNIX, SOCK_STREAM, 0)
+    opened: list[int] = []
     try:
-        console = _console()
-        with open("/dev/null", "rb") as null:
-            stdio = Stdio(null.fileno(), console, console, preserve=(theirs.fileno(),))
-            process = start(confinement(kernel, settings, root), stdio, deadline=deadline, stop=stop)
-    except BaseException:
-        ours.close()
-        if console >= 0:
-            os.close(console)
-        raise
+        # What is not read in time is lost: a guest cannot make the host keep more than a pipe holds, nor wait for us.
+        console, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += (console, said)
+        opened.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        process = start(wall, Stdio(opened[2], said, said, preserve=(theirs.fileno(),)), deadline=deadline)
+        opened.remove(console)
+        ours.setblocking(False)
+        return Launched(process.pid, process.pidfd, ours.detach(), console)
     finally:
+        ours.close()
         theirs.close()
-    return Launched(process, ours, console)
+        for fd in opened:
+            os.close(fd)
 
 
-def _console() -> int:
-    """A file for the kernel's messages that cannot grow, whatever the guest does."""
-    fd = os.memfd_create("knarr-console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, _MESSAGES)
-    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
-    return fd
-
-
-def confinement(kernel: Kernel, settings: Settings, root: str) -> Confinement:
+def confinement(
+    kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] = (), words: Sequence[str] = ()
+) -> Confinement:
     """What a guest's user-mode Linux may have."""
     arguments = command_line(
-        "/linux",
-        memory=settings.memory,
-        initramfs="/initramfs",
-        run=TEMPORARY,
-        channel=3,
-        shares=_SHARES,
-        words=settings.words,
+        "/linux", memory=memory, initramfs="/initramfs", run=TEMPORARY, channel=3, shares=_SHARES, words=words
     )
-    views = [View(kernel.path, "/linux", program=True), View(settings.initramfs, "/initramfs")]
+    views = [View(kernel.path, "/linux", program=True), View(initramfs, "/initramfs")]
     views += [View(source, inside, program=True) for inside, source in kernel.libraries]
     views += [View("/proc/cpuinfo", "/proc/cpuinfo")]
     views += [View("/dev/null", "/dev/null", device=True), View("/dev/urandom", "/dev/random", device=True)]
-    views += [View(share.source, f"{_SHARES}/{share.name}", writable=share.writable) for share in settings.shares]
+    for number, share in enumerate(shares):
+        # A file alone, not the directory it lies in.
+        name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
+        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable))
     return Confinement(
-        id=settings.id,
+        id="guest",
         arguments=tuple(arguments),
-        root=root,
         views=tuple(views),
         calls=calls(),
-        scratch=settings.memory + _BESIDE,
+        scratch=memory + _BESIDE,
         descriptors=descriptor_limit(),
-        resources=settings.resources,
-        cgroup=settings.cgroup,
     )
