@@ -149,8 +149,10 @@ def answers(text: str, kind: str) -> dict[str, str]:
 # -- in the place of user-mode Linux ----------------------------------------------------------------------------------
 
 
-def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
-    """What the exerciser says, started exactly as user-mode Linux would be, with a read-only and a writable share."""
+def break_out(kernel: uml.Kernel, exerciser: Path, work: Path, *, later: bool = False) -> str:
+    """What the exerciser says, started exactly as user-mode Linux would be, with shares: a read-only directory, a
+    writable one, a file. ``later``: given to it when it runs.
+    """
     (work / "ro").mkdir()
     (work / "rw").mkdir()
     (work / "rw" / "absolute").symlink_to("/etc/passwd")
@@ -158,7 +160,7 @@ def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
     (work / "initramfs").write_bytes(b"x")
     (work / "file").write_text("alone")
     shares = (uml.Share(str(work / "ro")), uml.Share(str(work / "rw"), writable=True), uml.Share(str(work / "file")))
-    wall = uml.confinement(kernel, initramfs=str(work / "initramfs"), memory=64 << 20, shares=shares)
+    wall = uml.confinement(kernel, initramfs=str(work / "initramfs"), memory=64 << 20, shares=None if later else shares)
     views = tuple(
         View(str(exerciser), view.inside, program=True) if view.inside == "/linux" else view for view in wall.views
     )
@@ -168,6 +170,9 @@ def break_out(kernel: uml.Kernel, exerciser: Path, work: Path) -> str:
         process = confine.start(wall.replace(views=views), stdio, deadline=time.monotonic() + 30)
         theirs.close()
         try:
+            if later:
+                uml.show(process.pidfd, shares)
+            ours.send(b"!")
             text = read_all(ours)
             assert process.wait() == 0
         finally:
@@ -189,15 +194,18 @@ FOREIGN = (
 )
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("landlock", [True, False])
 def test_who_breaks_out_stands_in_an_empty_place(
-    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch, *, landlock: bool
+    kernel: uml.Kernel, exerciser: Path, work: Path, monkeypatch: pytest.MonkeyPatch, *, landlock: bool, later: bool
 ) -> None:
+    if later and os.geteuid():
+        pytest.skip("showing more files to a guest that runs takes root")
     if landlock and not landlock_version():
         pytest.skip("this kernel has no Landlock")
     if not landlock:
         monkeypatch.setattr("knarr.kernel.landlock.landlock_version", lambda: 0)
-    text = break_out(kernel, exerciser, work)
+    text = break_out(kernel, exerciser, work, later=later)
     expected = {
         "/linux",
         "/initramfs",
@@ -212,7 +220,8 @@ def test_who_breaks_out_stands_in_an_empty_place(
     expected |= {inside for inside, _ in kernel.libraries}
     folders = {str(folder) for path in expected for folder in Path(path).parents} - {"/"}
     there = expected | folders | {"/shares/1/absolute", "/shares/1/upward"}
-    assert set(answers(text, "file")) == (set() if landlock else there)  # the root itself may not be listed
+    # With Landlock the root itself may not be listed.
+    assert set(answers(text, "file")) == (set() if landlock else there)
     opened = answers(text, "open")
     assert opened["/tmp/x"] == opened["/shares/1/x"] == "0"
     assert opened["/shares/1/absolute"] == opened["/shares/1/upward"] == "2"  # no such file in there

@@ -11,14 +11,18 @@ import os
 from resource import RLIMIT_NOFILE, getrlimit
 
 from knarr.base import fastjson
+from knarr.base.errors import InitError
 from knarr.base.files import read_file
 from knarr.base.record import Record
 from knarr.kernel.userns import default_map
 from knarr.plan.container import Options, plan_container
 from knarr.plan.host import LANDLOCK
-from knarr.plan.ops import Op
+from knarr.plan.mounts import MountContext, mount_ops, source_op
+from knarr.plan.namespaces import CLONE_FLAG
+from knarr.plan.ops import NO_SLOT, Op, encode
 from knarr.plan.root import Root
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
+from knarr.runtime.launch import Control, spawn, wait_child
 from knarr.runtime.probe import probe_for
 
 TYPE_CHECKING = False
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from knarr.base.errors import KnarrError
     from knarr.plan.container import ContainerPlan
 
     Ranges = tuple[tuple[int, int, int], ...]
@@ -54,7 +59,8 @@ class Confinement(Record):
     """What the program may have.
 
     ``scratch`` are the bytes its tmpfs may hold. ``calls`` are the system calls it needs, as rules of config.json's
-    linux.seccomp; any other is ENOSYS. It stays in its parent's cgroups.
+    linux.seccomp; any other is ENOSYS. ``later`` is a directory in which ``attach`` may show more. It stays in its
+    parent's cgroups.
     """
 
     id: str
@@ -63,6 +69,7 @@ class Confinement(Record):
     calls: tuple[dict[str, Any], ...]
     scratch: int
     descriptors: int
+    later: str = ""
 
 
 def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int, arch: str) -> dict[str, Any]:
@@ -96,11 +103,11 @@ def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int,
                 {"type": "RLIMIT_NOFILE", "soft": wanted.descriptors, "hard": wanted.descriptors},
             ],
         },
-        "mounts": [_scratch(wanted.scratch), *map(_mount, wanted.views)],
+        "mounts": [_scratch(wanted.scratch), *_places(wanted.later), *map(_mount, wanted.views)],
         "linux": linux,
     }
     if landlock:
-        rules = fastjson.dumps(landlock_rules(wanted.views, landlock)).decode()
+        rules = fastjson.dumps(landlock_rules(wanted.views, landlock, wanted.later)).decode()
         config["annotations"] = {LANDLOCK: rules}
     return config
 
@@ -114,6 +121,12 @@ def _scratch(size: int) -> dict[str, Any]:
     return {"destination": TEMPORARY, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
+def _places(later: str) -> list[dict[str, Any]]:
+    """Where mount points can be made once the root is read-only."""
+    options = ["nosuid", "nodev", "noexec", "mode=755", "size=64k"]
+    return [{"destination": later, "type": "tmpfs", "source": "tmpfs", "options": options}] if later else []
+
+
 def _mount(view: View) -> dict[str, Any]:
     options = ["rbind", "rw" if view.writable or view.device else "rro", "rnosuid"]
     options += [] if view.device else ["rnodev"]
@@ -121,9 +134,13 @@ def _mount(view: View) -> dict[str, Any]:
     return {"destination": view.inside, "type": "bind", "source": view.source, "options": options}
 
 
-def landlock_rules(views: Sequence[View], version: int) -> dict[str, Any]:
-    """The document of the annotation org.knarr.landlock; pure."""
+def landlock_rules(views: Sequence[View], version: int, later: str = "") -> dict[str, Any]:
+    """The document of the annotation org.knarr.landlock; pure.
+
+    Below ``later`` the mounts alone decide what may be written.
+    """
     paths: list[dict[str, Any]] = [{"path": TEMPORARY, "access": ["read", "write", "execute"]}]
+    paths += [{"path": later, "access": ["read", "write"]}] if later else []
     for view in views:
         access = ["read"]
         if view.writable:
@@ -141,14 +158,14 @@ def landlock_rules(views: Sequence[View], version: int) -> dict[str, Any]:
     return rules
 
 
-def tightened(plan: ContainerPlan, views: int) -> ContainerPlan:
-    """The plan of a config.json with so many views, but as no container has it; pure.
+def tightened(plan: ContainerPlan, mounts: int) -> ContainerPlan:
+    """The plan of a config.json with so many mounts, but as no container has it; pure.
 
     Its root is a new tmpfs, so that no directory of the host's is needed. /dev has what was named and no more. The
     process dies with the thread that started it for as long as it lives.
     """
     kept: list[Op] = []
-    named = {f"/mounts/{number}" for number in range(views + 1)}
+    named = {f"/mounts/{number}" for number in range(mounts)}
     for op in plan.ops:
         if op.kind == "root_tree":
             kept.append(
@@ -194,7 +211,7 @@ def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, f
         root=Root("bind", "/", apart=True),
         seccomp=compiled_seccomp(config, host, filters),
     )
-    process = Confined(wanted.id, tightened(plan, len(wanted.views)), host, config)
+    process = Confined(wanted.id, tightened(plan, len(config["mounts"])), host, config)
     try:
         process.spawn(stdio, {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)})
         if process.launch is not None:
@@ -205,6 +222,38 @@ def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, f
         process.close()
         raise
     return process
+
+
+def attach(pidfd: int, views: Sequence[View]) -> None:
+    """Show more to a program that was started with ``later``, below that directory.
+
+    Takes root, who may enter its mount namespace. Raises InitError with what could not be shown, KernelError.
+    """
+    host = probe_for({}, None)
+    context = MountContext(
+        host, bundle="/", root=NO_SLOT, cgroup=None, cgroup_namespace=False, network_namespace=False, new_user=True
+    )
+    entries = [_mount(view) for view in views]
+    plan = [source_op(entry, "", "/", 1 + number) for number, entry in enumerate(entries)]
+    plan.append(Op("setns", (0, CLONE_FLAG["mount"])))
+    for number, entry in enumerate(entries):
+        plan += mount_ops(entry, "", context, 1 + number)
+
+    def failed(index: int, number: int, detail: bytes) -> KnarrError:
+        from knarr.runtime.explain import init_error  # cold: only for an error
+
+        if index >= len(plan):
+            return InitError("", "show files to the guest", number)
+        op = plan[index]
+        return init_error(op.kind, op.arguments(), "", number, detail, machine=host.arch)
+
+    pid, sock = spawn(encode(plan, 1), [pidfd], (0, 1, 2), "guest")
+    control = Control(sock, failed=failed)
+    try:
+        control.run()
+    finally:
+        control.close()
+        wait_child(pid)
 
 
 def _own_maps() -> tuple[Ranges, Ranges]:

@@ -12,7 +12,7 @@ from select import POLLIN, poll
 
 from knarr.base.errors import FileError, Unsupported
 from knarr.base.record import Record
-from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit, start
+from knarr.isolation.confine import TEMPORARY, Confinement, View, attach, descriptor_limit, start
 from knarr.runtime.create import Stdio
 
 TYPE_CHECKING = False
@@ -285,13 +285,14 @@ def launch(
     *,
     initramfs: str,
     memory: int,
-    shares: Sequence[Share] = (),
+    shares: Sequence[Share] | None = (),
     words: Sequence[str] = (),
     deadline: float | None = None,
 ) -> Launched:
     """Boot a guest behind its wall; on return its kernel runs. ``memory`` in bytes; ``words`` for its command line.
 
-    It dies with the thread that called. Raises as ``confine.start``; nothing is left then.
+    With None for ``shares`` they are given to it later, by ``show``. It dies with the thread that called. Raises as
+    ``confine.start``; nothing is left then.
     """
     wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, words=words)
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM, 0)
@@ -313,7 +314,7 @@ def launch(
 
 
 def confinement(
-    kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] = (), words: Sequence[str] = ()
+    kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] | None = (), words: Sequence[str] = ()
 ) -> Confinement:
     """What a guest's user-mode Linux may have."""
     arguments = command_line(
@@ -323,10 +324,7 @@ def confinement(
     views += [View(source, inside, program=True) for inside, source in kernel.libraries]
     views += [View("/proc/cpuinfo", "/proc/cpuinfo")]
     views += [View("/dev/null", "/dev/null", device=True), View("/dev/urandom", "/dev/random", device=True)]
-    for number, share in enumerate(shares):
-        # A file alone, not the directory it lies in.
-        name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
-        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable))
+    views += _shown(shares or ())
     return Confinement(
         id="guest",
         arguments=tuple(arguments),
@@ -334,4 +332,19 @@ def confinement(
         calls=calls(),
         scratch=memory + _BESIDE,
         descriptors=descriptor_limit(),
+        later=_SHARES if shares is None else "",
     )
+
+
+def _shown(shares: Sequence[Share]) -> list[View]:
+    views = []
+    for number, share in enumerate(shares):
+        # A file alone, not the directory it lies in.
+        name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
+        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable))
+    return views
+
+
+def show(pidfd: int, shares: Sequence[Share]) -> None:
+    """Give shares to a guest that was launched without. Takes root. Raises as ``confine.attach``."""
+    attach(pidfd, _shown(shares))
