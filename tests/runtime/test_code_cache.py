@@ -83,6 +83,15 @@ def test_what_is_not_ours_alone_or_damaged_is_not_used(damage: str, tree: Path) 
     assert calls(tree, "true", damage)[:3] == ["import", "cache", "import"]
 
 
+def test_it_has_no_docstrings_and_tracebacks_do_not_need_it(tree: Path) -> None:
+    program = PROGRAM.replace('print("cache"', 'print(files.__doc__ is None, "cache"')
+    debug = PROGRAM.replace('"list"', '"--debug", "list"')
+    for name, text in (("plain", program), ("debug", debug)):
+        (tree / name).write_text(text)
+    said = [f"{sys.executable} -I -S {tree}/{name} {tree} 2>/dev/null" for name in ("plain", "debug")]
+    assert calls(tree, said[0], said[1]) == ["import", "True cache", "cache", "import", "cache"]
+
+
 def test_without_bytecode_there_is_none(tree: Path) -> None:
     assert calls(tree, "ls -d knarr 2>&1 | grep -q cannot", options="-B") == ["import", "import"]
 

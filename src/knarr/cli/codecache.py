@@ -9,12 +9,13 @@ import marshal
 import os
 import sys
 from importlib.machinery import PathFinder, SourceFileLoader
+from types import CodeType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
-    from types import CodeType, ModuleType
+    from types import ModuleType
 
 _ran: list[str] = []
 # What a first call may not need, but most that follow do: profiles.
@@ -79,8 +80,17 @@ def _entry(name: str) -> tuple[str, str, int, int, bool, CodeType] | None:
     spec = module.__spec__
     if spec is None or module.__file__ is None or not isinstance(spec.loader, SourceFileLoader):
         return None
-    code: CodeType | None = spec.loader.get_code(name)
-    if code is None:
-        return None
-    facts = os.stat(module.__file__)
+    # No docstrings and no line numbers, which nobody asks for (--debug, which prints tracebacks, does not come here): a
+    # third of the bytes, and half a millisecond of every call.
+    try:
+        facts = os.stat(module.__file__)
+        source = spec.loader.get_data(module.__file__)
+        code = _without_lines(compile(source, module.__file__, "exec", dont_inherit=True, optimize=2))
+    except (OSError, SyntaxError, ValueError):
+        return None  # it is being replaced
     return name, module.__file__, facts.st_mtime_ns, facts.st_size, hasattr(module, "__path__"), code
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    constants = [_without_lines(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    return code.replace(co_linetable=b"", co_consts=tuple(constants))

@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None, told: int = -1) -> int:
     gc.disable()  # a command lives for milliseconds and makes few cycles
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((word for word in words if word in VERBS), "")
-    # Whoever looks at imports shall see them, whoever wants no bytecode written shall have none.
-    kept = bool(verb) and not sys.dont_write_bytecode and "importtime" not in sys._xoptions  # noqa: SLF001  # documented
+    # Whoever looks at imports shall see them, whoever wants no bytecode written shall have none; tracebacks have lines.
+    shown = "importtime" in sys._xoptions or "--debug" in words  # noqa: SLF001  # documented
+    kept = bool(verb) and not sys.dont_write_bytecode and not shown
     if not kept or _load(verb):
         return _command(words, told)
     from knarr.cli import codecache  # cold: once per verb and boot

@@ -221,6 +221,10 @@ _HEX = {
 }
 
 
+_ENDS = tuple(bytes(8 - rest) for rest in range(8))
+"""What follows a text, by its length modulo 8: a NUL at least, up to the next multiple of 8."""
+
+
 def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
     """The bytes knarr-init reads: see docs/init.md. Raises ValueError for a NUL inside a text argument."""
     body: list[bytes] = []
@@ -230,21 +234,24 @@ def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
         ints, strs = op.ints, op.strs
         if not _fits(int_names, len(ints)) or not _fits(str_names, len(strs)):
             raise ValueError(f"operation {op.kind} has the wrong number of arguments")
-        parts = [pack(f"<{len(ints)}Q", *[value & 0xFFFFFFFFFFFFFFFF for value in ints])]
+        size = 16 + 8 * len(ints)
+        parts = []
         for text in strs:
             if not isinstance(text, bytes):
                 text = text.encode("utf-8", "surrogateescape")
                 if b"\0" in text:
                     raise ValueError(f"operation {op.kind} has a text with a NUL byte")
-            parts.append(pack("<Q", len(text)) + text + bytes(8 - len(text) % 8))
-        data = b"".join(parts)
-        body.append(pack("<IIII", number, len(ints), len(strs), 16 + len(data)) + data)
+            length = len(text)
+            end = _ENDS[length % 8]
+            parts += (length.to_bytes(8, "little"), text, end)
+            size += 8 + length + len(end)
+        numbers = [value & 0xFFFFFFFFFFFFFFFF for value in ints]
+        body.append(pack(f"<IIII{len(ints)}Q", number, len(ints), len(strs), size, *numbers))
+        body += parts
         count += 1
     blob = b"".join(body)
     return MAGIC + pack("<IIII", 24 + len(blob), count, inherited_slots, 0) + blob
 
 
 def _fits(names: tuple[str, ...], count: int) -> bool:
-    if names and names[-1].endswith("*"):
-        return count >= len(names) - 1
-    return count == len(names)
+    return count == len(names) or (bool(names) and names[-1][-1] == "*" and count >= len(names) - 1)

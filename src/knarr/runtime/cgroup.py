@@ -31,7 +31,7 @@ from knarr.runtime.cgroup_fs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from knarr.plan.cgroup import CgroupHost, Write
@@ -152,10 +152,11 @@ def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
 # -- making and joining ------------------------------------------------------------------------------------------------
 
 
-def create(planned: CgroupPlan, *, devices: bool = True) -> None:
+def create(planned: CgroupPlan, *, devices: bool = True, doors: list[int] | None = None) -> None:
     """Make the groups and write every limit, so that they bind before anything runs.
 
-    Without ``devices`` the caller still has to call restrict_devices. Raises InitError with the JSON pointer, the file
+    Without ``devices`` the caller still has to call restrict_devices. ``doors`` gets, in the order of the groups, what
+    ``join`` need not open again then (v1): descriptors that are the caller's to close, also after an error. Raises InitError with the JSON pointer, the file
     and the value; KernelError, Exists, InUse for the group itself.
     """
     if planned.scope is not None:
@@ -164,6 +165,8 @@ def create(planned: CgroupPlan, *, devices: bool = True) -> None:
         fd = make_group(directory, v2=planned.clone_into)
         try:
             _limit(fd, directory, planned)
+            if doors is not None and not planned.clone_into:
+                doors.append(os.open("cgroup.procs", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
         finally:
             os.close(fd)
     if devices:
@@ -334,10 +337,10 @@ def _attach_devices(fd: int, planned: CgroupPlan) -> None:
         raise InitError("/linux/resources/devices", error.operand, error.errno or EINVAL, hint=error.hint) from None
 
 
-def join(planned: CgroupPlan, pid: int) -> None:
+def join(planned: CgroupPlan, pid: int, doors: Sequence[int] = ()) -> None:
     """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises InitError.
 
-    With the systemd driver the groups are made by that. Raises also Exists, Unsupported, KernelError.
+    ``doors`` as ``create`` has opened them.     With the systemd driver the groups are made by that. Raises also Exists, Unsupported, KernelError.
     """
     if planned.scope is not None:
         from knarr.runtime import systemd  # cold: only with that driver
@@ -350,7 +353,7 @@ def join(planned: CgroupPlan, pid: int) -> None:
             finally:
                 os.close(fd)
     elif not planned.clone_into:
-        _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid)
+        _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid, doors)
 
 
 def join_recorded(recorded: Intent | None, pid: int) -> None:
@@ -363,9 +366,12 @@ def join_recorded(recorded: Intent | None, pid: int) -> None:
         _join([(mountpoint, path) for mountpoint, path, _ in recorded["groups"]], pid)
 
 
-def _join(groups: list[tuple[str, str]], pid: int) -> None:
-    for mountpoint, path in groups:
+def _join(groups: list[tuple[str, str]], pid: int, doors: Sequence[int] = ()) -> None:
+    for number, (mountpoint, path) in enumerate(groups):
         try:
+            if doors:
+                os.write(doors[number], b"%d" % pid)
+                continue
             fd = open_group(mountpoint, path)
             try:
                 write(fd, "cgroup.procs", str(pid))
@@ -581,6 +587,13 @@ def remove(recorded: Intent, patience: float) -> None:
 
 def _remove_group(mountpoint: str, path: str) -> bool:
     """Remove a group and all below it; False while something is in it."""
+    try:
+        # Mostly this is all. By its plain path: cgroupfs has no links, and only what is empty goes.
+        os.rmdir(mountpoint + path)
+    except OSError:
+        pass
+    else:
+        return True
     folder, _, name = path.rpartition("/")
     try:
         above = open_group(mountpoint, folder)

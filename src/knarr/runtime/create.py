@@ -48,7 +48,7 @@ _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer",
 PATIENCE = 10.0
 """Seconds a killed process may take to end."""
 _DESCRIPTORS = 16
-"""Most descriptors that making a container has open at one time, slots aside."""
+"""Most descriptors that making a container has open at one time, slots and one for each cgroup aside."""
 
 
 class Stdio(Record):
@@ -174,7 +174,7 @@ class Process:
 class Created(Process):
     """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
 
-    __slots__ = ("_devices", "_joined", "_lock", "_root_fd", "bundle", "fd", "notify", "state", "stop")
+    __slots__ = ("_devices", "_doors", "_joined", "_lock", "_root_fd", "bundle", "fd", "notify", "state", "stop")
 
     def __init__(
         self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
@@ -186,6 +186,7 @@ class Created(Process):
         self._root_fd = root_fd
         self._lock: Lock | None = None
         self._joined = False
+        self._doors: list[int] = []  # for joining the cgroups
         self._devices: Devices | None = None
         self.notify: Notify | None = None
         self.state = State(
@@ -232,7 +233,7 @@ class Created(Process):
         try:
             groups = self.plan.cgroup
             if groups is not None and groups.clone_into:
-                _make(groups)
+                self._make(groups)
                 slots["cgroup"] = cgroup.open_directory(groups)
             if wait_start:
                 listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
@@ -241,7 +242,7 @@ class Created(Process):
                 slots["start"] = listening.fileno()
             self.spawn(stdio, slots, waits=wait_start)
             if groups is not None and not groups.clone_into:
-                _make(groups)  # the child is at work meanwhile; it is brought in before anything foreign runs
+                self._make(groups)  # the child is at work meanwhile; it is brought in before anything foreign runs
         except OSError as error:
             if isinstance(error, KernelError):
                 raise
@@ -253,6 +254,10 @@ class Created(Process):
                 os.close(slots["cgroup"])
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
+
+    def _make(self, groups: CgroupPlan) -> None:
+        # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
+        cgroup.create(groups, devices=False, doors=self._doors)
 
     def on_pid(self, pid: int) -> None:
         stat = process_stat(pid)
@@ -270,7 +275,12 @@ class Created(Process):
     def join_cgroup(self) -> None:
         if self.plan.cgroup is not None and not self._joined:
             self._joined = True
-            cgroup.join(self.plan.cgroup, self.pid)
+            cgroup.join(self.plan.cgroup, self.pid, self._doors)
+            self._close_doors()
+
+    def _close_doors(self) -> None:
+        while self._doors:
+            os.close(self._doors.pop())
 
     def on_sync(self, code: int) -> bytes:
         if code == SYNC_CGROUP and self.plan.cgroup is not None:
@@ -369,6 +379,7 @@ class Created(Process):
         if self.notify is not None:
             self.notify.close()
             self.notify = None
+        self._close_doors()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -384,11 +395,6 @@ def _memory_limit(config: dict[str, Any]) -> str:
     if "memory.max" in (resources.get("unified") or {}):
         return "/linux/resources/unified/memory.max"
     return "/linux/resources/memory/limit" if (resources.get("memory") or {}).get("limit", -1) > 0 else ""
-
-
-def _make(groups: CgroupPlan) -> None:
-    # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
-    cgroup.create(groups, devices=False)
 
 
 def rootfs_path(config: dict[str, Any], bundle: str) -> str:
@@ -459,7 +465,7 @@ def begin(
     )
     root_fd = record.open_root(state_root, make=True)
     try:
-        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots))
+        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots) + (len(groups.directories) if groups else 0))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
     except BaseException:
         os.close(root_fd)
