@@ -236,7 +236,7 @@ static int marked(const char *group)
            kcall(getxattr, group, "user.knarr", small, sizeof small) >= 0;
 }
 
-/* Removes the empty group, and those of its parents that we made and that are empty (runtime/cgroup.py, remove). */
+/* Removes the empty group, and those of its parents that we made and that are empty (runtime/cgroup_members.py, remove). */
 static int remove_group(const char *mountpoint, const char *group, long parents)
 {
     char *top = append(path, path + sizeof path, mountpoint);

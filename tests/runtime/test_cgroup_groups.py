@@ -21,7 +21,7 @@ from knarr.base.errors import Exists, InitError, InUse, KernelError, KnarrError,
 from knarr.kernel import bpf
 from knarr.plan.cgroup import CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 from knarr.plan.host import Host
-from knarr.runtime import cgroup, cgroup_fs, cgroup_probe, freezer
+from knarr.runtime import cgroup, cgroup_fs, cgroup_members, cgroup_probe, freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,9 +180,9 @@ def test_groups_come_and_go() -> None:
     assert there(ROOT) == {False}
     cgroup.create(plan)
     assert there(f"{ROOT}/c") == {True}
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
     assert there(ROOT) == {False}
-    cgroup.remove(intent, 2)  # once more does nothing
+    cgroup_members.remove(intent, 2)  # once more does nothing
 
 
 def test_the_intent_finds_what_a_crash_left() -> None:
@@ -190,20 +190,20 @@ def test_the_intent_finds_what_a_crash_left() -> None:
     plan = planned(f"/{ROOT}/a/b/c")
     intent = cgroup.intent(plan)
     os.mkdir(places(ROOT)[0])  # killed right after a mkdir, before the mark
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
     assert there(ROOT) == {False}
     half = CgroupPlan(plan.directories[:1], (), clone_into=plan.clone_into)
     cgroup.create(half)
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 def test_parents_go_with_the_last_container() -> None:
     first = made(planned(f"/{ROOT}/parent/one"))
     second = made(planned(f"/{ROOT}/parent/two"))
     assert all(parents == 0 for _, _, parents in second["groups"])
-    cgroup.remove(first, 2)
+    cgroup_members.remove(first, 2)
     assert there(f"{ROOT}/parent/two") == {True}
-    cgroup.remove(second, 2)
+    cgroup_members.remove(second, 2)
     assert there(ROOT) == {False}
 
 
@@ -211,7 +211,7 @@ def test_parents_of_others_stay() -> None:
     for place in places(ROOT):
         place.mkdir()
     intent = made(planned())
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
     assert there(ROOT) == {True}
     for place in places(ROOT):
         place.rmdir()
@@ -230,7 +230,7 @@ def test_a_group_of_others_is_refused_and_left_alone(sleeper: Callable[[], int])
         cgroup.create(planned())
     # Even a record that names it does not make us kill what is inside.
     with pytest.raises(KernelError, match="not marked"):
-        cgroup.remove({"v2": V2, "groups": [[str(place), f"/{ROOT}/c", 1]]}, 0.1)
+        cgroup_members.remove({"v2": V2, "groups": [[str(place), f"/{ROOT}/c", 1]]}, 0.1)
     assert not ends(pid, 0.1)
     os.kill(pid, signal.SIGKILL)
     assert ends(pid)
@@ -251,18 +251,18 @@ def test_an_empty_group_of_ours_is_used_again(sleeper: Callable[[], int]) -> Non
     enter(planned(), pid)
     with pytest.raises(InUse, match="processes"):
         cgroup.intent(planned())
-    cgroup.remove(again, 3)
+    cgroup_members.remove(again, 3)
     assert ends(pid)
     assert there(ROOT) == {False}
 
 
 def test_a_frozen_group_is_refused() -> None:
     intent = made(planned())
-    cgroup.freeze(intent)
+    cgroup_members.freeze(intent)
     with pytest.raises(InUse, match="frozen"):
         cgroup.intent(planned())
-    cgroup.thaw(intent)
-    cgroup.remove(intent, 2)
+    cgroup_members.thaw(intent)
+    cgroup_members.remove(intent, 2)
 
 
 def test_links_and_mounts_in_the_way_are_refused(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_many_at_once_under_one_parent() -> None:
     def life(number: int) -> None:
         try:
             for turn in range(8):
-                cgroup.remove(made(planned(f"/{ROOT}/shared/{number}-{turn}")), 5)
+                cgroup_members.remove(made(planned(f"/{ROOT}/shared/{number}-{turn}")), 5)
         except (OSError, KnarrError) as error:
             errors.append(error)
 
@@ -325,7 +325,7 @@ def test_memory_limits() -> None:
     else:
         assert file_of("memory", "memory.limit_in_bytes").read_text() == f"{64 << 20}\n"
         assert file_of("memory", "memory.soft_limit_in_bytes").read_text() == f"{32 << 20}\n"
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 @pytest.mark.skipif(not have("memory"), reason="no memory controller")
@@ -337,7 +337,7 @@ def test_the_memory_limit_binds() -> None:
     enter(planned(), process.pid)
     process.communicate(b"x", timeout=60)
     assert process.returncode == -signal.SIGKILL
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 def _swap_counts() -> bool:
@@ -358,7 +358,7 @@ def test_the_pids_limit_binds() -> None:
     enter(planned(), process.pid)
     _, said = process.communicate(b"x", timeout=60)
     assert b"Resource temporarily unavailable" in said
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 @pytest.mark.skipif(not have("cpu"), reason="no cpu controller")
@@ -371,7 +371,7 @@ def test_cpu_limits() -> None:
         assert file_of("cpu", "cpu.shares").read_text() == "512\n"
         assert file_of("cpu", "cpu.cfs_quota_us").read_text() == "20000\n"
         assert file_of("cpu", "cpu.cfs_period_us").read_text() == "50000\n"
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 @pytest.mark.skipif(not have("cpuset"), reason="no cpuset controller")
@@ -387,7 +387,7 @@ def test_cpusets(sleeper: Callable[[], int]) -> None:
     assert os.sched_getaffinity(pid) == {0}
     os.kill(pid, signal.SIGKILL)
     ends(pid)
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_what_the_kernel_refuses_is_told_with_field_file_and_value(
     assert caught.value.pointer == pointer
     assert f"config.json {pointer}: write " in text
     assert f"/{ROOT}/c/{file}" in text
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 @pytest.mark.skipif(not V2, reason="unified needs cgroup v2")
@@ -428,7 +428,7 @@ def test_unified() -> None:
     intent = made(planned(unified={"memory.high": "104857600", "cgroup.max.depth": "4"}))
     assert file_of("memory", "memory.high").read_text() == "104857600\n"
     assert file_of("memory", "cgroup.max.depth").read_text() == "4\n"
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
     with pytest.raises(InitError) as caught:
         made(planned(unified={"memory.nothing": "1"}))
     assert "does not offer that limit" in str(caught.value)
@@ -460,7 +460,7 @@ def test_a_limit_below_what_is_in_use_is_refused_when_asked() -> None:
     os.close(fd)
     process.kill()
     process.communicate()
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 # Devices
@@ -494,7 +494,7 @@ def test_device_rules_bind() -> None:
     said = process.communicate(b"x", timeout=60)[0].decode()
     answers = dict(line.split() for line in said.splitlines())
     assert {path for path, answer in answers.items() if answer == "yes"} == {"/dev/null", "/dev/zero"}
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 def test_device_rules_can_wait_for_the_mounts() -> None:
@@ -513,7 +513,7 @@ def test_device_rules_can_wait_for_the_mounts() -> None:
     cgroup.restrict_devices(plan)
     process.stdin.write(b"\n")
     assert process.communicate()[0] == b"no\n"
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 def test_a_hybrid_without_the_devices_hierarchy_uses_the_program() -> None:
@@ -526,7 +526,7 @@ def test_a_hybrid_without_the_devices_hierarchy_uses_the_program() -> None:
     fd = cgroup_fs.open_group(HOST.unified, f"/{ROOT}/c")
     assert len(bpf.device_programs(fd)) == 1
     os.close(fd)
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 def test_everything_allowed_needs_no_program() -> None:
@@ -549,7 +549,7 @@ def test_everything_allowed_needs_no_program() -> None:
         os.close(fd)
     else:
         assert file_of("devices", "devices.list").read_text() == "a *:* rwm\n"
-    cgroup.remove(intent, 2)
+    cgroup_members.remove(intent, 2)
 
 
 # Members
@@ -563,7 +563,7 @@ def test_joining_and_listing(sleeper: Callable[[], int]) -> None:
     cgroup.join_recorded(intent, two)
     if V2:
         enter(planned(), two)
-    assert cgroup.pids(intent) == sorted([one, two])
+    assert cgroup_members.pids(intent) == sorted([one, two])
     # a group made inside, as a container with its own cgroup namespace may
     for place in places(f"{ROOT}/c/inner"):
         place.mkdir()
@@ -571,8 +571,8 @@ def test_joining_and_listing(sleeper: Callable[[], int]) -> None:
             for name in ("cpuset.cpus", "cpuset.mems"):
                 (place / name).write_text((place.parent / name).read_text())
         (place / "cgroup.procs").write_text(str(two))
-    assert cgroup.pids(intent) == sorted([one, two])
-    cgroup.remove(intent, 5)
+    assert cgroup_members.pids(intent) == sorted([one, two])
+    cgroup_members.remove(intent, 5)
     assert ends(one)
     assert ends(two)
     assert there(ROOT) == {False}
@@ -586,29 +586,29 @@ def test_freezing(sleeper: Callable[[], int]) -> None:
     enter(planned(), process.pid)
     process.stdout.read(1)
     assert not freezer.frozen(intent)
-    cgroup.freeze(intent)
+    cgroup_members.freeze(intent)
     assert freezer.frozen(intent)
     os.set_blocking(process.stdout.fileno(), False)
     while process.stdout.read():
         pass
     time.sleep(0.1)
     assert not process.stdout.read()
-    cgroup.thaw(intent)
+    cgroup_members.thaw(intent)
     assert not freezer.frozen(intent)
     time.sleep(0.3)
     assert process.stdout.read()
-    cgroup.freeze(intent)
-    cgroup.signal_all(intent, signal.SIGKILL)  # also what is frozen
+    cgroup_members.freeze(intent)
+    cgroup_members.signal_all(intent, signal.SIGKILL)  # also what is frozen
     assert process.wait(5) == -signal.SIGKILL
     process.stdout.close()
-    cgroup.remove(intent, 2)
-    cgroup.thaw(intent)  # of what is gone does nothing
+    cgroup_members.remove(intent, 2)
+    cgroup_members.thaw(intent)  # of what is gone does nothing
     assert not freezer.frozen(intent)
 
 
 def test_freezing_what_has_no_freezer() -> None:
     with pytest.raises(KernelError):
-        cgroup.freeze({"v2": False, "groups": []})
+        cgroup_members.freeze({"v2": False, "groups": []})
 
 
 def test_signals_reach_all_members(sleeper: Callable[[], int]) -> None:
@@ -617,13 +617,13 @@ def test_signals_reach_all_members(sleeper: Callable[[], int]) -> None:
     outside = sleeper()
     for pid in started:
         enter(planned(), pid)
-    cgroup.signal_all(intent, signal.SIGTERM)
+    cgroup_members.signal_all(intent, signal.SIGTERM)
     assert all(ends(pid) for pid in started)
     assert not ends(outside, 0.05)
     enter(planned(), sleeper())
     with pytest.raises(KernelError):
-        cgroup.signal_all(intent, 99)
-    cgroup.remove(intent, 5)
+        cgroup_members.signal_all(intent, 99)
+    cgroup_members.remove(intent, 5)
 
 
 # The first process stays outside and takes the orphans: dead ones that nobody reaps would end the forking by themselves.
@@ -659,15 +659,15 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
                 raise FileNotFoundError(2, "no such file", file)
             write(fd, file, value)
 
-        monkeypatch.setattr(cgroup, "write", without_kill)
-        listed = cgroup.pids
+        monkeypatch.setattr(cgroup_members, "write", without_kill)
+        listed = cgroup_members.pids
 
         def slowly(recorded: cgroup.Intent) -> list[int]:
             found = listed(recorded)
             time.sleep(0.02)  # a generation or more: who is not held is gone when the signal comes
             return found
 
-        monkeypatch.setattr(cgroup, "pids", slowly)
+        monkeypatch.setattr(cgroup_members, "pids", slowly)
     intent = made(planned(pids={"limit": 40 if have("pids") else 0}))
     command = [sys.executable, "-I", "-S", "-c", BOMB]
     keepers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(3)]
@@ -678,19 +678,19 @@ def test_a_process_that_keeps_forking_is_killed(fast: bool, monkeypatch: pytest.
             enter(planned(), int(keeper.stdout.read(20)))
             keeper.stdin.write(b"x")
         time.sleep(0.05)
-        before = set(cgroup.pids(intent))
+        before = set(cgroup_members.pids(intent))
         deadline = time.monotonic() + 90  # a guest of one processor on a busy machine
-        while before & set(cgroup.pids(intent)):
+        while before & set(cgroup_members.pids(intent)):
             assert time.monotonic() < deadline, "they do not fork"
             time.sleep(0.05)
-        cgroup.signal_all(intent, signal.SIGKILL)
+        cgroup_members.signal_all(intent, signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while cgroup.pids(intent) and time.monotonic() < deadline:
+        while cgroup_members.pids(intent) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert cgroup.pids(intent) == []
+        assert cgroup_members.pids(intent) == []
     finally:
         monkeypatch.undo()
-        cgroup.remove(intent, 5)
+        cgroup_members.remove(intent, 5)
         for keeper in keepers:
             with keeper:
                 keeper.kill()
@@ -703,7 +703,7 @@ def test_a_process_that_was_joined_in_part_is_killed(sleeper: Callable[[], int])
     first = places(f"{ROOT}/c")[0]
     (first / "cgroup.procs").write_text(str(pid))
     threading.Timer(0.1, lambda: ends(pid)).start()
-    cgroup.remove(intent, 5)
+    cgroup_members.remove(intent, 5)
     assert ends(pid)
     assert there(ROOT) == {False}
 
@@ -714,7 +714,7 @@ def test_removing_kills_what_is_inside(sleeper: Callable[[], int]) -> None:
     for pid in pids:
         enter(planned(), pid)
     threading.Timer(0.1, lambda: [ends(pid) for pid in pids]).start()  # somebody reaps them
-    cgroup.remove(intent, 5)
+    cgroup_members.remove(intent, 5)
     assert there(ROOT) == {False}
 
 

@@ -235,7 +235,7 @@ def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
         if not _fits(int_names, len(ints)) or not _fits(str_names, len(strs)):
             raise ValueError(f"operation {op.kind} has the wrong number of arguments")
         size = 16 + 8 * len(ints)
-        parts = []
+        parts: list[bytes] = []
         for text in strs:
             if not isinstance(text, bytes):
                 text = text.encode("utf-8", "surrogateescape")

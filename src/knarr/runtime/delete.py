@@ -76,10 +76,10 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
     """The part of ``destroy`` under the lock."""
     _kill(state)
     if state.cgroup is not None:
-        from knarr.runtime import cgroup
+        from knarr.runtime import cgroup_members
 
-        cgroup.thaw(state.cgroup)  # what is frozen on v1 does not die
-        cgroup.remove(state.cgroup, PATIENCE)
+        cgroup_members.thaw(state.cgroup)  # what is frozen on v1 does not die
+        cgroup_members.remove(state.cgroup, PATIENCE)
     if state.rdt is not None and state.boot == boot_id():
         from knarr.runtime import resctrl  # cold: only with linux.intelRdt
 
@@ -105,9 +105,9 @@ def _kill(state: State) -> None:
     try:
         signal_pid(pidfd, 9)
         if state.cgroup is not None and not ended(pidfd, 0.05):
-            from knarr.runtime import cgroup
+            from knarr.runtime import cgroup_members
 
-            cgroup.thaw(state.cgroup)
+            cgroup_members.thaw(state.cgroup)
         if not ended(pidfd, PATIENCE):
             raise KernelError("kill", f"process {state.pid} of container {state.id}", EBUSY, hint=_waits(state.pid))
         reap(pidfd, wait=False)  # if it is ours

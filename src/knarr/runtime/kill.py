@@ -25,9 +25,9 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
     finally:
         os.close(fd)
     if state.cgroup is not None and number == SIGKILL and state.shared_pids:
-        from knarr.runtime import cgroup
+        from knarr.runtime import cgroup_members
 
-        all = all or status != "stopped" or bool(cgroup.pids(state.cgroup))
+        all = all or status != "stopped" or bool(cgroup_members.pids(state.cgroup))
     if status == "stopped" and all and state.cgroup is not None:
         _all(state, number)
         return
@@ -47,9 +47,9 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
         finally:
             os.close(pidfd)
     if number == SIGKILL and state.cgroup is not None and _stuck(state.pid):
-        from knarr.runtime import cgroup
+        from knarr.runtime import cgroup_members
 
-        cgroup.thaw(state.cgroup)  # a frozen v1 process takes even SIGKILL only when it thaws
+        cgroup_members.thaw(state.cgroup)  # a frozen v1 process takes even SIGKILL only when it thaws
 
 
 def _stuck(pid: int) -> bool:
@@ -59,6 +59,6 @@ def _stuck(pid: int) -> bool:
 
 
 def _all(state: record.State, number: int) -> None:
-    from knarr.runtime import cgroup
+    from knarr.runtime import cgroup_members
 
-    cgroup.signal_all(state.cgroup, number)
+    cgroup_members.signal_all(state.cgroup, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from knarr.base.errors import Unsupported, WrongStatus
-from knarr.runtime import cgroup, record
+from knarr.runtime import cgroup_members, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def pause(state_root: str, id: str) -> None:
         raise WrongStatus(id, "pause", status, hint="container not running")
     if state.cgroup is None:
         raise Unsupported("pausing a container without a cgroup", "the freezer is a part of cgroups")
-    cgroup.freeze(state.cgroup)
+    cgroup_members.freeze(state.cgroup)
 
 
 def resume(state_root: str, id: str) -> None:
@@ -31,7 +31,7 @@ def resume(state_root: str, id: str) -> None:
     state, status = _look(state_root, id)
     if status != "paused":
         raise WrongStatus(id, "resume", status, hint="container not paused")
-    cgroup.thaw(state.cgroup)
+    cgroup_members.thaw(state.cgroup)
 
 
 def _look(state_root: str, id: str) -> tuple[State, str]:

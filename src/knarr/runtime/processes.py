@@ -6,7 +6,7 @@ import os
 
 from knarr.base.errors import Unsupported
 from knarr.kernel.process import open_pid
-from knarr.runtime import cgroup, record
+from knarr.runtime import cgroup_members, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def processes(state_root: str, id: str) -> list[int]:
     try:
         state = record.load(fd, id)
         if state.cgroup is not None:
-            return cgroup.pids(state.cgroup)
+            return cgroup_members.pids(state.cgroup)
         if record.status(fd, state, freezer=False) == "stopped":
             return []
         return _in_namespace(state)

@@ -12,8 +12,9 @@ from errno import EINVAL
 from time import monotonic
 
 from knarr.base.errors import Exists, InitError, KnarrError, Unsupported
-from knarr.runtime.cgroup import enable_controllers, make_group, signal_all
+from knarr.runtime.cgroup import enable_controllers, make_group
 from knarr.runtime.cgroup_fs import enter, mark, marked, members, open_group, tree, write
+from knarr.runtime.cgroup_members import signal_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
