@@ -7,6 +7,7 @@ the store first, by content, so a second run of the same archive copies nothing.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 from knarr.base.errors import NotFound, RegistryError, Unsupported, UsageError
 from knarr.base.record import Record
@@ -18,7 +19,7 @@ from knarr.image.reference import parse_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, Protocol
 
     from knarr.content.store import Store
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from knarr.image.reference import Reference
     from knarr.image.source import ImageSource
     from knarr.image.transfer import BlobProgress
+    from knarr.layer.arriving import Arrivals
     from knarr.layer.snapshot import Snapshots
     from knarr.layer.source import Layer
     from knarr.layer.tarstore import TarStore
@@ -81,6 +83,20 @@ def layers(where: Places, *, mounted: bool) -> Snapshots | TarStore:
     return tars(where) if mounted else snapshots(where)
 
 
+@contextmanager
+def arriving(where: Places) -> Iterator[Arrivals | None]:
+    """What makes layers ready to be mounted while they come, for ``find`` and ``unpacked``; None if none will be."""
+    from knarr.engine.driver import MOUNTED, driver
+
+    if driver(where) not in MOUNTED:
+        yield None
+        return
+    from knarr.layer.arriving import Arrivals
+
+    with Arrivals(tars(where)) as arrivals:
+        yield arrivals
+
+
 def remote(reference: Reference) -> ImageSource:
     """Open an image in a registry; nothing is asked yet."""
     from knarr.registry.source import open_image
@@ -95,11 +111,13 @@ def find(
     platform: str = "",
     pull: str = "missing",
     watcher: Watcher | None = None,
+    arrivals: Arrivals | None = None,
 ) -> Image:
     """Return the image ``text`` means, copied or pulled into the store as the policy ``pull`` says.
 
     missing: only if it is not there (for this platform); always; never; newer: when the registry has another one,
-    and the stored one when it cannot be asked. Raises InvalidReference, NotFound, and what pulling raises.
+    and the stored one when it cannot be asked. Layers that have to come are made ready to be mounted on the way by
+    ``arrivals``, for ``unpacked``. Raises InvalidReference, NotFound, and what pulling raises.
     """
     if pull not in PULL_POLICIES:
         raise UsageError(f"pull policy {pull!r} is not known", hint=f"there is {', '.join(PULL_POLICIES)}")
@@ -119,10 +137,10 @@ def find(
         raise NotFound("image", f"{text} for {wanted}", hint="it was not pulled because of --pull=never")
     if pull == "newer" and stored is not None:
         try:
-            return _fetch(store, reference, wanted, watcher)
+            return _fetch(store, reference, wanted, watcher, arrivals)
         except RegistryError:
             return stored
-    return _fetch(store, reference, wanted, watcher)
+    return _fetch(store, reference, wanted, watcher, arrivals)
 
 
 def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, NotFound | None]:
@@ -138,7 +156,10 @@ def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, No
     return image, None
 
 
-def _fetch(store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None) -> Image:
+def _fetch(
+    store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None, arrivals: Arrivals | None
+) -> Image:
+    from knarr.engine.arriving import sink_type
     from knarr.engine.trust import check_source
     from knarr.image.pull import copy
     from knarr.image.source import open_source
@@ -150,7 +171,9 @@ def _fetch(store: Store, reference: Reference, wanted: Platform, watcher: Watche
         source = open_source(reference, remote)
         try:
             check_source(source, reference)
-            return copy(source, store, source.names(), platform=wanted, progress=progress)
+            return copy(
+                source, store, source.names(), platform=wanted, progress=progress, sink_type=sink_type(arrivals)
+            )
         finally:
             source.close()
     except (NotFound, RegistryError) as error:
@@ -169,7 +192,9 @@ def _meant(store: Store, reference: Reference) -> str:
     return f"the store has {', '.join(sorted(found)[:3])}" if found else ""
 
 
-def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> tuple[str, bool]:
+def unpacked(
+    where: Places, image: Image, *, watcher: Watcher | None = None, arrivals: Arrivals | None = None
+) -> tuple[str, bool]:
     """Unpack what is missing of an image's layers, or index their tars; not for artifacts.
 
     Returns the chainID of the top one, and whether it is to be mounted from tars (driver.py says when).
@@ -185,7 +210,7 @@ def unpacked(where: Places, image: Image, *, watcher: Watcher | None = None) -> 
     chain = (chain_ids([layer.diff_id for layer in found]) or [NO_LAYERS])[-1]
     if driver(where) in MOUNTED and not snapshots(where).has(chain):
         try:
-            return tars(where).ensure(found, progress=progress), True
+            return tars(where).ensure(found, progress, arrivals), True
         except Unsupported:
             pass  # an index cannot say what it holds: it is unpacked
     return snapshots(where).ensure(found, progress=progress), False
@@ -205,9 +230,10 @@ def ready(
         and layers(where, mounted=known[1].mounted).has(known[1].chain)
     ):
         return known[1]
-    image = find(where, text, platform=platform, pull=pull, watcher=watcher)
-    image.image_config()
-    chain, mounted = unpacked(where, image, watcher=watcher)
+    with arriving(where) as arrivals:
+        image = find(where, text, platform=platform, pull=pull, watcher=watcher, arrivals=arrivals)
+        image.image_config()
+        chain, mounted = unpacked(where, image, watcher=watcher, arrivals=arrivals)
     found = Ready(image, chain, text, mounted)
     if len(_ready) > 200:
         _ready.clear()

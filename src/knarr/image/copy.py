@@ -204,6 +204,9 @@ def _carry(
             if sink.has(descriptor):
                 report.present(descriptor)
         return
+    expect: Callable[[Node], None] | None = getattr(sink, "expect", None)
+    if expect is not None:  # a sink that does more with an image than keep it
+        expect(nodes[0])
     sink.begin([descriptor for descriptor, _ in order])
     transfer(order, source, sink, report, options.jobs)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from knarr.image.catalog import load
 from knarr.image.copy import Options, copy_image
 from knarr.image.sink import JOBS, StoreSink
-from knarr.image.source import open_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,26 +17,8 @@ if TYPE_CHECKING:
     from knarr.content.store import Store
     from knarr.image.catalog import Image
     from knarr.image.platform import Platform
-    from knarr.image.reference import Reference
     from knarr.image.source import ImageSource
     from knarr.image.transfer import Progress
-
-
-def fetch(
-    ref: Reference,
-    store: Store,
-    *,
-    platform: Platform | None = None,
-    progress: Progress | None = None,
-    remote: Callable[[Reference], ImageSource] | None = None,
-    jobs: int = JOBS,
-) -> Image:
-    """Copy the image a reference names into ``store`` and return it; see ``copy`` and ``source.open_source``."""
-    source = open_source(ref, remote)
-    try:
-        return copy(source, store, source.names(), platform=platform, progress=progress, jobs=jobs)
-    finally:
-        source.close()
 
 
 def copy(
@@ -48,13 +29,15 @@ def copy(
     platform: Platform | None = None,
     progress: Progress | None = None,
     jobs: int = JOBS,
+    sink_type: Callable[[Store, Sequence[str]], StoreSink] = StoreSink,
 ) -> Image:
     """Copy an image for ``platform`` (this machine's, if None) into ``store`` under full ``names``; return it.
 
-    See ``copy.copy_image``. On any error no unfinished blob is left, but for what is worth going on with.
+    ``sink_type`` makes the sink, if it is to do more than keep the blobs. See ``copy.copy_image``. On any error no
+    unfinished blob is left, but for what is worth going on with.
     """
     options = Options(platforms=(platform,) if platform is not None else (), jobs=jobs)
-    sink = StoreSink(store, names)
+    sink = sink_type(store, names)
     try:
         copied = copy_image(source, sink, options, progress=progress, store=store)
         sink.finish()

@@ -7,7 +7,7 @@ image, comparing, squashing and checking are all done on this.
 
 from __future__ import annotations
 
-from knarr.base.errors import Unsupported
+from knarr.base.errors import FormatError, Unsupported
 from knarr.kernel.path import printable
 from knarr.layer.tarball import CHAR, DIR, FILE, HARDLINK, SYMLINK, Entry, Reader
 from knarr.layer.view import LINKS_LIMIT
@@ -151,8 +151,13 @@ class Model:
         FormatError, Unsupported when the image has more entries than are kept, and what the stream raises; the model
         is then half changed and of no more use.
         """
-        work = _Work(self, hashed, what, seen)
-        reader = Reader(stream, what=what)
+        self._apply(Reader(stream, what=what), _Work(self, hashed, what, seen), entries)
+
+    def replay(self, noted: Noted) -> None:
+        """Apply a changeset whose entries were noted before; as ``apply``, without digests."""
+        self._apply(noted, _Work(self, False, noted.what, None), None)
+
+    def _apply(self, reader: Reader | Noted, work: _Work, entries: Callable[[Entry], None] | None) -> None:
         name = b""
         try:
             while (entry := reader.next()) is not None:
@@ -167,6 +172,37 @@ class Model:
         except BadName as error:
             raise reader.fail(str(error), name) from None
         self.layers += 1
+
+
+class Noted:
+    """The entries of a layer, read to its end and noted, to be applied when those below it are: no content.
+
+    ``count`` is told of every ``step`` entries, and may refuse. Raises what the reader raises.
+    """
+
+    def __init__(self, reader: Reader, count: Callable[[int], None], step: int) -> None:
+        self.what = reader.what
+        self.count = 0
+        self._entries: list[Entry] = []
+        while (entry := reader.next()) is not None:
+            if len(self._entries) % step == 0:
+                count(step)
+            self._entries.append(entry)
+        reader.drain()
+
+    def next(self) -> Entry | None:
+        """The next entry, as ``Reader.next``."""
+        if self.count == len(self._entries):
+            return None
+        self.count += 1
+        return self._entries[self.count - 1]
+
+    def drain(self) -> None:
+        """Nothing is left to read."""
+
+    def fail(self, why: str, entry: bytes = b"") -> FormatError:
+        """The error for an entry."""
+        return FormatError(self.what, f"entry {printable(entry)!r}", why)
 
 
 def content_digest(entry: Entry, reader: Reader) -> str:
@@ -246,7 +282,7 @@ class _Work:
         if self.seen is not None:
             self.seen(Change(path, what, self.layer, node))
 
-    def one(self, entry: Entry, reader: Reader, number: int) -> None:
+    def one(self, entry: Entry, reader: Reader | Noted, number: int) -> None:
         literal, base = split(entry.name)
         self.mtime = entry.mtime
         model = self.model
@@ -290,7 +326,7 @@ class _Work:
         else:
             self.check(entry)
             node = Node(entry, self.layer, number)
-            if kind == FILE and self.hashed:
+            if kind == FILE and self.hashed and isinstance(reader, Reader):
                 node.digest = content_digest(entry, reader)
             self.put(children, base, node, old_node)
         self.tell(full, "set", node)

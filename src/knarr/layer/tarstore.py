@@ -25,10 +25,12 @@ from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from typing import Self
 
     from knarr.content.verify import Readable
+    from knarr.layer.arriving import Arrival, Arrivals
     from knarr.layer.erofsview import ErofsView
     from knarr.layer.model import Model
     from knarr.layer.source import Layer, Progress
@@ -79,6 +81,18 @@ class TarStore:
         """Where a layer's tar is, or will be. Raises InvalidDigest."""
         return f"{self.path}/tar/{usable(diff_id).encoded}"
 
+    def tar_made(self, diff_id: str) -> str:
+        """Where a layer's tar is while it is being made, by whoever holds ``tar_lock``. Raises InvalidDigest."""
+        return f"{self.path}/tmp/{usable(diff_id).encoded}.tar"
+
+    def tar_lock(self, diff_id: str) -> str:
+        """The lock of whoever makes a layer's tar. Raises InvalidDigest."""
+        return f"{self.path}/locks/{usable(diff_id).encoded}.tar"
+
+    def image_lock(self, chain_id: str) -> str:
+        """The lock of whoever makes an image's index. Raises InvalidDigest."""
+        return f"{self.path}/locks/{usable(chain_id).encoded}"
+
     def has(self, chain_id: str) -> bool:
         """Whether the image can be mounted. Raises InvalidDigest."""
         return os.path.lexists(f"{self._directory(chain_id)}/image.json")
@@ -114,25 +128,33 @@ class TarStore:
 
     # -- making --------------------------------------------------------------------------------------------
 
-    def ensure(self, layers: Sequence[Layer], progress: Progress | None = None) -> Digest:
+    def ensure(
+        self, layers: Sequence[Layer], progress: Progress | None = None, arrived: Arrivals | None = None
+    ) -> Digest:
         """Keep what is missing of an image's layers, make its index, and return the chainID of its top layer.
 
-        Each layer is read once: verified, inflated, verified again, written and put into the index as it comes. Nothing
-        becomes visible before all of it is on disk; after a failure nothing is left. Raises FormatError,
-        DigestMismatch, SizeMismatch, FileError, and Unsupported for an image that no index can hold (erofs.write).
+        Each layer is read once: verified, inflated, verified again, written and put into the index as it comes; not at
+        all if it is among those that ``arrived``, whose tars are made already. Nothing becomes visible before all of it
+        is on disk; after a failure nothing is left. Raises FormatError, DigestMismatch, SizeMismatch, FileError, and
+        Unsupported for an image that no index can hold (erofs.write).
         """
         if len(layers) > LAYERS_LIMIT:
             raise Unsupported(f"an image of {len(layers)} layers", f"at most {LAYERS_LIMIT} can be mounted together")
         chain = (chain_ids([layer.diff_id for layer in layers]) or [NO_LAYERS])[-1]
         self._tidy()
+        if arrived is not None and arrived.chain == chain:  # who holds the locks
+            _Making(self, layers, chain, progress, arrived.all()).run()
+            return chain
+        if arrived is not None:
+            arrived.close()  # of an image that it is not
         with self.hold():
-            lock = Lock(f"{self.path}/locks/{chain.encoded}")
+            lock = Lock(self.image_lock(chain))
             lock.acquire()
             try:
                 if not self.has(chain):
-                    _Making(self, layers, chain, progress).run()
+                    _Making(self, layers, chain, progress, {}).run()
             finally:
-                _forget(lock)
+                forget(lock)
         return chain
 
     def _tidy(self) -> None:
@@ -146,7 +168,7 @@ class TarStore:
 
     def _empty_tmp(self) -> None:
         for name in os.listdir(f"{self.path}/tmp"):
-            _remove(f"{self.path}/tmp/{name}")
+            remove(f"{self.path}/tmp/{name}")
 
     def check(self, *, repair: bool = False) -> Wrong:
         """What is wrong here, as (what, why): tars with another digest, indexes whose tars are missing or wrong.
@@ -173,9 +195,9 @@ class TarStore:
                     why = f"{bad[0]} is missing or damaged" if bad else "it has another size than when it was made"
                     found.append((f"index {image.index}", why))
                     if repair:
-                        _remove(os.path.dirname(image.index))
+                        remove(os.path.dirname(image.index))
             for path in wrong if repair else ():
-                _remove(path)
+                remove(path)
             return found
 
     # -- removing ------------------------------------------------------------------------------------------
@@ -209,11 +231,19 @@ class TarStore:
 class _Making:
     """One run of ``ensure`` that has something to do."""
 
-    def __init__(self, store: TarStore, layers: Sequence[Layer], chain: Digest, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        store: TarStore,
+        layers: Sequence[Layer],
+        chain: Digest,
+        progress: Progress | None,
+        arrived: Mapping[str, Arrival],
+    ) -> None:
         self.store = store
         self.layers = layers
         self.chain = chain
         self.progress = progress
+        self.arrived = arrived
         self.new: dict[str, str] = {}  # where a tar is -> where it will be
         self.locks: list[Lock] = []
 
@@ -224,7 +254,7 @@ class _Making:
 
         folder = f"{self.store.path}/tmp/{self.chain.encoded}"
         try:
-            _remove(folder)  # a crash may have left it
+            remove(folder)  # a crash may have left it
             model = Model()
             self.lock_tars()
             sizes = [self.take(model, layer) for layer in self.layers]
@@ -244,7 +274,7 @@ class _Making:
         except BaseException as error:
             for place in (*self.new, folder):
                 try:
-                    _remove(place)
+                    remove(place)
                 except KnarrError:
                     pass  # the first error is the one to tell; gc tries again
             if isinstance(error, OSError) and not isinstance(error, KnarrError):
@@ -252,14 +282,13 @@ class _Making:
             raise
         finally:
             for lock in self.locks:
-                _forget(lock)
+                forget(lock)
 
     def lock_tars(self) -> None:
         """Be the only one to make those tars that are missing; sorted, so that nobody waits in a circle."""
-        wanted = {self.store.tar(layer.diff_id) for layer in self.layers}
-        for target in sorted(wanted):
-            if not os.path.lexists(target):
-                lock = Lock(f"{self.store.path}/locks/{os.path.basename(target)}.tar")
+        for diff_id in sorted({layer.diff_id for layer in self.layers}):
+            if diff_id not in self.arrived and not os.path.lexists(self.store.tar(diff_id)):
+                lock = Lock(self.store.tar_lock(diff_id))
                 lock.acquire()
                 self.locks.append(lock)
 
@@ -268,8 +297,15 @@ class _Making:
         from knarr.content.verify import FileStream, open_regular
 
         target = self.store.tar(layer.diff_id)
-        made = f"{self.store.path}/tmp/{os.path.basename(target)}.tar"
+        made = self.store.tar_made(layer.diff_id)
         if made not in self.new and not os.path.lexists(target):
+            arrival = self.arrived.get(layer.diff_id)
+            if arrival is not None and arrival.noted is not None:
+                self.new[made] = target
+                model.replay(arrival.noted)
+                if self.progress is not None:
+                    self.progress(layer, layer.size)
+                return arrival.size
             return self.copy(model, layer, made, target)
         place = made if made in self.new else target  # an image may have a layer twice
         fd, size = open_regular(place)
@@ -282,44 +318,55 @@ class _Making:
 
     def copy(self, model: Model, layer: Layer, place: str, target: str) -> int:
         """Read a layer into the model and into a file."""
-        _remove(place)
-        fd = os.open(place, _NEW, 0o400)
+        remove(place)
         self.new[place] = target
-        try:
-            copy = _Copied(layer.stream(progress=self.progress), fd)
-            try:
-                model.apply(copy, what=layer.what)
-            finally:
-                copy.close()
-            if copy.size % 512:  # the kernel reads whole blocks
-                raise Unsupported(f"an index of {layer.what}", "its tar does not end with a whole block")
-            return copy.size
-        finally:
-            os.close(fd)
+        with Copied(layer.stream(progress=self.progress), place, layer.what) as copy:
+            model.apply(copy, what=layer.what)
+        return copy.size
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class _Copied:
-    """A stream whose bytes are also written to a file."""
+class Copied:
+    """A stream of a tar whose bytes are also written to a file, made at ``place``; both are closed with it.
 
-    def __init__(self, stream: Readable, fd: int) -> None:
-        self._stream = stream
-        self._fd = fd
+    Raises Unsupported at the end of a ``with`` block for a tar that no index can be made of.
+    """
+
+    def __init__(self, stream: Readable, place: str, what: str) -> None:
         self.size = 0
+        self._stream = stream
+        self._what = what
+        try:
+            self._fd = os.open(place, _NEW, 0o400)
+        except BaseException:
+            stream.close()
+            raise
 
     def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes, which are in the file then."""
         data = self._stream.read(size)
         write_all(self._fd, data)
         self.size += len(data)
         return data
 
     def close(self) -> None:
+        """Close stream and file."""
         self._stream.close()
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        self.close()
+        if kind is None and self.size % 512:  # the kernel reads whole blocks
+            raise Unsupported(f"an index of {self._what}", "its tar does not end with a whole block")
 
 
-def _forget(lock: Lock) -> None:
+def forget(lock: Lock) -> None:
+    """Let a lock go that nobody needs as a file."""
     try:
         os.unlink(lock.path)
     except OSError:
@@ -331,7 +378,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o400)
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
     """Remove a file of ours, or a directory of such files; fine if there is none. Raises FileError."""
     try:
         try:
