@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
+from knarr.image.pull import copy
+from knarr.image.reference import parse_reference
+from knarr.image.source import open_source
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from knarr.content.store import Store
+    from knarr.image.catalog import Image as Stored
 
 COMPRESSED = {"": mediatypes.LAYER, "gzip": mediatypes.LAYER_GZIP, "zstd": mediatypes.LAYER_ZSTD}
 
@@ -114,6 +120,15 @@ def layout_files(entries: list[dict[str, Any]], *images: Image) -> dict[str, byt
         for digest, data in image.blobs.items():
             files["blobs/" + digest.replace(":", "/")] = data
     return files
+
+
+def fetch(text: str, store: Store, **options: Any) -> Stored:
+    """Copy the image that a reference to a file or directory names into a store."""
+    source = open_source(parse_reference(text))
+    try:
+        return copy(source, store, source.names(), **options)
+    finally:
+        source.close()
 
 
 def write_layout(path: Path, entries: list[dict[str, Any]], *images: Image) -> Path:

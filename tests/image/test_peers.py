@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ocimake import fetch
 
 from knarr.content.compress import decompressor
 from knarr.content.digest import sha256_of
 from knarr.content.store import Store
 from knarr.image.platform import host_platform
-from knarr.image.pull import fetch
-from knarr.image.reference import parse_reference
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def umoci_layout(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Path:
 
 
 def pull(store: Store, text: str) -> Image:
-    return fetch(parse_reference(text), store)
+    return fetch(text, store)
 
 
 def test_umoci(store: Store, umoci_layout: Path) -> None:
@@ -247,10 +246,10 @@ def test_our_store_is_a_source_for_us_and_them(store: Store, umoci_layout: Path,
     need("skopeo")
     first = pull(store, f"oci:{umoci_layout}:v1")
     second = Store.open(str(tmp_path / "second"))
-    image = fetch(parse_reference(f"oci:{store.path}:{first.name}"), second)
+    image = fetch(f"oci:{store.path}:{first.name}", second)
     assert (image.name, image.digest) == (first.name, first.digest)
     run("skopeo", "copy", "-q", f"oci:{store.path}:{first.name}", f"oci:{tmp_path}/third:x")
-    assert fetch(parse_reference(f"oci:{tmp_path}/third:x"), second).digest == first.digest
+    assert fetch(f"oci:{tmp_path}/third:x", second).digest == first.digest
 
 
 def test_umoci_collects_our_store_as_we_do(store: Store, umoci_layout: Path) -> None:

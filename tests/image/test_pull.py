@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ocimake import Image, digest_of, docker_files, layer_of, named, platform, tar_of, write_layout
+from ocimake import Image, digest_of, docker_files, fetch, layer_of, named, platform, tar_of, write_layout
 from slowsource import Slow
 
 from knarr.base.errors import (
@@ -29,8 +29,7 @@ from knarr.base.errors import (
 from knarr.content.store import Store
 from knarr.image.catalog import INDEX_DIGEST, lookup
 from knarr.image.platform import parse_platform
-from knarr.image.pull import copy, fetch
-from knarr.image.reference import parse_reference
+from knarr.image.pull import copy
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def pull(store: Store, text: str, **options: Any) -> Stored:
-    return fetch(parse_reference(text), store, **{"platform": AMD64, **options})
+    return fetch(text, store, **{"platform": AMD64, **options})
 
 
 def blobs(store: Store) -> set[str]:

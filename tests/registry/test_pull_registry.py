@@ -15,7 +15,7 @@ from fakeregistry import REPOSITORY, FakeRegistry, Handler, RealRegistry, Sample
 from knarr.base.errors import AuthError, NotFound, RegistryError, SpecError, Unsupported
 from knarr.content.store import Store
 from knarr.image.platform import parse_platform
-from knarr.image.pull import fetch
+from knarr.image.pull import copy
 from knarr.image.reference import parse_reference
 from knarr.registry.client import Client
 from knarr.registry.connections import Policy
@@ -41,11 +41,12 @@ def store(tmp_path: Path) -> Store:
 
 def pull(store: Store, text: str, platform: str = "linux/amd64", **options: Any) -> Image:
     progress = options.pop("progress", None)
-
-    def remote(ref: Any) -> Any:
-        return open_image(ref.registry, ref.repository, ref.tag, ref.digest, **{"policy": QUICK, **options})
-
-    return fetch(parse_reference(text), store, platform=parse_platform(platform), remote=remote, progress=progress)
+    ref = parse_reference(text)
+    source = open_image(ref.registry, ref.repository, ref.tag, ref.digest, **{"policy": QUICK, **options})
+    try:
+        return copy(source, store, source.names(), platform=parse_platform(platform), progress=progress)
+    finally:
+        source.close()
 
 
 @pytest.mark.parametrize("docker", [False, True])
@@ -352,15 +353,14 @@ KILLED = """
 import sys
 from knarr.content.store import Store
 from knarr.image.platform import parse_platform
-from knarr.image.pull import fetch
+from knarr.image.pull import copy
 from knarr.image.reference import parse_reference
 from knarr.registry.source import open_image
 store = Store.open(sys.argv[1])
 print("ready", flush=True)
-fetch(
-    parse_reference(sys.argv[2]), store, platform=parse_platform("linux/amd64"),
-    remote=lambda ref: open_image(ref.registry, ref.repository, ref.tag, ref.digest),
-)
+ref = parse_reference(sys.argv[2])
+source = open_image(ref.registry, ref.repository, ref.tag, ref.digest)
+copy(source, store, source.names(), platform=parse_platform("linux/amd64"))
 """
 
 
