@@ -13,7 +13,7 @@ import os
 import threading
 from contextlib import ExitStack
 
-from knarr.base.errors import Interrupted, InUse, Unsupported
+from knarr.base.errors import Interrupted, InUse, KnarrError, Unsupported
 from knarr.base.files import Lock
 from knarr.content.verify import Resumable
 from knarr.layer.chain import chain_ids
@@ -199,8 +199,8 @@ class Arrival:
                 noted = Noted(Reader(copy, what=self.layer.what), self._count, _STEP)
             self.size = copy.size
             self.noted = noted
-        except Exception:  # noqa: BLE001, S110  # ensure() reads the layer again, and raises it where somebody hears it
-            pass
+        except (KnarrError, OSError, MemoryError):
+            pass  # ensure() reads the layer again, and says what is wrong
         finally:
             with self._change:
                 self._over = True
