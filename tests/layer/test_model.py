@@ -7,7 +7,7 @@ import io
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from tarbuilder import d, f, h, header, padded, s, tar
 from test_modes_agree import STACKS, merge
 from trees import KINDS as NAMES
@@ -56,6 +56,7 @@ def model_of(*layers: list[bytes], hashed: bool = True) -> Model:
 @needs_root
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(STACKS)
+@example([[f("a/a/a"), s("b", "a"), f("b/b"), d("b/a/a", 0o701, mtime=100_000_000, gid=1)]])
 def test_the_model_is_the_tree(stack: list[list[bytes]]) -> None:
     assert set(NAMES.values()) >= set(KINDS.values())
     with scratch() as top:

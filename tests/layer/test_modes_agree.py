@@ -82,6 +82,7 @@ def stacked(stack: Sequence[list[bytes]], top: str) -> tuple[list[str], str]:
 @example([[f("a/b", b"1"), s("c", "a")], [f("c/d", b"2")], [f("c/.wh.b")]])
 @example([[f("a/b", b"1")], [s("a", "c"), f("a/b", b"2"), d("a"), f("a/c", b"3")]])
 @example([[f("a/b", b"1")], [f(".wh..wh..opq"), f("b")], [f("a/b", b"2")]])
+@example([[f("a/a/a"), s("b", "a"), f("b/b"), d("b/a/a", 0o701, mtime=100_000_000, gid=1)]])
 def test_merged_is_mounted(stack: list[list[bytes]]) -> None:
     with scratch() as top:
         root = f"{top}/merged"

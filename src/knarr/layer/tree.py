@@ -251,11 +251,12 @@ class Tree:
         Missing directories are made; with ``make`` False it is None where one is missing. Raises OSError, BadName.
         """
         # From the deepest directory that is here: else a small archive of deep paths would cost hours.
-        there = len(parts) - 1
-        while there > 0 and self._here(b"/".join(parts[:there])) is None:
+        # Its own path may be another: it is known by the archive's names for it too, through links.
+        there, here = len(parts) - 1, None
+        while there > 0 and (here := self._here(b"/".join(parts[:there]))) is None:
             there -= 1
-        at = parts[: max(there, 0)]
-        todo = parts[len(at) :][::-1]
+        at = here.path.split(b"/") if here is not None and here.path else []
+        todo = parts[max(there, 0) :][::-1]
         links = 0
         while todo:
             part = todo.pop()
