@@ -178,13 +178,13 @@ def pull(image: str, *, platform: str = "", store: str | None = None, watcher: W
     ``image`` is any reference: a registry's name, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``docker-archive:FILE``.
     Raises InvalidReference, NotFound, RegistryError, AuthError, DigestMismatch and others below KnarrError.
     """
-    from knarr.engine.images import arriving, find, unpacked
+    from knarr.engine.images import Arriving, find, unpacked
 
     where = places(store)
-    with arriving(where) as arrivals:
-        found = find(where, image, platform=platform, pull="always", watcher=watcher, arrivals=arrivals)
+    with Arriving(where) as arriving:
+        found = find(where, image, platform=platform, pull="always", watcher=watcher, arriving=arriving)
         if found.config is not None:
-            unpacked(where, found, watcher=watcher, arrivals=arrivals)
+            unpacked(where, found, watcher=watcher, arriving=arriving)
     return found.digest
 
 

@@ -12,25 +12,17 @@ if TYPE_CHECKING:
 
     from knarr.content.part import Source
     from knarr.content.store import Store
+    from knarr.engine.images import Arriving
     from knarr.image.tree import Node
-    from knarr.layer.arriving import Arrivals
     from knarr.spec.image import Descriptor
-
-
-def sink_type(arrivals: Arrivals | None) -> Callable[[Store, Sequence[str]], StoreSink]:
-    """Return what makes the sink of a pull whose layers ``arrivals`` wants, if it is not None."""
-    if arrivals is None:
-        return StoreSink
-    wanting = arrivals
-    return lambda store, names: ArrivingSink(store, names, wanting)
 
 
 class ArrivingSink(StoreSink):
     """A store whose layers are inflated and indexed while they come."""
 
-    def __init__(self, store: Store, names: Sequence[str], arrivals: Arrivals) -> None:
+    def __init__(self, store: Store, names: Sequence[str], arriving: Arriving) -> None:
         super().__init__(store, names)
-        self._arrivals = arrivals
+        self._arriving = arriving
 
     def expect(self, node: Node) -> None:
         """Prepare for the layers of an image."""
@@ -44,13 +36,14 @@ class ArrivingSink(StoreSink):
             config = fastjson.loads(manifests[0].config, f"config of {manifest.digest}")
             layers = layers_of(self.store, manifest.document, config)
             digests = [layer["digest"] for layer in manifest.document["layers"]]
-            self._arrivals.expect(list(zip(digests, layers, strict=True)))
+            self._arriving.expect(list(zip(digests, layers, strict=True)))
         except KnarrError:
             return  # whoever makes the image ready says what is wrong
 
     def put_blob(self, descriptor: Descriptor, source: Source, moved: Callable[[int], None]) -> None:
         """Add a blob; see ``Store.put``."""
-        arrival = self._arrivals.of(descriptor["digest"])
+        arrivals = self._arriving.arrivals
+        arrival = arrivals.of(descriptor["digest"]) if arrivals is not None else None
         if arrival is None:
             super().put_blob(descriptor, source, moved)
             return

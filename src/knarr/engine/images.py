@@ -7,7 +7,6 @@ the store first, by content, so a second run of the same archive copies nothing.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 
 from knarr.base.errors import NotFound, RegistryError, Unsupported, UsageError
 from knarr.base.record import Record
@@ -19,13 +18,14 @@ from knarr.image.reference import parse_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, Protocol
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol, Self
 
     from knarr.content.store import Store
     from knarr.engine.paths import Places
     from knarr.image.platform import Platform
     from knarr.image.reference import Reference
+    from knarr.image.sink import StoreSink
     from knarr.image.source import ImageSource
     from knarr.image.transfer import BlobProgress
     from knarr.layer.arriving import Arrivals
@@ -83,18 +83,40 @@ def layers(where: Places, *, mounted: bool) -> Snapshots | TarStore:
     return tars(where) if mounted else snapshots(where)
 
 
-@contextmanager
-def arriving(where: Places) -> Iterator[Arrivals | None]:
-    """What makes layers ready to be mounted while they come, for ``find`` and ``unpacked``; None if none will be."""
-    from knarr.engine.driver import MOUNTED, driver
+class Arriving:
+    """One ``find`` and ``unpacked``: layers that have to come are made ready to be mounted meanwhile.
 
-    if driver(where) not in MOUNTED:
-        yield None
-        return
-    from knarr.layer.arriving import Arrivals
+    A context: at its end goes what nobody took.
+    """
 
-    with Arrivals(tars(where)) as arrivals:
-        yield arrivals
+    def __init__(self, where: Places) -> None:
+        self.where = where
+        self.arrivals: Arrivals | None = None
+
+    def sink(self, store: Store, names: Sequence[str]) -> StoreSink:
+        """The sink of a pull."""
+        from knarr.engine.arriving import ArrivingSink
+        from knarr.engine.driver import MOUNTED, driver
+        from knarr.image.sink import StoreSink
+
+        return ArrivingSink(store, names, self) if driver(self.where) in MOUNTED else StoreSink(store, names)
+
+    def expect(self, layers: Sequence[tuple[str, Layer]]) -> None:
+        """These layers may come, each with the digest of its blob; not those of an image that is unpacked."""
+        from knarr.layer.arriving import Arrivals
+        from knarr.layer.chain import chain_ids
+
+        chain = chain_ids([layer.diff_id for _, layer in layers])
+        if chain and not snapshots(self.where).has(chain[-1]):
+            self.arrivals = Arrivals(tars(self.where))
+            self.arrivals.expect(layers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.arrivals is not None:
+            self.arrivals.close()
 
 
 def remote(reference: Reference) -> ImageSource:
@@ -111,13 +133,13 @@ def find(
     platform: str = "",
     pull: str = "missing",
     watcher: Watcher | None = None,
-    arrivals: Arrivals | None = None,
+    arriving: Arriving | None = None,
 ) -> Image:
     """Return the image ``text`` means, copied or pulled into the store as the policy ``pull`` says.
 
     missing: only if it is not there (for this platform); always; never; newer: when the registry has another one,
     and the stored one when it cannot be asked. Layers that have to come are made ready to be mounted on the way by
-    ``arrivals``, for ``unpacked``. Raises InvalidReference, NotFound, and what pulling raises.
+    ``arriving``, for ``unpacked``. Raises InvalidReference, NotFound, and what pulling raises.
     """
     if pull not in PULL_POLICIES:
         raise UsageError(f"pull policy {pull!r} is not known", hint=f"there is {', '.join(PULL_POLICIES)}")
@@ -137,10 +159,10 @@ def find(
         raise NotFound("image", f"{text} for {wanted}", hint="it was not pulled because of --pull=never")
     if pull == "newer" and stored is not None:
         try:
-            return _fetch(store, reference, wanted, watcher, arrivals)
+            return _fetch(store, reference, wanted, watcher, arriving)
         except RegistryError:
             return stored
-    return _fetch(store, reference, wanted, watcher, arrivals)
+    return _fetch(store, reference, wanted, watcher, arriving)
 
 
 def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, NotFound | None]:
@@ -157,11 +179,11 @@ def _stored(store: Store, text: str, wanted: Platform) -> tuple[Image | None, No
 
 
 def _fetch(
-    store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None, arrivals: Arrivals | None
+    store: Store, reference: Reference, wanted: Platform, watcher: Watcher | None, arriving: Arriving | None
 ) -> Image:
-    from knarr.engine.arriving import sink_type
     from knarr.engine.trust import check_source
     from knarr.image.pull import copy
+    from knarr.image.sink import StoreSink
     from knarr.image.source import open_source
 
     if watcher is not None:
@@ -171,9 +193,8 @@ def _fetch(
         source = open_source(reference, remote)
         try:
             check_source(source, reference)
-            return copy(
-                source, store, source.names(), platform=wanted, progress=progress, sink_type=sink_type(arrivals)
-            )
+            sink_type = StoreSink if arriving is None else arriving.sink
+            return copy(source, store, source.names(), platform=wanted, progress=progress, sink_type=sink_type)
         finally:
             source.close()
     except (NotFound, RegistryError) as error:
@@ -193,7 +214,7 @@ def _meant(store: Store, reference: Reference) -> str:
 
 
 def unpacked(
-    where: Places, image: Image, *, watcher: Watcher | None = None, arrivals: Arrivals | None = None
+    where: Places, image: Image, *, watcher: Watcher | None = None, arriving: Arriving | None = None
 ) -> tuple[str, bool]:
     """Unpack what is missing of an image's layers, or index their tars; not for artifacts.
 
@@ -210,7 +231,7 @@ def unpacked(
     chain = (chain_ids([layer.diff_id for layer in found]) or [NO_LAYERS])[-1]
     if driver(where) in MOUNTED and not snapshots(where).has(chain):
         try:
-            return tars(where).ensure(found, progress, arrivals), True
+            return tars(where).ensure(found, progress, arriving.arrivals if arriving else None), True
         except Unsupported:
             pass  # an index cannot say what it holds: it is unpacked
     return snapshots(where).ensure(found, progress=progress), False
@@ -230,10 +251,10 @@ def ready(
         and layers(where, mounted=known[1].mounted).has(known[1].chain)
     ):
         return known[1]
-    with arriving(where) as arrivals:
-        image = find(where, text, platform=platform, pull=pull, watcher=watcher, arrivals=arrivals)
+    with Arriving(where) as arriving:
+        image = find(where, text, platform=platform, pull=pull, watcher=watcher, arriving=arriving)
         image.image_config()
-        chain, mounted = unpacked(where, image, watcher=watcher, arrivals=arrivals)
+        chain, mounted = unpacked(where, image, watcher=watcher, arriving=arriving)
     found = Ready(image, chain, text, mounted)
     if len(_ready) > 200:
         _ready.clear()
