@@ -217,9 +217,9 @@ class FakeRegistry:
             data = self.blobs[reference]
             wanted = handler.headers.get("Range", "")
             if wanted:
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                rest = data[start:]
-                handler.reply(206, rest, Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}")
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                start, end = int(first), min(int(last or len(data)) + 1, len(data))
+                handler.reply(206, data[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(data)}")
             else:
                 handler.reply(200, data)
         elif handler.path.startswith(f"/v2/{REPOSITORY}/tags/list"):

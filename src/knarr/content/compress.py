@@ -14,9 +14,15 @@ from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from knarr.content.verify import Readable
+
+    class Members(Protocol):
+        """Plain bytes: 1 to ``size`` of them, b"" at the end."""
+
+        def read(self, size: int) -> bytes: ...
+
 
 INPUT = 1 << 18
 """Compressed bytes read at a time."""
@@ -81,6 +87,15 @@ def decompressor(stream: Readable, media_type: str, *, limit: int | None = None,
     else:
         source = _Plain(stream, name)
     return Decompressor(source, stream, name, kind, limit)
+
+
+def members(stream: Readable, kind: str, what: str) -> Members:
+    """Return a reader of what some members (frames) in the middle of a layer hold; ``kind`` is gzip or zstd.
+
+    Bounded as a layer's are; what they hold may itself be compressed, for it is a file's content. Reading raises
+    FormatError.
+    """
+    return _Gunzip(stream, what) if kind == "gzip" else _Unzstd(stream, what)
 
 
 class Decompressor(io.RawIOBase):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _ISAL_LEVEL = 2
+_FEED = 1 << 20
 _ZSTD_LEVEL = 3
 _LEVELS = {"gzip": (1, 9), "zstd": (1, 19)}  # above 19 zstd wants windows that readers refuse
 _TYPES = {"": mediatypes.LAYER, "gzip": mediatypes.LAYER_GZIP, "zstd": mediatypes.LAYER_ZSTD}
@@ -37,23 +38,37 @@ _DOCKER_TYPES = {
 
 
 class Compression(Record):
-    """How to compress: ``kind`` is "", gzip or zstd; ``level`` 0 is the usual one."""
+    """How to compress: ``kind`` is "", gzip or zstd; ``level`` 0 is the usual one.
+
+    ``table``: each file apart, with a table of contents, so that parts can be read: eStargz, or zstd:chunked.
+    """
 
     kind: str = "gzip"
     level: int = 0
+    table: bool = False
 
     def media_type(self, *, docker: bool = False) -> str:
         """The media type of a layer that is compressed so."""
         return (_DOCKER_TYPES if docker else _TYPES)[self.kind]
 
 
-def parse_compression(text: str) -> Compression:
-    """Read ``gzip``, ``gzip:9``, ``zstd``, ``zstd:19`` or ``none``; raises UsageError."""
+def parse_compression(text: str, *, tables: bool = False) -> Compression:
+    """Read ``gzip``, ``gzip:9``, ``zstd``, ``zstd:19`` or ``none``; raises UsageError.
+
+    With ``tables`` also ``estargz`` and ``zstd:chunked``, and a level behind them.
+    """
+    for name, kind in (("estargz", "gzip"), ("zstd:chunked", "zstd")):
+        if text == name or text.startswith(f"{name}:"):
+            if not tables:
+                hint = f"make it, then: knarr image copy --compress {name} IMAGE IMAGE"
+                raise UsageError(f"a single new layer is not written as {name}", hint=hint)
+            return parse_compression(kind + text[len(name) :]).replace(table=True)  # type: ignore[no-any-return]
     kind, colon, level = text.partition(":")
     if kind == "none" and not colon:
         return Compression("")
     if kind not in _LEVELS:
-        raise UsageError(f"compression {text!r} is not known", hint="as gzip, gzip:9, zstd, zstd:19 or none")
+        known = "gzip, gzip:9, zstd, zstd:19 or none" + (", estargz, zstd:chunked" if tables else "")
+        raise UsageError(f"compression {text!r} is not known", hint=f"as {known}")
     if not colon:
         return Compression(kind)
     low, high = _LEVELS[kind]
@@ -72,7 +87,7 @@ class LayerWriter:
         self._out = out
         self._plain = hasher("sha256")
         self._packed = hasher("sha256")
-        self._coder = _coder(how)
+        self._coder = coder_of(how)
         self._stop = current()
 
     def write(self, data: bytes | memoryview, /) -> None:
@@ -110,8 +125,8 @@ class LayerWriter:
         }
 
 
-def _coder(how: Compression) -> Any:
-    """An object with ``compress`` and ``flush``; None for no compression."""
+def coder_of(how: Compression) -> Any:
+    """An object with ``compress`` and ``flush``, for one stream; None for no compression."""
     if how.kind == "zstd":
         import zstandard
 
@@ -124,5 +139,37 @@ def _coder(how: Compression) -> Any:
     if how.kind == "gzip":
         from isal import isal_zlib
 
-        return isal_zlib.compressobj(_ISAL_LEVEL, wbits=31)
+        return _Even(isal_zlib.compressobj(_ISAL_LEVEL, wbits=31))
     return None
+
+
+class _Even:
+    """Feeds a coder the same number of bytes each time: what ISA-L makes of them depends on how they come.
+
+    zlib and libzstd fill a buffer of their own first, and so make the same of any pieces.
+    """
+
+    def __init__(self, coder: Any) -> None:
+        self._coder = coder
+        self._held: list[bytes | memoryview] = []
+        self._size = 0
+
+    def compress(self, data: bytes | memoryview) -> bytes:
+        if len(data) == _FEED and not self._size:
+            return self._coder.compress(data)  # type: ignore[no-any-return]
+        made = []
+        view = memoryview(data)
+        while len(view) >= _FEED - self._size:
+            cut = _FEED - self._size
+            made.append(self._coder.compress(b"".join([*self._held, view[:cut]])))
+            view = view[cut:]
+            self._held, self._size = [], 0
+        if view:
+            self._held.append(bytes(view))
+            self._size += len(view)
+        return b"".join(made)
+
+    def flush(self) -> bytes:
+        made: bytes = self._coder.compress(b"".join(self._held)) if self._size else b""
+        self._held, self._size = [], 0
+        return made + self._coder.flush()  # type: ignore[no-any-return]

@@ -21,7 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from knarr.content.compressor import Compression, Writable
     from knarr.content.store import Store
+    from knarr.content.verify import Readable
     from knarr.engine.paths import Places
     from knarr.image.copy import Copied
     from knarr.image.reference import Reference
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from knarr.image.source import ImageSource
     from knarr.image.transfer import Progress
     from knarr.registry.credentials import Credentials
+    from knarr.spec.image import Descriptor
 
 
 class Access(Record):
@@ -59,16 +62,25 @@ def options_of(
         raise UsageError("all platforms and some platforms cannot both be asked for")
     if not 1 <= jobs <= 64:
         raise UsageError(f"{jobs} blobs at the same time make no sense", hint="from 1 to 64")
+    how = parse_compression(compress, tables=True) if compress else None
     return Options(
         platforms=tuple(dict.fromkeys(map(parse_platform, platforms))),
         all=all,
         format=format,
-        compress=parse_compression(compress) if compress else None,
+        compress=how,
+        writer=_with_table if how is not None and how.table else None,
         preserve_digests=preserve_digests,
         referrers=referrers,
         dry_run=dry_run,
         jobs=jobs,
     )
+
+
+def _with_table(plain: Readable, out: Writable, how: Compression, what: str) -> tuple[Descriptor, str, str]:
+    from knarr.layer.chunkwriter import write_chunked
+
+    made = write_chunked(plain, out, how, what)
+    return made.descriptor, made.came, made.diff_id
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from knarr.base import fastjson
 from knarr.base.errors import Unsupported
+from knarr.base.record import Record
 from knarr.content.digest import sha256_of
 from knarr.content.names import printable
 from knarr.spec import mediatypes
@@ -32,7 +33,14 @@ def format_of(node: Node) -> str:
     return "docker" if node.descriptor["mediaType"] in _OWN["docker"] else "oci"
 
 
-def converted(node: Node, format: str, layers: Mapping[str, Descriptor] | None = None) -> Node:
+class Other(Record):
+    """What stands for a layer: its descriptor, and its diffID where that is another one, too."""
+
+    descriptor: Descriptor
+    diff_id: str = ""
+
+
+def converted(node: Node, format: str, layers: Mapping[str, Other] | None = None) -> Node:
     """Return ``node`` with documents of ``format`` ("" keeps each as it is) and layers replaced.
 
     ``layers`` maps the digest of a layer to what stands for it. An index keeps only the entries of its children.
@@ -43,7 +51,7 @@ def converted(node: Node, format: str, layers: Mapping[str, Descriptor] | None =
     return _manifest(node, format, layers or {})
 
 
-def _manifest(node: Node, format: str, layers: Mapping[str, Descriptor]) -> Node:
+def _manifest(node: Node, format: str, layers: Mapping[str, Other]) -> Node:
     target = format or format_of(node)
     document = dict(node.document)
     media_type = node.descriptor["mediaType"]
@@ -54,15 +62,39 @@ def _manifest(node: Node, format: str, layers: Mapping[str, Descriptor]) -> Node
         media_type = _TABLES[target][media_type]
         document["mediaType"] = media_type
         document["config"] = _typed(document["config"], target)
+    config = _config(node, layers)
+    if config is not None:
+        kept = {key: value for key, value in document["config"].items() if key != "data"}
+        document["config"] = {**kept, "digest": sha256_of(config), "size": len(config)}
+        node = node.replace(config=config)
     document["layers"] = [_layer(layer, target, layers) for layer in document["layers"]]
     return node if document == node.document else _remade(node, document, media_type)
 
 
-def _layer(layer: dict[str, Any], target: str, layers: Mapping[str, Descriptor]) -> dict[str, Any]:
+def _config(node: Node, layers: Mapping[str, Other]) -> bytes | None:
+    """Return a config that names the layers' new diffIDs; None when none has another one."""
+    others = [layers.get(layer["digest"]) for layer in node.document["layers"]]
+    if node.config is None or not any(other is not None and other.diff_id for other in others):
+        return None
+    config = fastjson.loads(node.config, f"config of {node.digest}")
+    old = config["rootfs"]["diff_ids"]
+    new = [
+        other.diff_id if other is not None and other.diff_id else was for other, was in zip(others, old, strict=True)
+    ]
+    config["rootfs"] = {**config["rootfs"], "diff_ids": new}
+    return fastjson.dumps(config)
+
+
+def _layer(layer: dict[str, Any], target: str, layers: Mapping[str, Other]) -> dict[str, Any]:
     other = layers.get(layer["digest"])
     if other is not None:
-        kept = {key: value for key, value in layer.items() if key not in ("data", "urls")}
-        layer = {**kept, **other}
+        kept = {key: value for key, value in layer.items() if key not in ("data", "urls", "annotations")}
+        notes = {
+            name: value
+            for name, value in (layer.get("annotations") or {}).items()
+            if not name.startswith(mediatypes.TABLE_PREFIXES)
+        } | other.descriptor.get("annotations", {})
+        layer = {**kept, **other.descriptor, **({"annotations": notes} if notes else {})}
     return _typed(layer, target) if layer["mediaType"] in mediatypes.LAYERS else layer
 
 
@@ -85,7 +117,7 @@ def _refuse_docker(node: Node) -> None:
         raise Unsupported(what, "it has a subject")
 
 
-def _index(node: Node, format: str, layers: Mapping[str, Descriptor]) -> Node:
+def _index(node: Node, format: str, layers: Mapping[str, Other]) -> Node:
     children = tuple(converted(child, format, layers) for child in node.children)
     changed = {old.digest: new for old, new in zip(node.children, children, strict=True)}
     target = format or format_of(node)

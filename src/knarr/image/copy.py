@@ -12,7 +12,7 @@ from knarr.content.compressor import Compression
 from knarr.content.stopping import breaking
 from knarr.content.verify import Resumable
 from knarr.image import tree
-from knarr.image.convert import FORMATS, converted
+from knarr.image.convert import FORMATS, converted, format_of
 from knarr.image.platform import host_platform
 from knarr.image.recompress import Recompressed, recompress, to_change
 from knarr.image.resolve import embedded
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from knarr.content.part import Source
     from knarr.content.store import Store
     from knarr.image.platform import Platform
+    from knarr.image.recompress import Writer
     from knarr.image.sink import ImageSink
     from knarr.image.source import ImageSource
     from knarr.image.transfer import Progress
@@ -46,7 +47,8 @@ class Options(Record):
     ``platforms``: none is this machine's, one gives its manifest, several an index of theirs; ``all`` gives
     everything. ``format`` is oci, docker or "" (as it is, or as the sink needs it). With ``preserve_digests``
     the copy has the same digest or fails. ``referrers``: also what refers to it (signatures and the like).
-    ``compress``: layers that are compressed otherwise are made anew, None leaves them to the sink's needs.
+    ``compress``: layers that are compressed otherwise are made anew, None leaves them to the sink's needs; ``writer``
+    writes those with a table of contents (the layer room's part, wired in by the engine).
     ``dry_run``: only look what would be copied. ``jobs``: most blobs at the same time.
     """
 
@@ -54,6 +56,7 @@ class Options(Record):
     all: bool = False
     format: str = ""
     compress: Compression | None = None
+    writer: Writer | None = None
     preserve_digests: bool = False
     referrers: bool = False
     dry_run: bool = False
@@ -119,7 +122,7 @@ def _copied(source: ImageSource, sink: ImageSink, options: Options, report: Repo
     layers = Recompressed()
     try:
         if changing and how is not None and not options.dry_run:
-            layers = recompress(source, changing, how, report, options.jobs)
+            layers = recompress(source, changing, how, report, options.jobs, options.writer)
         made = _fitting(node, sink, options, layers)
         notes = list(_referrers(source, made, store)) if options.referrers else []
         _carry(source, sink, [made, *(note for note, _ in notes)], layers, report, options)
@@ -169,6 +172,11 @@ def _fitting(node: Node, sink: ImageSink, options: Options, layers: Recompressed
     format = options.format
     if not format and not sink.keeps and not options.preserve_digests:
         format = sink.formats[0]
+    if options.compress is not None and options.compress.table:
+        docker = [one for one in node.manifests() if (format or format_of(one)) == "docker"]
+        if docker:
+            why = f"{sink.what} would get Docker's manifests, which have no annotations, and so no tables of contents"
+            raise UsageError(why, hint="copy it with --format oci")
     made = converted(node, format, layers.layers)
     if made.digest != node.digest:
         if options.preserve_digests:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         thread, breaks off reads under way; ``close`` ends it when nobody reads any more.
 
         A source that can begin in the middle of a blob also has ``open_from(descriptor, offset)``, whose reader does
-        not verify; one that knows what refers to an image has ``referrers(digest)``.
+        not verify; one that gives parts of blobs without reading the rest has ``open_range(descriptor, start,
+        size)``, whose reader does not verify either, or None; one that knows what refers to an image has
+        ``referrers(digest)``.
         """
 
         what: str

@@ -15,7 +15,7 @@ from knarr.layer.whiteout import OPAQUE, PREFIX, BadName, components, hidden_nam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from knarr.content.verify import Readable
 
@@ -173,6 +173,21 @@ class Model:
             raise reader.fail(str(error), name) from None
         self.layers += 1
 
+    def apply_entries(
+        self, found: Iterable[Entry], *, what: str = "layer", seen: Callable[[Change], None] | None = None
+    ) -> None:
+        """Apply a changeset of which only the headers are at hand; as ``apply``."""
+        work = _Work(self, False, what, seen)
+        for number, entry in enumerate(found):
+            self._left -= 1
+            if self._left < 0:
+                raise Unsupported(f"an image of more than {self._limit} entries", "they would not fit into memory")
+            try:
+                work.one(entry, None, number)
+            except BadName as error:
+                raise FormatError(what, f"entry {printable(entry.name)!r}", str(error)) from None
+        self.layers += 1
+
 
 class Noted:
     """The entries of a layer, read to its end and noted, to be applied when those below it are: no content.
@@ -282,7 +297,7 @@ class _Work:
         if self.seen is not None:
             self.seen(Change(path, what, self.layer, node))
 
-    def one(self, entry: Entry, reader: Reader | Noted, number: int) -> None:
+    def one(self, entry: Entry, reader: Reader | Noted | None, number: int) -> None:
         literal, base = split(entry.name)
         self.mtime = entry.mtime
         model = self.model

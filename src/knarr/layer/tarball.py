@@ -84,6 +84,8 @@ class Reader:
         self.what = what
         self.count = 0
         """Entries given so far."""
+        self.pax: dict[bytes, bytes] | None = None
+        """The PAX records of the entry just given."""
         self._limits = limits or Limits()
         self._read = stream.read
         self._buffer = b""
@@ -353,6 +355,7 @@ class Reader:
             sparse = facts.sparse or None
         if flag == b"\0" and name.endswith(b"/"):
             kind = entry.kind = DIR  # how V7 tar wrote a directory
+        self.pax = pax
         entry.name = name
         entry.mode = mode & 0o7777
         entry.uid = uid

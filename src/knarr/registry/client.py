@@ -181,6 +181,20 @@ class Client:
         digest = usable(descriptor["digest"])
         return _Body(self, digest, descriptor["size"], f"blob {digest} of {self.registry}/{self.repository}", offset)
 
+    def open_range(self, descriptor: Descriptor, start: int, size: int) -> Readable | None:
+        """Open ``size`` bytes of a blob from ``start`` on, not verified; None when the registry gives no ranges.
+
+        Raises as ``open_blob``.
+        """
+        digest = usable(descriptor["digest"])
+        what = f"blob {digest} of {self.registry}/{self.repository}"
+        if not 0 <= start < start + size <= descriptor["size"]:
+            raise SizeMismatch(what, descriptor["size"], start + size, more=True)
+        try:
+            return _Body(self, digest, start + size, what, start, part=True)
+        except _NoRanges:
+            return None
+
     def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
         """Open a blob; what is read is verified, and a broken exchange goes on where it broke.
 
@@ -259,13 +273,20 @@ class Client:
         self.transport.close()
 
 
-class _Body:
-    """The bytes of one blob, over as many requests as it takes."""
+class _NoRanges(Exception):
+    """The registry sends the whole blob where a part was asked for."""
 
-    def __init__(self, client: Client, digest: Digest, size: int, what: str, offset: int = 0) -> None:
+
+class _Body:
+    """The bytes of one blob, over as many requests as it takes; from ``offset`` to ``size``, where ``part`` ends it."""
+
+    def __init__(
+        self, client: Client, digest: Digest, size: int, what: str, offset: int = 0, *, part: bool = False
+    ) -> None:
         self._client = client
         self._digest = digest
         self._size = size
+        self._part = part
         self._what = what
         self._at = offset
         self._since = offset  # where the attempts began to count
@@ -274,10 +295,14 @@ class _Body:
 
     def _open(self) -> Response:
         """Ask for the bytes from ``_at`` on."""
-        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        end = str(self._size - 1) if self._part else ""
+        headers = {"Range": f"bytes={self._at}-{end}"} if self._at or self._part else {}
         response = self._client._get(f"/blobs/{self._digest}", headers)  # noqa: SLF001  # one module, one thing
         if response.status not in {200, 206}:
             raise self._client.failure(response, "blob", self._digest)
+        if self._part and response.status == 200:
+            response.close()
+            raise _NoRanges
         length = response.header("Content-Length")
         expected = self._size - self._at if response.status == 206 else self._size
         if length.isascii() and length.isdigit() and int(length[:20]) > expected:
@@ -306,6 +331,10 @@ class _Body:
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes, b"" at the end; raises RegistryError, Interrupted."""
+        if self._part:
+            size = min(size, self._size - self._at)  # more than was asked for is nobody's
+            if not size:
+                return b""
         while True:
             try:
                 data = self._response.read(size)

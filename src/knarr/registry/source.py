@@ -84,6 +84,10 @@ class RegistryImage:
         """Return a reader of the rest of a blob; it does not verify."""
         return self._ask(lambda client: client.open_from(descriptor, offset))
 
+    def open_range(self, descriptor: Descriptor, start: int, size: int) -> Readable | None:
+        """Return a reader of a part of a blob, which does not verify; None where no parts are to be had."""
+        return self._ask(lambda client: client.open_range(descriptor, start, size))
+
     def referrers(self, digest: str) -> list[Descriptor]:
         """Return the descriptors of what refers to ``digest``."""
         from knarr.registry.referrers import referrers

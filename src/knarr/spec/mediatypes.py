@@ -107,6 +107,15 @@ DESCRIPTION = "org.opencontainers.image.description"
 BASE_DIGEST = "org.opencontainers.image.base.digest"
 BASE_NAME = "org.opencontainers.image.base.name"
 
+# Where a layer has a table of contents: stargz-snapshotter, docs/estargz.md; containers-storage, pkg/chunked.
+ESTARGZ_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+ZSTD_DIGEST = "io.github.containers.zstd-chunked.manifest-checksum"
+ZSTD_PLACE = "io.github.containers.zstd-chunked.manifest-position"
+ZSTD_TARSPLIT = "io.github.containers.zstd-chunked.tarsplit-position"
+TABLES = {"gzip": ESTARGZ_DIGEST, "zstd": ZSTD_DIGEST}
+TABLE_PREFIXES = ("containerd.io/snapshot/stargz/", "io.containers.estargz.", "io.github.containers.zstd-chunked.")
+"""Annotations that say something of one blob's bytes, and nothing of another's."""
+
 # conversion.md, Annotation Fields
 OS = "org.opencontainers.image.os"
 ARCHITECTURE = "org.opencontainers.image.architecture"

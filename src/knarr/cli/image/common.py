@@ -25,6 +25,12 @@ def add_platform(parser: Parser) -> None:
     parser.add_argument("--platform", default="", metavar="OS/ARCH", help="of an index, the image for another platform")
 
 
+def add_whole(parser: Parser) -> None:
+    """``--whole``."""
+    parser.add_argument("--whole", action="store_true",
+                        help="read layers whole, also those of a registry that have a table of contents")  # fmt: skip
+
+
 def add_json(parser: Parser) -> None:
     """``--json`` and ``--format json``."""
     parser.add_argument("--json", action="store_true", help="print JSON; the same as --format json")

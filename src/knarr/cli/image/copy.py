@@ -53,8 +53,9 @@ def add_form(parser: Parser) -> None:
     """Add the options that say what form the copy shall have."""
     parser.add_argument("--preserve-digests", action="store_true", help="fail rather than change a digest")
     parser.add_argument("--format", default="", metavar="oci|docker", help="convert manifests to this format")
-    parser.add_argument("--compress", default="", metavar="gzip|zstd|none",
-                        help="compress layers so, as gzip:9 or zstd:19 at a level")  # fmt: skip
+    parser.add_argument("--compress", default="", metavar="HOW",
+                        help="compress layers so: gzip, zstd, none; gzip:9, zstd:19 at a level; estargz,\n"
+                        "zstd:chunked with a table of contents")  # fmt: skip
 
 
 def options_from(given: argparse.Namespace) -> Options:

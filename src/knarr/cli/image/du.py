@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from knarr.cli.command import Parser
-from knarr.cli.image.common import SOURCES, add_json, add_platform, fetched, opened, wants_json
+from knarr.cli.image.common import SOURCES, add_json, add_platform, add_whole, fetched, opened, wants_json
 from knarr.cli.output import clean, put, put_json, put_table, size
 
 
@@ -12,9 +12,10 @@ def parse_du() -> Parser:
     parser = Parser(
         "image du",
         "Show the bytes of each layer: compressed, its files, and those wasted on files that layers above replace.",
-        "[--json] IMAGE",
+        "[--whole] [--json] IMAGE",
         "  knarr image du app:1\n  knarr image du --json docker://debian:12",
     )
+    add_whole(parser)
     add_json(parser)
     add_platform(parser)
     parser.add_argument("image", metavar="IMAGE", help=SOURCES)
@@ -28,7 +29,7 @@ def do_du(arguments: list[str]) -> int:
     from knarr.engine.imaging.look import usage
 
     with opened(given.image, given.platform) as image:
-        told = usage(image)
+        told = usage(image, whole=given.whole)
         if as_json:
             put_json({**told, "fetched": image.fetched})
             return 0

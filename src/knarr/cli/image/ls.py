@@ -6,7 +6,7 @@ import os
 import time
 
 from knarr.cli.command import Parser
-from knarr.cli.image.common import SOURCES, add_json, add_platform, fetched, opened, shown, wants_json
+from knarr.cli.image.common import SOURCES, add_json, add_platform, add_whole, fetched, opened, shown, wants_json
 from knarr.cli.output import put, put_json
 
 TYPE_CHECKING = False
@@ -18,12 +18,14 @@ def parse_ls() -> Parser:
     """The parser of ``knarr image ls``."""
     parser = Parser(
         "image ls",
-        "List the files of an image. All its layers are read, and verified; nothing is unpacked.",
-        "[-l] [-R] [--json] IMAGE [PATH]",
+        "List the files of an image. All its layers are read, and verified, or a registry's tables of contents;"
+        " nothing is unpacked.",
+        "[-l] [-R] [--whole] [--json] IMAGE [PATH]",
         "  knarr image ls alpine /etc\n  knarr image ls -lR docker://docker.io/library/busybox /bin",
     )
     parser.add_argument("-l", "--long", action="store_true", help="mode, owner, size, time and target, too")
     parser.add_argument("-R", "--recursive", action="store_true", help="directories below, too")
+    add_whole(parser)
     add_json(parser)
     add_platform(parser)
     parser.add_argument("image", metavar="IMAGE", help=SOURCES)
@@ -40,7 +42,7 @@ def do_ls(arguments: list[str]) -> int:
     from knarr.engine.imaging.look import described, files
 
     with opened(given.image, given.platform) as image:
-        found = files(image, given.path, recursive=given.recursive)
+        found = files(image, given.path, recursive=given.recursive, whole=given.whole)
         if as_json:
             put_json([{**described(path, node.entry), "layer": node.layer} for path, node in found])
         else:

@@ -6,7 +6,7 @@ import os
 
 from knarr.base.errors import UsageError
 from knarr.cli.command import Parser
-from knarr.cli.image.common import SOURCES, add_platform, fetched, opened, shown
+from knarr.cli.image.common import SOURCES, add_platform, add_whole, fetched, opened, shown
 from knarr.cli.output import put, size
 
 TYPE_CHECKING = False
@@ -19,10 +19,11 @@ def parse_tree() -> Parser:
     parser = Parser(
         "image tree",
         "Draw the files of an image as a tree, with the bytes below each directory.",
-        "[--depth N] IMAGE [PATH]",
+        "[--depth N] [--whole] IMAGE [PATH]",
         "  knarr image tree --depth 2 alpine\n  knarr image tree oci:./layout:v1 /usr/lib",
     )
     parser.add_argument("-d", "--depth", type=int, default=3, metavar="N", help="levels to draw (3); 0 for all")
+    add_whole(parser)
     add_platform(parser)
     parser.add_argument("image", metavar="IMAGE", help=SOURCES)
     parser.add_argument("path", metavar="PATH", nargs="?", default="/", help="where to begin; / if not given")
@@ -38,7 +39,7 @@ def do_tree(arguments: list[str]) -> int:
     from knarr.engine.imaging.look import located
 
     with opened(given.image, given.platform) as image:
-        model = model_of(image)
+        model = model_of(image, index=not given.whole)
         start, node = located(model, image, given.path)
         sizes = _sizes(node)
         put(f"{shown(start)}  {size(sizes[id(node)])}")

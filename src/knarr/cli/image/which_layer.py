@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from knarr.base.errors import NotFound
 from knarr.cli.command import FAILED, Parser
-from knarr.cli.image.common import SOURCES, add_json, add_platform, fetched, opened, shown, wants_json
+from knarr.cli.image.common import SOURCES, add_json, add_platform, add_whole, fetched, opened, shown, wants_json
 from knarr.cli.output import clean, put, put_json
 
 
@@ -13,13 +13,14 @@ def parse_which_layer() -> Parser:
     parser = Parser(
         "image which-layer",
         "Say which layer set a path of an image, or removed it. Layers are read from the top, no more than needed.",
-        "[--all] [--quick] [--json] IMAGE PATH",
+        "[--all] [--quick] [--whole] [--json] IMAGE PATH",
         "  knarr image which-layer app:1 /etc/passwd\n"
         "  knarr image which-layer --all docker://docker.io/library/python:3.12 /usr/local/bin/python3",
     )
     parser.add_argument("-a", "--all", action="store_true", help="all layers that touch it, down to the lowest")
     parser.add_argument("--quick", action="store_true",
                         help="stop as soon as it is found, before its layer could be verified")  # fmt: skip
+    add_whole(parser)
     add_json(parser)
     add_platform(parser)
     parser.add_argument("image", metavar="IMAGE", help=SOURCES)
@@ -34,7 +35,7 @@ def do_which_layer(arguments: list[str]) -> int:
     from knarr.engine.imaging.look import touches
 
     with opened(given.image, given.platform) as image:
-        path, found, read = touches(image, given.path, everything=given.all, quick=given.quick)
+        path, found, read = touches(image, given.path, everything=given.all, quick=given.quick, whole=given.whole)
         layers = image.layers
         rows = [
             {

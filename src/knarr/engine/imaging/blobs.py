@@ -50,6 +50,12 @@ class Blobs:
             raise NotFound("blob", digest)
         return self.source.open_blob(descriptor)
 
+    def open_range(self, descriptor: Descriptor, start: int, size: int) -> Readable | None:
+        """A part of a blob of the source, not verified; None where parts are not to be had, or are no gain."""
+        if descriptor["digest"] in self._added or self.source is None:
+            return None
+        return self.source.open_range(descriptor, start, size)
+
     def read(self, descriptor: Descriptor) -> bytes:
         """A document of at most 4 MiB, verified; out of the descriptor itself when it carries it."""
         kept = embedded(descriptor)
@@ -82,6 +88,11 @@ class Counted:
 
     def open_blob(self, descriptor: Descriptor) -> Readable:
         return _CountedReader(self, self.source.open_blob(descriptor))
+
+    def open_range(self, descriptor: Descriptor, start: int, size: int) -> Readable | None:
+        opener: Callable[[Descriptor, int, int], Readable | None] | None = getattr(self.source, "open_range", None)
+        stream = opener(descriptor, start, size) if opener is not None else None
+        return None if stream is None else _CountedReader(self, stream)
 
     def close(self) -> None:
         """Close the source; fine if it is closed."""

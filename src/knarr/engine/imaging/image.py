@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from knarr.content.verify import Readable
     from knarr.engine.imaging.blobs import Blobs, Opener
     from knarr.image.edit import NewLayer
+    from knarr.layer.chunked import LayerIndex
     from knarr.layer.tarball import Entry
     from knarr.spec.image import Descriptor
 
@@ -68,6 +69,22 @@ class Layer(Record):
     def source(self) -> Stream:
         """The layer as the layer room takes it, to be unpacked."""
         return Stream(self.diff_id, self.media_type, self.size, self.open, self.what)
+
+    def index(self) -> LayerIndex | None:
+        """Its table of contents (eStargz, zstd:chunked), where the source gives parts of blobs; fetches that alone.
+
+        None when there is none to be used; then the layer is read whole. Raises DigestMismatch, FormatError, SpecError
+        for one that is wrong.
+        """
+        annotations = self.descriptor.get("annotations")
+        if not annotations:
+            return None
+        from knarr.layer.chunked import open_index
+
+        def ranges(start: int, size: int) -> Readable | None:
+            return self.blobs.open_range(self.descriptor, start, size)
+
+        return open_index(annotations, self.media_type, self.size, ranges, self.what)
 
     @property
     def what(self) -> str:

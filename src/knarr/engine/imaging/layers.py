@@ -68,13 +68,19 @@ def model_of(
     hashed: bool = False,
     layers: int | None = None,
     seen: Callable[[Change], None] | None = None,
+    index: bool = False,
 ) -> Model:
     """The image's tree in memory, of the lowest ``layers`` (all, if None); reads those layers whole, verified.
 
-    ``hashed``: with digests of file contents. ``seen`` is told of every change. Raises FormatError, DigestMismatch, ….
+    ``hashed``: with digests of file contents. ``seen`` is told of every change. ``index``: of a layer that has a table
+    of contents, and whose source gives parts, that is read alone. Raises FormatError, DigestMismatch, ….
     """
     model = Model()
     for layer in image.layers[:layers]:
+        table = layer.index() if index and not hashed else None
+        if table is not None:
+            model.apply_entries(table.entries, what=table.what, seen=seen)
+            continue
         stream = layer.stream()
         try:
             model.apply(stream, hashed=hashed, what=layer.what, seen=seen)

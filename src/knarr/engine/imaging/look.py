@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.engine.imaging.image import Image
+    from knarr.layer.chunked import LayerIndex
     from knarr.layer.model import Change, Model, Node
     from knarr.layer.tarball import Entry
 
@@ -67,12 +68,15 @@ def mode_text(entry: Entry) -> str:
     return _LETTERS[entry.kind] + stat.filemode(entry.mode)[1:]
 
 
-def files(image: Image, path: str = "/", *, recursive: bool = True, hashed: bool = False) -> list[tuple[bytes, Node]]:
+def files(
+    image: Image, path: str = "/", *, recursive: bool = True, hashed: bool = False, whole: bool = False
+) -> list[tuple[bytes, Node]]:
     """The files at and below a path of the image, in order; a last link is followed when it leads to a directory.
 
-    Reads all layers. Raises NotFound, FormatError.
+    Reads all layers; of a registry's that have a table of contents that alone, unless ``whole`` or ``hashed``.
+    Raises NotFound, FormatError.
     """
-    model = model_of(image, hashed=hashed)
+    model = model_of(image, hashed=hashed, index=not whole)
     start, node = located(model, image, path)
     if node.children is None:
         return [(start, node)]
@@ -94,13 +98,13 @@ def located(model: Model, image: Image, path: str, *, follow: bool = True) -> tu
     return found
 
 
-def read_file(image: Image, path: str, *, quick: bool = False, limit: int = FILE_LIMIT) -> bytes:
+def read_file(image: Image, path: str, *, quick: bool = False, whole: bool = False, limit: int = FILE_LIMIT) -> bytes:
     """A file's content, links followed inside the image; at most ``limit`` bytes. Raises NotFound, FileError, ….
 
-    The layers are read from the top, down to the one that has the file; ``quick`` stops at the file, before the
-    layer could be verified.
+    The layers are read from the top, down to the one that has the file; of a registry's layer that has a table of
+    contents that and the file, unless ``whole``. ``quick`` stops at the file, before the layer could be verified.
     """
-    found = Finder(image, quick=quick, content=limit).find(path)
+    found = Finder(image, quick=quick, content=limit, whole=whole).find(path)
     if found.entry.kind != FILE or found.content is None:
         what = f"/{printable(found.path)} of {image.name or 'the image'}"
         raise FileError("read", what, EISDIR if found.entry.kind == DIR else EINVAL, hint="it is not a regular file")
@@ -108,13 +112,13 @@ def read_file(image: Image, path: str, *, quick: bool = False, limit: int = FILE
 
 
 def touches(
-    image: Image, path: str, *, everything: bool = False, quick: bool = False
+    image: Image, path: str, *, everything: bool = False, quick: bool = False, whole: bool = False
 ) -> tuple[bytes, list[Touch], tuple[int, ...]]:
     """What layers do to a path: the canonical path, what each layer does, the top first, and which layers were read.
 
     Without ``everything`` only the uppermost that does something. Links above the path are followed, not the last.
     """
-    finder = Finder(image, quick=quick)
+    finder = Finder(image, quick=quick, whole=whole)
     parts = [part for part in os.fsencode(path).split(b"/") if part not in (b"", b".")]
     where = b"/".join(parts)
     found = _touches(finder, where, everything=everything) if b".." not in parts else []
@@ -136,7 +140,7 @@ def _touches(finder: Finder, where: bytes, *, everything: bool) -> list[Touch]:
     return found
 
 
-def usage(image: Image) -> dict[str, Any]:
+def usage(image: Image, *, whole: bool = False) -> dict[str, Any]:
     """How many bytes each layer holds, and how many of them no file of the image has any more.
 
     ``wasted`` of a layer are the bytes of its files that layers above replace or hide; ``kept`` what is seen.
@@ -157,7 +161,7 @@ def usage(image: Image) -> dict[str, Any]:
 
     sizes: dict[int, int] = {}
     held: list[Node] = []  # so that no id is given twice
-    model = model_of(image, seen=seen)
+    model = model_of(image, seen=seen, index=not whole)
     kept = {id(node) for node in model.flat().values()}
     rows = []
     for number, layer in enumerate(image.layers):
@@ -209,18 +213,58 @@ class Sighting(Record):
     content: bytes | None = None
 
 
+class _Names:
+    """The entries of one layer by path, as they come; ``places`` says which entry a header was (the first is 1)."""
+
+    def __init__(self, what: str) -> None:
+        self.found: dict[bytes, Entry] = {}
+        self.places: dict[int, int] = {}
+        self._what = what
+        self._folders: set[bytes] = set()
+
+    def add(self, entry: Entry, place: int) -> tuple[bytes, Entry]:
+        """Take an entry; its path, and the header that shows there. Raises FormatError, Unsupported."""
+        if place > MOST_ENTRIES:
+            raise Unsupported(f"a layer of more than {MOST_ENTRIES} entries", "they would not fit into memory")
+        found, folders = self.found, self._folders
+        try:
+            parent, base = split(entry.name)
+            parent = b"/".join(components(parent))
+            target = b"/".join(components(entry.link)) if entry.kind == HARDLINK else b""
+        except BadName as error:
+            raise FormatError(self._what, f"entry {printable(entry.name)!r}", str(error)) from None
+        path = parent + b"/" + base if parent else base
+        if entry.kind == HARDLINK:
+            entry = found.get(target, entry)  # a link to a layer below stays one
+        else:
+            self.places[id(entry)] = place
+        before = found.get(path)
+        found[path] = entry
+        if entry.kind == DIR and before is not None and before.kind != DIR:
+            found[path + b"/" + OPAQUE] = entry  # the file hid what is below, and nothing brings it back
+        if entry.kind != DIR and path in folders:  # a file in place of a directory of this very layer
+            for gone in [name for name in found if name.startswith(path + b"/")]:
+                del found[gone]
+        while parent and parent not in folders:
+            folders.add(parent)
+            parent = parent.rpartition(b"/")[0]
+        return path, entry
+
+
 class Finder:
     """Looks paths up from the top layer down. What was read once is remembered: names and headers, no contents.
 
     ``quick``: stop reading a layer at the entry that was looked for; ``content``: at most so many bytes of the file
-    that was looked for are kept as they pass by.
+    that was looked for are kept as they pass by. ``whole``: do without tables of contents.
     """
 
-    def __init__(self, image: Image, *, quick: bool = False, content: int = -1) -> None:
+    def __init__(self, image: Image, *, quick: bool = False, content: int = -1, whole: bool = False) -> None:
         self.image = image
         self.layers = image.layers
         self.quick = quick
         self._limit = content
+        self._whole = whole
+        self._indexes: dict[int, LayerIndex | None] = {}
         self._known: dict[int, dict[bytes, Entry]] = {}
         self._content: tuple[int, int, bytes] | None = None  # layer, entry, bytes
         self._places: dict[int, dict[int, int]] = {}  # layer -> id of a header -> which entry it is
@@ -240,50 +284,42 @@ class Finder:
     def _list(self, number: int, wanted: bytes) -> dict[bytes, Entry]:
         """Read a layer: its files by path; if one at ``wanted`` passes by, its content is kept."""
         layer = self.layers[number]
-        found: dict[bytes, Entry] = {}
-        folders: set[bytes] = set()
-        places = self._places[number] = {}
+        names = _Names(layer.what)
+        self._places[number] = names.places
+        index = self._index(number)
+        if index is not None:
+            for place, entry in enumerate(index.entries, 1):
+                names.add(entry, place)
+            return names.found
         stream = layer.source().stream(ahead=not self.quick)
-        name = b""
         try:
             reader = Reader(stream, what=layer.what)
             for entry in reader:
-                name = entry.name
-                if reader.count > MOST_ENTRIES:
-                    raise Unsupported(f"a layer of more than {MOST_ENTRIES} entries", "they would not fit into memory")
-                parent, base = split(entry.name)
-                parent = b"/".join(components(parent))
-                path = parent + b"/" + base if parent else base
-                if entry.kind == HARDLINK:
-                    entry = found.get(b"/".join(components(entry.link)), entry)  # a link to a layer below stays one
-                else:
-                    places[id(entry)] = reader.count
-                before = found.get(path)
-                found[path] = entry
-                if entry.kind == DIR and before is not None and before.kind != DIR:
-                    found[path + b"/" + OPAQUE] = entry  # the file hid what is below, and nothing brings it back
-                if entry.kind != DIR and path in folders:  # a file in place of a directory of this very layer
-                    for gone in [name for name in found if name.startswith(path + b"/")]:
-                        del found[gone]
-                while parent and parent not in folders:
-                    folders.add(parent)
-                    parent = parent.rpartition(b"/")[0]
+                path, shown = names.add(entry, reader.count)
                 if path == wanted:
-                    if entry.kind == FILE and self._limit >= 0 and places[id(entry)] == reader.count:
-                        self._content = (number, reader.count, self._take(entry, reader))
+                    if shown.kind == FILE and self._limit >= 0 and names.places[id(shown)] == reader.count:
+                        self._content = (number, reader.count, self._take(shown, reader))
                     if self.quick:
-                        found[_PARTIAL] = entry
-                        return found
+                        names.found[_PARTIAL] = shown
+                        return names.found
             reader.drain()
-        except BadName as error:
-            raise FormatError(layer.what, f"entry {printable(name)!r}", str(error)) from None
         finally:
             stream.close()
-        return found
+        return names.found
+
+    def _index(self, number: int) -> LayerIndex | None:
+        """The layer's table of contents, asked for once; None when it is to be read whole."""
+        if number not in self._indexes:
+            self._indexes[number] = None if self._whole else self.layers[number].index()
+        return self._indexes[number]
 
     def _read(self, number: int, place: int) -> bytes:
         """The content of entry ``place`` (the first is 1) of a layer, which is read once more for it."""
         layer = self.layers[number]
+        index = self._index(number)
+        if index is not None:
+            self._fits(index.entries[place - 1])
+            return index.read(place - 1, self._limit)
         stream = layer.source().stream(ahead=not self.quick)
         try:
             reader = Reader(stream, what=layer.what)
@@ -299,10 +335,13 @@ class Finder:
             stream.close()
 
     def _take(self, entry: Entry, reader: Reader) -> bytes:
+        self._fits(entry)
+        return b"".join(bytes(part) for part in expanded(entry, reader))
+
+    def _fits(self, entry: Entry) -> None:
         if entry.size > self._limit:
             hint = f"it has {entry.size} bytes, at most {self._limit} are read"
             raise FileError("read", f"{printable(entry.name)} in the image", EFBIG, hint=hint)
-        return b"".join(bytes(part) for part in expanded(entry, reader))
 
     def touches(self, path: bytes) -> Iterator[Touch]:
         """What each layer does to a path (links are not followed), the top first; lower ones are read as asked for."""
