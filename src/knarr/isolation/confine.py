@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     Ranges = tuple[tuple[int, int, int], ...]
 
 _NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
-_OVER_FILES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID"]
+_CAPABILITY_SETS = ("bounding", "effective", "permitted")
+_OVER_FILES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID")
+_PROC = ["ro", "nosuid", "nodev", "noexec"]
 _NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8  # MOUNT_ATTR_*
 TEMPORARY = "/tmp"
 """Inside: a tmpfs, of which only the program knows."""
@@ -60,7 +62,7 @@ class Confinement(Record):
 
     ``scratch`` are the bytes its tmpfs may hold. ``calls`` are the system calls it needs, as rules of config.json's
     linux.seccomp; any other is ENOSYS. ``later`` is a directory in which ``attach`` may show more. It stays in its
-    parent's cgroups.
+    parent's cgroups. ``capabilities`` are over its ids and in its namespaces. ``proc``: it has a /proc of its own.
     """
 
     id: str
@@ -70,6 +72,8 @@ class Confinement(Record):
     scratch: int
     descriptors: int
     later: str = ""
+    capabilities: tuple[str, ...] = _OVER_FILES
+    proc: bool = False
 
 
 def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int, arch: str) -> dict[str, Any]:
@@ -97,17 +101,22 @@ def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int,
             "cwd": "/",
             "user": {"uid": 0, "gid": 0, "umask": 0o022},
             "noNewPrivileges": True,
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _OVER_FILES),
+            "capabilities": {kind: list(wanted.capabilities) for kind in _CAPABILITY_SETS},
             "rlimits": [
                 {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
                 {"type": "RLIMIT_NOFILE", "soft": wanted.descriptors, "hard": wanted.descriptors},
             ],
         },
-        "mounts": [_scratch(wanted.scratch), *_places(wanted.later), *map(_mount, wanted.views)],
+        "mounts": [
+            _scratch(wanted.scratch),
+            *_places(wanted.later),
+            *([{"destination": "/proc", "type": "proc", "source": "proc", "options": _PROC}] if wanted.proc else []),
+            *map(_mount, wanted.views),
+        ],
         "linux": linux,
     }
     if landlock:
-        rules = fastjson.dumps(landlock_rules(wanted.views, landlock, wanted.later)).decode()
+        rules = fastjson.dumps(landlock_rules(wanted.views, landlock, wanted.later, proc=wanted.proc)).decode()
         config["annotations"] = {LANDLOCK: rules}
     return config
 
@@ -134,13 +143,14 @@ def _mount(view: View) -> dict[str, Any]:
     return {"destination": view.inside, "type": "bind", "source": view.source, "options": options}
 
 
-def landlock_rules(views: Sequence[View], version: int, later: str = "") -> dict[str, Any]:
+def landlock_rules(views: Sequence[View], version: int, later: str = "", *, proc: bool = False) -> dict[str, Any]:
     """The document of the annotation org.knarr.landlock; pure.
 
     Below ``later`` the mounts alone decide what may be written.
     """
     paths: list[dict[str, Any]] = [{"path": TEMPORARY, "access": ["read", "write", "execute"]}]
     paths += [{"path": later, "access": ["read", "write"]}] if later else []
+    paths += [{"path": "/proc", "access": ["read"]}] if proc else []
     for view in views:
         access = ["read"]
         if view.writable:

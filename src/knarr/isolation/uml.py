@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from knarr.layer.elf import Elf, Finder
-
 PROGRAM = "linux.uml"
 VARIABLE = "KNARR_UML"
 _FOLDERS = ("/usr/local/bin", "/usr/bin")
@@ -96,32 +94,12 @@ def _asked(path: str) -> str:
 
 
 def _libraries(path: str) -> tuple[tuple[str, str], ...]:
-    """What the program's loader will open; found without running the loader. Without ld.so's cache where that does."""
-    from knarr.layer.elf import Finder  # cold: a small reader of ELF headers, 0.4 ms
+    from knarr.isolation.programs import libraries  # cold: a small reader of ELF headers, 0.4 ms
 
-    program = Finder({}).elf(path)
-    if program is None or not program.interpreter:
-        return ()
-    found = _needed(path, program, Finder({})) or _needed(path, program, Finder())
+    found = libraries(path)
     if found is None:
         raise Unsupported("isolation kernel", f"a library of {path} is missing", hint=_ADVICE)
-    return ((program.interpreter, program.interpreter), *found)
-
-
-def _needed(path: str, program: Elf, finder: Finder) -> tuple[tuple[str, str], ...] | None:
-    waiting = [(name, program, os.path.dirname(path)) for name in program.needed]
-    found: dict[str, str] = {}
-    while waiting:
-        name, user, origin = waiting.pop()
-        if name in found or name == os.path.basename(program.interpreter):
-            continue
-        place = finder.find(name, user, origin, [(program, os.path.dirname(path))])
-        library = finder.elf(place) if place else None
-        if library is None:
-            return None
-        found[name] = place
-        waiting += [(each, library, os.path.dirname(place)) for each in library.needed]
-    return tuple((place, place) for place in found.values())
+    return found
 
 
 def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[str]:
