@@ -3,7 +3,7 @@
  * No libc: nothing of the host is loaded or looked up after the start, whatever root the process is in by then
  * (CVE-2019-14271 and its kin), and a waiting container costs a few pages.
  */
-#include "init.h"
+#include "guest.h"
 
 ARCH_START;
 void knarr_main(void) __attribute__((noreturn, used));
@@ -218,15 +218,19 @@ static long read_plan(struct plan *plan)
     return 0;
 }
 
-/* A stranger who starts the program by hand has no control socket: say what it is. */
-static void demand_control_socket(void)
+static int has_control_socket(void)
 {
-    static const char words[] = "knarr-init is started by knarr, which hands it a plan\n";
     int type = 0;
     u32 size = sizeof type;
 
-    if (kcall(getsockopt, CONTROL, SOL_SOCKET_, SO_TYPE_, &type, &size) == 0 && type == SOCK_SEQPACKET_)
-        return;
+    return kcall(getsockopt, CONTROL, SOL_SOCKET_, SO_TYPE_, &type, &size) == 0 && type == SOCK_SEQPACKET_;
+}
+
+/* A stranger who starts the program by hand has no control socket: say what it is. */
+static void explain_oneself(void)
+{
+    static const char words[] = "knarr-init is started by knarr, which hands it a plan\n";
+
     kcall(write, 2, words, sizeof words - 1);
     die(1);
 }
@@ -266,15 +270,13 @@ static void settle_descriptors(u32 inherited)
         slots[each] = (int)(FIRST_SLOT + each) + 1;
 }
 
-void knarr_main(void)
+void carry_out(void)
 {
     struct plan plan = {.bytes = NULL};
     struct op op = {.kind = 0};
     const u8 *at;
     long got;
 
-    relocate();
-    demand_control_socket();
     kcall(prctl, PR_SET_NAME, "knarr-init"); /* not the number of the descriptor it was executed from */
     hold_stdio();
     reset_signals();
@@ -292,4 +294,15 @@ void knarr_main(void)
             fail(op.index, got);
     }
     die(0);
+}
+
+void knarr_main(void)
+{
+    relocate();
+    if (!has_control_socket()) {
+        if (kcall(getpid) == 1)
+            guest_main();
+        explain_oneself();
+    }
+    carry_out();
 }

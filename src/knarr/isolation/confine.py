@@ -47,13 +47,16 @@ TEMPORARY = "/tmp"
 class View(Record):
     """A file or directory of the host's that the program sees at ``inside``.
 
-    ``program``: it may be executed, or mapped to be. ``device``: it is a device, below /dev, that may be opened.
+    ``program``: it may be executed, or mapped to be. ``asked``: access(2) tells who may execute it, which on a noexec
+    mount is nobody: hostfs asks so before a guest executes a file. ``device``: it is a device, below /dev, that may be
+    opened.
     """
 
     source: str
     inside: str
     writable: bool = False
     program: bool = False
+    asked: bool = False
     device: bool = False
 
 
@@ -139,7 +142,7 @@ def _places(later: str) -> list[dict[str, Any]]:
 def _mount(view: View) -> dict[str, Any]:
     options = ["rbind", "rw" if view.writable or view.device else "rro", "rnosuid"]
     options += [] if view.device else ["rnodev"]
-    options += [] if view.program else ["rnoexec"]
+    options += [] if view.program or view.asked else ["rnoexec"]
     return {"destination": view.inside, "type": "bind", "source": view.source, "options": options}
 
 

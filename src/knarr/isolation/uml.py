@@ -319,7 +319,7 @@ def _shown(shares: Sequence[Share]) -> list[View]:
     for number, share in enumerate(shares):
         # A file alone, not the directory it lies in.
         name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
-        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable))
+        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable, asked=True))
     return views
 
 

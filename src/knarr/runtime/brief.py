@@ -25,6 +25,8 @@ def verbs(state: State) -> list[str]:
     allowed = ["state"]
     if not {"startContainer", "poststart"}.intersection(state.hooks):
         allowed.append("start")
+    if state.isolation is not None:  # some signals go through its monitor, and there is more to remove
+        return allowed
     if not state.shared_pids:
         allowed.append("kill")
     if "poststop" not in state.hooks and state.rdt is None and state.mounts is None and not _by_systemd(state):

@@ -58,6 +58,7 @@ class State(Record):
     shared_pids: bool = False  # it has no pid namespace of its own: its processes outlive its first
     cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
     rdt: Any = None  # what runtime/resctrl.py needs to remove its groups
+    isolation: Any = None  # {"kind": …} of a container in a guest, whose monitor ``pid`` is
     tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
     tail_index: int = 0  # number of the first of them
 
@@ -330,6 +331,10 @@ def remove(root_fd: int, fd: int, id: str) -> None:
                     from knarr.runtime.notify import remove_directory  # only as a service of systemd's
 
                     remove_directory(fd)
+                elif name == "work":
+                    from knarr.kernel.path import remove_tree  # only of a container in a guest
+
+                    remove_tree(fd, name)
                 else:
                     os.unlink(name, dir_fd=fd)
             os.rmdir(id, dir_fd=root_fd)

@@ -1,0 +1,498 @@
+"""Make a container in a guest: the same record, cgroups, hooks and verbs as on the host's kernel (hot).
+
+Two plans: one for the host, which puts the monitor into the container's cgroups, network and, for a root that is an
+overlay, a mount namespace of its own; and the container's, which knarr-init carries out inside the guest. The monitor
+passes the packets of the second one's control socket on, so that to everything here and in ``runtime`` the container's
+first process is the monitor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
+from errno import EEXIST
+
+from knarr.base import fastjson
+from knarr.base.errors import FileError, InitError, KernelError, KnarrError, Unsupported
+from knarr.base.ids import check_id
+from knarr.isolation import convert, frames, guest, kinds
+from knarr.isolation.kinds import Share
+from knarr.isolation.monitor import SETUP_FAILED
+from knarr.plan import ops
+from knarr.plan.cgroup import CgroupHost, CgroupPlan
+from knarr.plan.container import ContainerPlan, Options, own_id_alone, own_maps, plan_container
+from knarr.plan.device_bpf import device_program
+from knarr.plan.host import Host
+from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
+from knarr.plan.ops import NO_SLOT, Op
+from knarr.plan.root import Root, image_ops, root_ops
+from knarr.runtime import cgroup, record
+from knarr.runtime.create import Created, Stdio, compiled_seccomp, rootfs_path, undo
+from knarr.runtime.launch import Control, Launch, _memfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+SOCKET, WORK = "guest", "work"
+"""In the container's directory: the monitor's socket, and a directory of the guest's."""
+_ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
+_CONTROLLERS = ("cpu", "io", "memory", "pids")
+_MEMORY = 512 << 20
+"""Bytes of memory for a container that asks for no limit."""
+_HOST_OVERHEAD = 96 << 20
+"""Bytes the monitor and the guest's process take beside the guest's memory."""
+_HOST_PIDS = 64
+"""Processes and threads of the host's that a guest takes beside one for each of its own."""
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+
+
+def guest_host(controllers: tuple[str, ...] = _CONTROLLERS) -> Host:
+    """What a plan for the guest may count on."""
+    return Host(
+        euid=0,
+        egid=0,
+        arch=os.uname().machine,
+        kernel=(6, 1),
+        in_userns=False,
+        cgroup=CgroupHost("v2", unified="/sys/fs/cgroup", unified_own="/", controllers=controllers),
+        kcore=False,
+        capabilities=_ALL_CAPABILITIES,
+        bounding=_ALL_CAPABILITIES,
+    )
+
+
+class Relayed(Control):
+    """The control socket of a process in the guest, as the monitor passes it on. As ``Launch`` to its drivers.
+
+    ``pid`` and ``pidfd`` are the monitor's, or those of what stands for a further process.
+    """
+
+    __slots__ = ("_on_ready", "_on_sync", "_waits", "early", "pid", "pidfd", "synced")
+
+    def __init__(
+        self,
+        sock: socket,
+        pid: int,
+        pidfd: int,
+        *,
+        failed: Callable[[int, int, bytes], KnarrError],
+        on_sync: Callable[[int], bytes],
+        on_ready: Callable[[], None],
+    ) -> None:
+        super().__init__(sock, failed)
+        self.pid = pid
+        self.pidfd = pidfd
+        self.synced = 0
+        self._on_sync = on_sync
+        self._on_ready = on_ready
+
+    def handle(self, kind: int, value: int) -> None:
+        if kind == 1:  # PID: the guest's number, of no use here
+            return
+        if kind != 2:
+            super().handle(kind, value)
+        answer = self._on_sync(value)
+        self.synced = value
+        self.go(answer)
+
+    def ended(self) -> None:
+        if self.synced < ops.SYNC_READY:
+            raise InitError("", "set up the container in the guest", 0, why="its init ended without a word")
+        self._on_ready()
+
+    def kill(self, patience: float) -> None:
+        """End the monitor, and with it the guest. Raises KernelError when it does not end."""
+        self.close()
+        if self.pidfd >= 0:
+            kill_and_reap(self.pidfd, self.pid, patience)
+
+
+def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
+    """End a child. Raises KernelError when the kernel holds it."""
+    from errno import EBUSY
+
+    from knarr.kernel.process import ended, reap, signal_pid
+
+    if signal_pid(pidfd, 9):
+        if not ended(pidfd, patience):
+            raise KernelError("kill", f"process {pid}", EBUSY)
+        reap(pidfd, wait=False)
+
+
+class Isolated(Created):
+    """A container in a guest of its own; everything else is as with one on the host's kernel."""
+
+    __slots__ = ("_found", "_inside", "_kind", "_place", "_shares")
+
+    def __init__(
+        self,
+        id: str,
+        plan: ContainerPlan,
+        host: Host,
+        *,
+        kind: str,
+        inside: ContainerPlan,
+        shares: tuple[Share, ...],
+        found: dict[str, Any],
+        place: str,
+        **more: Any,
+    ) -> None:
+        super().__init__(id, plan, host, **more)
+        self._kind = kind
+        self._inside = inside
+        self._shares = shares
+        self._found = found
+        self._place = place
+
+    def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool, notify: str) -> None:
+        tail = next((n for n, op in enumerate(self._inside.ops) if op.kind == "wait_start"), -1)
+        if tail >= 0:
+            from knarr.runtime.launch import describe
+
+            self.state = self.state.replace(tail_index=tail, tail=[describe(op) for op in self._inside.ops[tail:]])
+        self.state = self.state.replace(isolation={"kind": self._kind})
+        super().prepare(stdio, raw, wait_start=wait_start, notify=notify)
+
+    def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:
+        """Start the monitor by the host's plan; from then on ``launch`` is the guest's control socket."""
+        if self.plan.cgroup is not None and not self.plan.cgroup.clone_into:
+            cgroup.create(self.plan.cgroup, devices=False)
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
+        listener = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+        made: list[int] = []
+        try:
+            listener.bind(f"/proc/self/fd/{self.fd}/{SOCKET}")
+            listener.listen(16)
+            os.mkdir(WORK, 0o700, dir_fd=self.fd)
+            made += [_memfd("knarr-setup", fastjson.dumps(self._setup(slots, stdio)), 8, 0o400)]
+            made += [_memfd("knarr-plan", self._inside.encode(), 8, 0o400)]
+            given = {"control": theirs.fileno(), "setup": made[0], "plan": made[1], "listener": listener.fileno()}
+            launch = Launch(
+                self.plan.encode(),
+                [{**slots, **given}[name] for name in self.plan.slots],
+                (stdio.stdin, stdio.stdout, stdio.stderr),
+                failed=self.failed,
+                on_pid=self.on_pid,
+                on_sync=self._host_sync,
+                on_answered=self.on_answered,
+                waits=False,
+                words=(self.id,),
+            )
+            self.launch = launch
+            launch.run(None, self.stop)
+            launch.close()
+            self.launch = Relayed(  # type: ignore[assignment]  # what its drivers use of a Launch
+                ours, launch.pid, launch.pidfd, failed=self._failed, on_sync=self._guest_sync, on_ready=self._ready
+            )
+            ours = None  # type: ignore[assignment]  # it is the Relayed's
+        finally:
+            theirs.close()
+            listener.close()
+            if ours is not None:
+                ours.close()
+            for fd in made:
+                os.close(fd)
+
+    def _host_sync(self, code: int) -> bytes:
+        """What the monitor's own start waits for. Its cgroup has device rules of the guest's, not of the host's."""
+        if code in (ops.SYNC_IDMAP, ops.SYNC_CGROUP):
+            return super(Created, self).on_sync(code)
+        return b""
+
+    def _guest_sync(self, code: int) -> bytes:
+        """What the container's init waits for: hooks, and that the record says it is ready."""
+        if code in (ops.SYNC_HOOKS, ops.SYNC_READY):
+            return self.on_sync(code)
+        return b""
+
+    def _ready(self) -> None:
+        pass
+
+    def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+        if index == SETUP_FAILED:
+            facts = fastjson.loads(detail, "the monitor's error", limit=1 << 16)
+            return InitError(facts["pointer"], facts["doing"] or "boot the guest", number, why=facts["why"], hint=facts["hint"])
+        own, self.plan = self.plan, self._inside
+        try:
+            return self.failed(index, number, detail)
+        finally:
+            self.plan = own
+
+    def _setup(self, slots: dict[str, int], stdio: Stdio) -> dict[str, Any]:
+        process = self.config["process"]
+        size = process.get("consoleSize") or {}
+        places = {"console": (frames.SLOT_CONSOLE, 0, ""), "start": (frames.SLOT_START, 0, "")}
+        groups = self._inside.cgroup
+        if groups is not None:
+            places["cgroup"] = (frames.SLOT_DIRECTORY, 0, f"/sys/fs/cgroup{groups.directories[0].path}")
+        memory, cpus = resources(self.config)
+        return {
+            "settings": {
+                "id": self.id,
+                "kind": self._kind,
+                "memory": memory + kinds.overhead(self._kind),
+                "cpus": cpus,
+                "shares": [list(share) for share in self._shares],
+                "work": f"{self._place}/{WORK}",
+                "initramfs": f"{self._place}/initramfs",
+                "found": self._found,
+            },
+            "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],
+            "controllers": [],
+            "slots": [places[name] for name in self._inside.slots],
+            "terminal": bool(process.get("terminal")),
+            "size": [size.get("height", 0), size.get("width", 0)],
+            "start": "start" in slots,
+            "console": stdio.console >= 0,
+        }
+
+
+def resources(config: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of memory and number of processors that config.json gives the container."""
+    limits = (config.get("linux") or {}).get("resources") or {}
+    memory = (limits.get("memory") or {}).get("limit") or 0
+    cpu = limits.get("cpu") or {}
+    quota, period = cpu.get("quota") or 0, cpu.get("period") or 100000
+    return (memory if memory > 0 else _MEMORY), (max(1, -(-quota // period)) if quota > 0 else 1)
+
+
+def step(request: tuple[int, int, bytes], doing: str, pointer: str = "", fine: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A request for the monitor's set-up; ``fine`` are errors that do not matter."""
+    kind, value, payload = request
+    return {
+        "kind": kind,
+        "value": value,
+        "payload": payload.hex(),
+        "doing": doing,
+        "pointer": pointer,
+        "fine": list(fine),
+    }
+
+
+def root_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
+    """Mount the shares, and the root: an overlay of the first share and the guest's memory.
+
+    The files of the image stay as they are, owned by whom the host shows; what is written gets the right owner, which
+    a file system of the host's would not give it.
+    """
+    steps = []
+    for number, share in enumerate(shares):
+        place = convert.share_place(number)
+        how = kinds.mounted(kind, share)
+        flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY)
+        steps.append(step(guest.mkdir(place), f"make {place}"))
+        steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
+    layer = "/run/layer"
+    steps += [
+        step(guest.mkdir(layer), f"make {layer}"),
+        step(guest.mount("tmpfs", layer, "tmpfs", 0, "mode=700"), "mount a tmpfs"),
+        step(guest.mkdir(f"{layer}/upper"), "make the upper layer"),
+        step(guest.mkdir(f"{layer}/work", 0o700), "make the work directory"),
+        step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}"),
+    ]
+    data = f"lowerdir={convert.share_place(0)},upperdir={layer}/upper,workdir={layer}/work"
+    return [*steps, step(guest.mount("overlay", convert.ROOT, "overlay", 0, data), "mount the root", "/root")]
+
+
+def cgroup_steps(groups: CgroupPlan | None) -> list[dict[str, Any]]:
+    """Make the container's group in the guest and write its limits."""
+    if groups is None:
+        return []
+    where = groups.directories[0]
+    path, steps = "/sys/fs/cgroup", []
+    for part in where.path.strip("/").split("/"):
+        for name in where.controllers:
+            steps.append(step(guest.write(f"{path}/cgroup.subtree_control", f"+{name}"), f"give on {name}", "/linux/resources"))
+        path += f"/{part}"
+        steps.append(step(guest.mkdir(path), f"make {path}", "/linux/cgroupsPath", (EEXIST,)))
+    for limit in groups.writes:
+        file, value = limit.choices[0]
+        fine = (2,) if limit.optional else ()  # ENOENT
+        steps.append(step(guest.write(f"{path}/{file}", value), f"write {value!r} to {file}", limit.pointer, fine))
+    program = device_program(groups.device_rules)
+    if program is not None:
+        request = (frames.DEVICES, 0, frames.texts(path) + program)
+        steps.append(step(request, "attach the device rules", "/linux/resources/devices"))
+    return steps
+
+
+def host_config(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """config.json for the monitor's cgroup on the host: the same limits with room for what the guest itself takes."""
+    linux = dict(config.get("linux") or {})
+    limits = dict(linux.get("resources") or {})
+    limits.pop("devices", None)
+    memory, _ = resources(config)
+    asked = dict(limits.get("memory") or {})
+    if (asked.get("limit") or 0) > 0:
+        asked["limit"] = memory + kinds.overhead(kind) + _HOST_OVERHEAD
+        if (asked.get("swap") or 0) > 0:
+            asked["swap"] = asked["limit"] + max(0, asked["swap"] - memory)
+        limits["memory"] = asked
+    pids = dict(limits.get("pids") or {})
+    if (pids.get("limit") or 0) > 0:
+        limits["pids"] = {"limit": pids["limit"] + _HOST_PIDS}
+    limits.pop("unified", None)
+    linux["resources"] = limits
+    return {**config, "linux": linux}
+
+
+def host_plan(
+    config: dict[str, Any], host: Host, root: Root, groups: CgroupPlan | None, *, wait_start: bool, console: bool
+) -> ContainerPlan:
+    """How the monitor starts: in the container's cgroup, its network, and a mount namespace where a root is mounted.
+
+    An ordinary user's is in the container's user namespace too, if there is one, and shows its ids to the guest.
+    """
+    linux = config.get("linux") or {}
+    spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
+    mapped = "user" in spaces.new and host.euid != 0
+    names = ["control", "setup", "plan", "listener"]
+    names += (["start"] if wait_start else []) + (["console"] if console else [])
+    handed = list(names)
+    if groups is not None and groups.clone_into:
+        handed.append("cgroup")
+    slot = len(handed)
+    image_slot, root_slot = slot, slot + 1
+    slot += 2
+    plan = image_ops(root, image_slot)
+    for kind, path, pointer in spaces.joins:
+        if kind == "network":
+            plan += [
+                Op("open_ns", (slot, CLONE_FLAG[kind]), (path,), pointer),
+                Op("setns", (slot, CLONE_FLAG[kind]), (), pointer),
+            ]
+    able = mapped or host.privileged or host.euid == 0
+    flags = CLONE_FLAG["user"] if mapped else 0
+    if able:
+        flags |= CLONE_FLAG["mount"]
+        if "network" in spaces.new:
+            flags |= CLONE_FLAG["network"]
+    elif root.kind != "bind":
+        raise Unsupported("a root made of layers", "it takes a user namespace", pointer="/linux/namespaces")
+    plan.append(Op("clone", (flags, handed.index("cgroup") if "cgroup" in handed else NO_SLOT), (), "/linux/namespaces"))
+    plan.append(Op("pdeathsig", (9,)))
+    if mapped:
+        plan += [Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"), Op("become_root", (0,)), Op("pdeathsig", (9,))]
+    plan.append(Op("setsid"))
+    if able:
+        plan += root_ops(root, root_slot, {}, image_slot=image_slot, own_mounts=True, label=None)
+        plan.append(Op("close", (root_slot,)))
+        if "network" in spaces.new:
+            plan.append(Op("loopback"))
+    plan += [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"), Op("sync", (ops.SYNC_READY,))]
+    plan.append(Op("pdeathsig", (0,)))
+    plan += [Op("keep_fd", (handed.index(name), 3 + number)) for number, name in enumerate(names)]
+    words = monitor_command()
+    plan += [Op("host_program", (), (words[0],)), Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8"))]
+    uid_map, gid_map = own_maps(linux) if mapped else ((), ())
+    return ContainerPlan(
+        tuple(plan),
+        tuple(handed),
+        uid_map,
+        gid_map,
+        mapped and own_id_alone(gid_map, host.egid),
+        (),
+        groups,
+        tuple(
+            (kind, n, hook)
+            for kind in ("prestart", "createRuntime")
+            for n, hook in enumerate((config.get("hooks") or {}).get(kind) or ())
+        ),
+    )
+
+
+def monitor_command() -> list[str]:
+    """The command line of the monitor: this very Python, isolated from its user's settings."""
+    place = __file__.removesuffix("/knarr/isolation/create.py")
+    code = f"import sys; sys.path.append({place!r}); from knarr.isolation.monitor import main; main()"
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", code]
+
+
+def begin(
+    kind: str,
+    state_root: str,
+    id: str,
+    bundle: str,
+    config: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    root: Root | None = None,
+    wait_start: bool = True,
+    host: Host | None = None,
+    raw: bytes | None = None,
+    rootless: bool | None = None,
+    stop: int = -1,
+) -> Isolated:
+    """As ``runtime.create.begin``, in a guest of this kind. Raises also Unsupported for what the kind cannot honour."""
+    check_id(id)
+    stdio = io or Stdio()
+    from knarr.runtime.probe import probe_for
+
+    host = probe_for(config, host)
+    convert.demand(config, kind, preserved=len(stdio.preserve))
+    wishes = options or Options()
+    mapped = host.euid != 0 and any(each["type"] == "user" for each in (config.get("linux") or {}).get("namespaces") or ())
+    root = root or Root("bind", rootfs_path(config, bundle))
+    if root.apart:
+        raise Unsupported("isolation with other ids than the host's", "the guest would not see them", pointer="/linux/uidMappings")
+    inside = convert.guestly(config, bundle, _looked_at(config, bundle), mapped=mapped)
+    shares = (Share(root.path, "0"), *inside.shares)
+    found = kinds.find(kind, config)
+    guests = guest_host()
+    guest_groups = cgroup.plan(inside.config, guests, id)
+    inner = plan_container(
+        inside.config,
+        guests,
+        id=id,
+        bundle=bundle,
+        options=Options(terminal_slot=bool(config["process"].get("terminal")), wait_start=wait_start),
+        root=Root("bind", convert.ROOT),
+        seccomp=compiled_seccomp(inside.config, guests, state_root),
+        cgroup=guest_groups,
+    )
+    limited = host_config(config, kind)
+    groups = cgroup.plan(limited, host, id, rootless=rootless, manager=wishes.cgroup_manager)
+    plan = host_plan(config, host, root, groups, wait_start=wait_start, console=stdio.console >= 0)
+    root_fd = record.open_root(state_root, make=True)
+    try:
+        made = Isolated(
+            id,
+            plan,
+            host,
+            kind=kind,
+            inside=inner,
+            shares=shares,
+            found=found,
+            place=f"{os.path.abspath(state_root)}/{id}",
+            bundle=bundle,
+            config=config,
+            root_fd=root_fd,
+            stop=stop,
+        )
+    except BaseException:
+        os.close(root_fd)
+        raise
+    try:
+        made.prepare(stdio, raw, wait_start=wait_start, notify="")
+    except BaseException as error:
+        undo(made, error)
+        raise
+    return made
+
+
+def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:
+    """Whether each source of a bind mount is a directory; one that is missing is made, as engines expect. FileError."""
+    found = {}
+    for source in convert.sources(config, bundle):
+        try:
+            found[source] = os.path.isdir(source)
+            os.stat(source)
+        except OSError as error:
+            raise FileError("bind", source, error.errno or 0) from None
+    return found
+
+

@@ -1,0 +1,65 @@
+"""The kind ``kernel`` as kinds.py wants it: a guest under user-mode Linux (cold)."""
+
+from __future__ import annotations
+
+import os
+
+from knarr.base.files import read_file
+from knarr.isolation import uml
+from knarr.isolation.initramfs import initramfs
+from knarr.isolation.kinds import Booting, Mounted, Settings, Share
+from knarr.runtime.launch import init_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+OVERHEAD = 64 << 20
+"""Its kernel's own data, page tables and the pages of a root's overlay."""
+_WINDOW = 3584
+"""Less than the 4,096 bytes of a terminal's buffer: a line that had to be held up is not heard of again
+(arch/um/drivers/line.c: line_throttle takes its descriptor off the list of those waited for; Linux 6.1)."""
+
+
+def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
+    """The user-mode Linux of this machine and its module for overlays. Raises Unsupported, FileError."""
+    kernel = uml.find(os.environ)
+    return {
+        "path": kernel.path,
+        "release": kernel.release,
+        "libraries": [list(each) for each in kernel.libraries],
+        "modules": uml.modules(kernel.release, ["overlay"]),
+    }
+
+
+def mounted(share: Share) -> Mounted:
+    """A directory below what its hostfs begins at."""
+    return Mounted("none", "hostfs", f"/{share.name.partition('/')[0]}")
+
+
+def boot(settings: Settings) -> Booting:
+    """Begin a guest. Raises as ``uml.launch``."""
+    found = settings.found
+    modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
+    archive = initramfs(read_file(init_path(), 16 << 20), modules)
+    with open(settings.initramfs, "wb", opener=_private) as file:
+        file.write(archive)
+    kernel = uml.Kernel(found["path"], found["release"], tuple((inside, file) for inside, file in found["libraries"]))
+    launched = uml.launch(
+        kernel,
+        uml.Settings(
+            id=settings.id,
+            work=settings.work,
+            initramfs=settings.initramfs,
+            memory=settings.memory,
+            shares=tuple(uml.Share(each.source, each.name, each.writable) for each in settings.shares),
+        ),
+    )
+    launched.channel.setblocking(False)
+    return Booting(
+        launched.process.pidfd, launched.channel.fileno(), launched.messages, launched.end, window=_WINDOW
+    )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,386 @@
+"""The process that stands on the host for a container in a guest (hot).
+
+It boots the guest, has the container made in it, copies its streams, passes signals on and ends with its exit code;
+when it is killed, the guest ends too. All that is known about the container was decided by whoever created it: this
+program gets a list of requests and a plan, and knows neither config.json nor paths of the state.
+
+Descriptors: 0, 1, 2 the container's; 3 the control socket of its creator; 4 and 5 memfds with the set-up (JSON) and the
+plan; then, as the set-up says, a listening socket for further requests, the one of ``start``, that of the console.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
+from errno import EAGAIN, EINTR
+from fcntl import ioctl
+from select import POLLIN, poll
+from struct import iter_unpack, pack, unpack
+from time import monotonic
+
+from knarr.base import fastjson
+from knarr.base.errors import InitError, KnarrError
+from knarr.isolation import frames
+from knarr.isolation.guest import Guest
+from knarr.isolation.kinds import Booting, Settings, Share, boot
+from knarr.isolation.relay import Relay
+from knarr.kernel.process import ended
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.isolation.relay import Watched
+
+CONTROL, SETUP, PLAN, FIRST_OF_MORE = 3, 4, 5, 6
+SETUP_FAILED = 0xFFFFFFFE
+"""Number of the operation in an ERROR that is the monitor's own; its detail is JSON: pointer, doing, why."""
+_DRAIN = 5.0
+"""Seconds that output may still come from the guest after the container's first process ended."""
+_LINGER = 0.3
+"""Seconds that output of a further process may come after its end, when others still hold its streams."""
+_END = 3.0
+"""Seconds the guest may take to write out its files and end."""
+_LIMIT = 32 << 20
+_MESSAGE = 256 << 10
+_TIOCGWINSZ, _TIOCSCTTY = 0x5413, 0x540E
+_NOT_PASSED = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGPIPE)
+
+
+def main() -> None:
+    """Be the monitor; never returns."""
+    code = 125
+    control = socket(fileno=CONTROL)
+    try:
+        setup = fastjson.loads(_content(SETUP), "set-up", limit=_LIMIT)
+        code = Monitor(setup, control).run()
+    except KnarrError as error:
+        _report(control, error)
+    except BaseException as error:  # noqa: BLE001  # whatever it is, the creator shall hear of it
+        _report(control, InitError("", "stand for the container", 0, why=repr(error)))
+    os._exit(code)
+
+
+def _report(control: socket, error: KnarrError) -> None:
+    """Tell the creator, if it is still there, and whoever finds the record."""
+    facts = {
+        "pointer": getattr(error, "pointer", ""),
+        "doing": getattr(error, "doing", ""),
+        "why": getattr(error, "why", "") or error.sentence(),
+        "hint": error.hint,
+    }
+    detail = fastjson.dumps(facts)[:8000]
+    try:
+        control.send(pack("<IIiI", 3, SETUP_FAILED, getattr(error, "number", 0) or 0, len(detail)) + detail)
+    except OSError:
+        pass
+
+
+def _content(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, size, 0)
+    os.close(fd)
+    return data
+
+
+class Monitor:
+    """One guest with its container."""
+
+    def __init__(self, setup: dict[str, Any], control: socket) -> None:
+        self._setup = setup
+        more = iter(range(FIRST_OF_MORE, FIRST_OF_MORE + 3))
+        self._listener = socket(fileno=next(more))
+        self._start = socket(fileno=next(more)) if setup["start"] else None
+        self._console = socket(fileno=next(more)) if setup["console"] else None
+        for each in (control, self._listener, self._start, self._console):
+            if each is not None:
+                os.set_inheritable(each.fileno(), False)
+        self._listener.setblocking(False)
+        self._control = control
+        self._first: Relay
+        self._guests_of: dict[socket, Relay | None] = {}
+        self._lingering: list[Relay] = []  # nobody waits for their process any more
+        self._booting: Booting
+        self._guest: Guest
+        self._signals, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in signal.valid_signals():
+            if number not in _NOT_PASSED:
+                signal.signal(number, _noted)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGWINCH, _noted)
+
+    def run(self) -> int:
+        """Boot, set up, stay until the container ended; its exit code. Raises KnarrError."""
+        settings = self._setup["settings"]
+        settings["shares"] = tuple(Share(*share) for share in settings["shares"])
+        self._booting = boot(Settings(**settings))
+        try:
+            self._guest = Guest(self._booting.channel, self._booting.window)
+            try:
+                self._boot()
+                self._spawn_first()
+                self._loop()
+            except KnarrError as error:
+                error.hint = error.hint or self._last_words()
+                raise
+            self._power_off()
+            return self._first.code
+        finally:
+            self._booting.end()
+
+    def _last_words(self) -> str:
+        lines = self._booting.messages().strip().splitlines()
+        return "its kernel said: " + " / ".join(line.strip() for line in lines[-6:]) if lines else ""
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        self._guest.wait(lambda: bool(self._guest.release), monotonic() + self._booting.patience)
+        lacking = [name for name in self._setup["controllers"] if name not in self._guest.controllers]
+        if lacking:
+            raise InitError("/linux/resources", "limit in the guest", 0, why=f"its kernel lacks {', '.join(lacking)}")
+        failed: list[InitError] = []
+        left = 0
+
+        def answered(step: dict[str, Any]) -> Any:
+            def check(error: int, _: bytes) -> None:
+                nonlocal left
+                left -= 1
+                if error and error not in step["fine"]:
+                    failed.append(InitError(step["pointer"], step["doing"], error))
+
+            return check
+
+        # All at once: the guest answers in order, and a step after one that failed does no harm.
+        for step in self._setup["steps"]:
+            left += 1
+            self._guest.request(step["kind"], step["value"], bytes.fromhex(step["payload"]), answered(step))
+        self._guest.wait(lambda: left == 0, monotonic() + self._booting.patience)
+        if failed:
+            raise failed[0]
+
+    def _spawn_first(self) -> None:
+        setup = self._setup
+        streams = (0, 1, 2)
+        if self._console is not None:
+            terminal = _terminal(self._console, setup["size"])
+            self._console.close()
+            streams = (terminal, terminal, -1)
+        self._first = Relay(self._guest, streams, self._control, terminal=setup["terminal"])
+        plan = _content(PLAN)
+        self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
+
+    def _spawn(self, relay: Relay, plan: bytes, slots: list[list[Any]], *, stdin: bool) -> None:
+        errors: list[int] = []
+        encoded = b"".join(frames.slot(kind, number, path) for kind, number, path in slots)
+        work = self._guest.spawn(plan, encoded, terminal=relay.terminal, stdin=stdin, done=errors.append)
+        relay.attend(work)
+        self._guest.wait(lambda: bool(errors), monotonic() + 10.0)
+        if errors[0]:
+            raise InitError("", "start a process in the guest", errors[0])
+
+    # -- staying -------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        first, drained = self._first, None
+        while True:
+            if first.work.status is not None:
+                drained = drained or monotonic() + _DRAIN
+                if first.flushed and (not first.work.open or monotonic() > drained):
+                    return
+            watched = self._watched()
+            poller = poll()  # anew each time: they are few, and change all the time
+            events: dict[int, int] = {}
+            for fd, wanted, _ in watched:
+                events[fd] = events.get(fd, 0) | wanted
+            for fd, wanted in events.items():
+                poller.register(fd, wanted)
+            waits = drained is not None or any(each and each.work.status is not None for each in self._guests_of.values())
+            ready = dict(poller.poll(100 if waits else None))
+            for fd, wanted, handle in watched:
+                got = ready.get(fd, 0)
+                if got & (wanted | 0x18):  # POLLERR, POLLHUP
+                    handle(got)
+
+    def _watched(self) -> list[Watched]:
+        watched: list[Watched] = [
+            (self._guest.fileno(), self._guest.events(), self._frames),
+            (self._listener.fileno(), POLLIN, self._accept),
+            (self._signals, POLLIN, self._pass_on),
+        ]
+        if self._start is not None:
+            watched.append((self._start.fileno(), POLLIN, self._started))
+        watched += self._first.watch()
+        for relay in list(self._lingering):
+            watched += relay.watch()
+            if relay.flushed and (not relay.work.open or relay.work.status is None):
+                relay.close()
+                self._lingering.remove(relay)
+        for connection, relay in list(self._guests_of.items()):
+            if relay is not None:
+                watched += relay.watch()
+                self._tell_end(connection, relay)
+        watched += [
+            (connection.fileno(), POLLIN, lambda _, which=connection: self._asked(which))
+            for connection in self._guests_of
+        ]
+        return watched
+
+    def _frames(self, _: int) -> None:
+        self._guest.flush()
+        self._guest.receive()
+
+    def _pass_on(self, _: int) -> None:
+        for number in os.read(self._signals, 512):
+            if number == signal.SIGWINCH:
+                if self._first.terminal:
+                    rows, columns = _window(self._first)
+                    self._first.resize(rows, columns)
+            else:
+                self._guest.send(frames.SIGNAL, self._first.work.id, number)
+
+    def _started(self, _: int) -> None:
+        """``start`` has connected: from here on it hears and says what the creator did."""
+        if self._start is not None:
+            connection = _accept(self._start)
+            if connection is not None:
+                self._start.close()
+                self._start = None
+                self._first.connect(connection)
+
+    # -- further requests ----------------------------------------------------------------------------------------------
+
+    def _accept(self, _: int) -> None:
+        connection = _accept(self._listener)
+        if connection is not None:
+            connection.setblocking(False)
+            self._guests_of[connection] = None
+
+    def _asked(self, connection: socket) -> None:
+        try:
+            data, rights, _, _ = connection.recvmsg(_MESSAGE, CMSG_SPACE(8 * 4), MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            if error.errno in (EAGAIN, EINTR):
+                return
+            data, rights = b"", []
+        given = [
+            fd
+            for level, kind, part in rights
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
+            for (fd,) in iter_unpack("i", part)
+        ]
+        if not data:
+            self._forget(connection)
+            return
+        message = fastjson.loads(data, "a request", limit=_MESSAGE)
+        do, relay = message["do"], self._guests_of[connection]
+        if do == "call":
+            self._call(connection, message["requests"])
+        elif do == "spawn" and relay is None and len(given) == 5:
+            self._exec(connection, message, given)
+        elif do == "signal":
+            self._guest.send(frames.SIGNAL, (relay or self._first).work.id, message["number"])
+        elif do == "resize" and relay is not None:
+            relay.resize(message["rows"], message["columns"])
+
+    def _call(self, connection: socket, requests: list[list[Any]]) -> None:
+        """Requests to the guest; each answer is a packet: the errno and bytes."""
+
+        def answer(error: int, data: bytes) -> None:
+            try:
+                connection.send(pack("<I", error) + data)
+            except OSError:
+                pass  # it does not wait any more
+
+        for kind, value, payload in requests:
+            self._guest.request(kind, value, bytes.fromhex(payload), answer)
+
+    def _exec(self, connection: socket, message: dict[str, Any], given: list[int]) -> None:
+        plan, control, *streams = given
+        owned = socket(fileno=control)
+        relay = Relay(self._guest, (streams[0], streams[1], streams[2]), owned, terminal=message["terminal"])
+        try:
+            self._spawn(relay, _content(plan), message["slots"], stdin=_has_input(streams[0]))
+        except InitError as error:
+            _report(owned, error)
+            relay.close()
+            self._forget(connection)
+            return
+        self._guests_of[connection] = relay
+
+    def _tell_end(self, connection: socket, relay: Relay) -> None:
+        """A further process has ended: tell, once all it said was passed on; what it left behind may say more."""
+        if relay.work.status is None or not relay.flushed:
+            return
+        if relay.work.open and monotonic() < relay.ended + _LINGER:
+            return
+        try:
+            connection.send(fastjson.dumps({"exit": relay.code}))
+        except OSError:
+            pass
+        self._guests_of[connection] = None
+        self._lingering.append(relay)
+
+    def _forget(self, connection: socket) -> None:
+        """Whoever stood for a further process is gone: so is the process."""
+        relay = self._guests_of.pop(connection, None)
+        connection.close()
+        if relay is not None:
+            self._guest.send(frames.SIGNAL, relay.work.id, 9)
+            self._lingering.append(relay)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _power_off(self) -> None:
+        """Have the guest write out its files and end; what it does not do in time is not waited for."""
+        deadline = monotonic() + _END
+        try:
+            self._guest.send(frames.END)
+            while not ended(self._booting.pidfd, 0.001) and monotonic() < deadline:
+                self._guest.flush()
+                self._guest.receive()
+        except KnarrError:
+            ended(self._booting.pidfd, max(deadline - monotonic(), 0.0))
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The wakeup descriptor tells which it was."""
+
+
+def _accept(listener: socket) -> socket | None:
+    try:
+        fd, _ = listener._accept()  # noqa: SLF001  # what socket.accept calls; the socket module itself is not hot
+    except OSError:
+        return None
+    return socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+
+
+def _has_input(fd: int) -> bool:
+    """Whether there is anything to read: not of the null device."""
+    facts = os.fstat(fd)
+    return facts.st_rdev != os.makedev(1, 3)
+
+
+def _terminal(console: socket, size: list[int]) -> int:
+    """Make a terminal, send its master to whoever asked for it; the other end, raw and controlling us."""
+    from knarr.kernel import tty  # cold: only for a terminal
+
+    master, other = os.openpty()
+    try:
+        tty.make_raw(other)
+        if any(size):
+            tty.resize(master, pack("HHHH", size[0], size[1], 0, 0))
+        ioctl(other, _TIOCSCTTY, 0)
+        console.sendmsg([b"/dev/ptmx"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", master))])
+    except OSError as error:
+        raise InitError("/process/terminal", "make a terminal", error.errno or 0) from None
+    finally:
+        os.close(master)
+    return other
+
+
+def _window(relay: Relay) -> tuple[int, int]:
+    rows, columns, _, _ = unpack("HHHH", ioctl(relay.terminal_fd, _TIOCGWINSZ, bytes(8)))
+    return rows, columns
