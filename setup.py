@@ -119,10 +119,12 @@ class InstallScripts(install_scripts):
     """Compile the launcher where other packages copy a script."""
 
     def run(self) -> None:
-        """Build bin/knarr-runtime."""
-        program = Path(self.install_dir, "knarr-runtime")
-        compile_static(sorted(LAUNCHER.parent.glob("*.c")), program)
-        self.outfiles = [str(program)]
+        """Build bin/knarr-runtime, and the same under the names of its kinds of isolation."""
+        programs = [Path(self.install_dir, f"knarr-runtime{kind}") for kind in ("", "-kernel", "-vm")]
+        compile_static(sorted(LAUNCHER.parent.glob("*.c")), programs[0])
+        for program in programs[1:]:  # engines choose the kind of isolation by the name
+            shutil.copy(programs[0], program)
+        self.outfiles = list(map(str, programs))
 
 
 class PlatformWheel(bdist_wheel):

@@ -30,13 +30,14 @@ __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16,
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
 #endif
 
-/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0, argv[3] 1 + a socket or 0 (verbs.c); the first candidate that has the package is appended, not
+/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0, argv[3] 1 + a socket or 0 (verbs.c), argv[4] the name it was called by; the first candidate that has the package is appended, not
  * prepended, to sys.path: what sits beside knarr must not stand in for the standard library. */
 static const char FIND_AND_LAUNCH[] =
     "import sys,posix\n"
     "b=sys.argv.pop(1)\n"
     "c=int(sys.argv.pop(1))\n"
     "s=int(sys.argv.pop(1))-1\n"
+    "sys.argv[0]=sys.argv.pop(1)\n"
     "v='/python%d.%d/'%sys.version_info[:2]\n"
     "for p in(b+'/lib'+v+'site-packages',b+'/lib64'+v+'site-packages',b+'/lib'+v+'dist-packages',"
     "b+'/lib/python3/dist-packages',b):\n"
@@ -197,7 +198,7 @@ void launch(word *stack)
     char *python = interpreter_of(beside);
 
     /* There is room: the kernel holds all arguments to a quarter of the stack's limit. */
-    char **arguments = __builtin_alloca((argc + 11) * sizeof *arguments);
+    char **arguments = __builtin_alloca((argc + 12) * sizeof *arguments);
     word n = 0;
     arguments[n++] = 0; /* argv[0], set below */
     arguments[n++] = "-I";
@@ -209,6 +210,7 @@ void launch(word *stack)
     arguments[n++] = prefix;
     arguments[n++] = decimal(numbers[0], wake_kernel(argv + 1));
     arguments[n++] = decimal(numbers[1], connection + 1);
+    arguments[n++] = argc > 0 ? argv[0] : ""; /* knarr-runtime-kernel asks for that kind of isolation */
     for (word i = 1; i < argc; i++)
         arguments[n++] = argv[i];
     arguments[n] = 0;

@@ -29,7 +29,7 @@ from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.root import Root, image_ops, root_ops
 from knarr.runtime import cgroup, record
 from knarr.runtime.create import Created, Stdio, compiled_seccomp, rootfs_path, undo
-from knarr.runtime.launch import Control, Launch, _memfd
+from knarr.runtime.launch import Control, Launch, memfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,14 @@ class Relayed(Control):
             kill_and_reap(self.pidfd, self.pid, patience)
 
 
+def monitor_error(index: int, number: int, detail: bytes) -> KnarrError | None:
+    """What an ERROR of the monitor's own says; None for one of the init's."""
+    if index != SETUP_FAILED:
+        return None
+    facts = fastjson.loads(detail, "the monitor's error", limit=1 << 16)
+    return InitError(facts["pointer"], facts["doing"] or "boot the guest", number, why=facts["why"], hint=facts["hint"])
+
+
 def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
     """End a child. Raises KernelError when the kernel holds it."""
     from errno import EBUSY
@@ -125,7 +133,7 @@ def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
 class Isolated(Created):
     """A container in a guest of its own; everything else is as with one on the host's kernel."""
 
-    __slots__ = ("_found", "_inside", "_kind", "_place", "_shares")
+    __slots__ = ("_found", "_inside", "_kind", "_mapped", "_place", "_shares")
 
     def __init__(
         self,
@@ -137,6 +145,7 @@ class Isolated(Created):
         inside: ContainerPlan,
         shares: tuple[Share, ...],
         found: dict[str, Any],
+        mapped: bool,
         place: str,
         **more: Any,
     ) -> None:
@@ -145,6 +154,7 @@ class Isolated(Created):
         self._inside = inside
         self._shares = shares
         self._found = found
+        self._mapped = mapped
         self._place = place
 
     def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool, notify: str) -> None:
@@ -153,7 +163,7 @@ class Isolated(Created):
             from knarr.runtime.launch import describe
 
             self.state = self.state.replace(tail_index=tail, tail=[describe(op) for op in self._inside.ops[tail:]])
-        self.state = self.state.replace(isolation={"kind": self._kind})
+        self.state = self.state.replace(isolation={"kind": self._kind, "mapped": self._mapped})
         super().prepare(stdio, raw, wait_start=wait_start, notify=notify)
 
     def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:
@@ -167,8 +177,8 @@ class Isolated(Created):
             listener.bind(f"/proc/self/fd/{self.fd}/{SOCKET}")
             listener.listen(16)
             os.mkdir(WORK, 0o700, dir_fd=self.fd)
-            made += [_memfd("knarr-setup", fastjson.dumps(self._setup(slots, stdio)), 8, 0o400)]
-            made += [_memfd("knarr-plan", self._inside.encode(), 8, 0o400)]
+            made += [memfd("knarr-setup", fastjson.dumps(self._setup(slots, stdio)))]
+            made += [memfd("knarr-plan", self._inside.encode())]
             given = {"control": theirs.fileno(), "setup": made[0], "plan": made[1], "listener": listener.fileno()}
             launch = Launch(
                 self.plan.encode(),
@@ -212,9 +222,9 @@ class Isolated(Created):
         pass
 
     def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
-        if index == SETUP_FAILED:
-            facts = fastjson.loads(detail, "the monitor's error", limit=1 << 16)
-            return InitError(facts["pointer"], facts["doing"] or "boot the guest", number, why=facts["why"], hint=facts["hint"])
+        told = monitor_error(index, number, detail)
+        if told is not None:
+            return told
         own, self.plan = self.plan, self._inside
         try:
             return self.failed(index, number, detail)
@@ -467,6 +477,7 @@ def begin(
             inside=inner,
             shares=shares,
             found=found,
+            mapped=mapped,
             place=f"{os.path.abspath(state_root)}/{id}",
             bundle=bundle,
             config=config,
@@ -496,3 +507,24 @@ def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:
     return found
 
 
+def create(kind: str, *where: Any, deadline: float | None = None, **more: Any) -> Isolated:
+    """``begin()`` and block until the container is set up, as ``runtime.create.create``."""
+    created = begin(kind, *where, **more)
+    try:
+        created.drive(deadline)
+        created.finish()
+    except BaseException as error:
+        undo(created, error)
+        raise
+    return created
+
+
+def run(kind: str, *where: Any, **more: Any) -> Isolated:
+    """``create()`` without waiting for a start, as ``runtime.create.run``."""
+    created = create(kind, *where, wait_start=False, **more)
+    try:
+        created.poststart()
+    except BaseException as error:
+        undo(created, error)
+        raise
+    return created

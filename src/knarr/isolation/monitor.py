@@ -16,7 +16,7 @@ from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQP
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
 from select import POLLIN, poll
-from struct import iter_unpack, pack, unpack
+from struct import iter_unpack, pack
 from time import monotonic
 
 from knarr.base import fastjson
@@ -25,6 +25,7 @@ from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
 from knarr.isolation.relay import Relay
+from knarr.isolation.stand_in import catch_signals, window
 from knarr.kernel.process import ended
 
 TYPE_CHECKING = False
@@ -44,8 +45,7 @@ _END = 3.0
 """Seconds the guest may take to write out its files and end."""
 _LIMIT = 32 << 20
 _MESSAGE = 256 << 10
-_TIOCGWINSZ, _TIOCSCTTY = 0x5413, 0x540E
-_NOT_PASSED = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGPIPE)
+_TIOCSCTTY = 0x540E
 
 
 def main() -> None:
@@ -103,13 +103,7 @@ class Monitor:
         self._lingering: list[Relay] = []  # nobody waits for their process any more
         self._booting: Booting
         self._guest: Guest
-        self._signals, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in signal.valid_signals():
-            if number not in _NOT_PASSED:
-                signal.signal(number, _noted)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.signal(signal.SIGWINCH, _noted)
+        self._signals = catch_signals()
 
     def run(self) -> int:
         """Boot, set up, stay until the container ended; its exit code. Raises KnarrError."""
@@ -165,7 +159,8 @@ class Monitor:
         setup = self._setup
         streams = (0, 1, 2)
         if self._console is not None:
-            terminal = _terminal(self._console, setup["size"])
+            terminal = make_terminal(self._console, setup["size"])
+            ioctl(terminal, _TIOCSCTTY, 0)
             self._console.close()
             streams = (terminal, terminal, -1)
         self._first = Relay(self._guest, streams, self._control, terminal=setup["terminal"])
@@ -236,8 +231,7 @@ class Monitor:
         for number in os.read(self._signals, 512):
             if number == signal.SIGWINCH:
                 if self._first.terminal:
-                    rows, columns = _window(self._first)
-                    self._first.resize(rows, columns)
+                    self._first.resize(*window(self._first.terminal_fd))
             else:
                 self._guest.send(frames.SIGNAL, self._first.work.id, number)
 
@@ -302,7 +296,8 @@ class Monitor:
         owned = socket(fileno=control)
         relay = Relay(self._guest, (streams[0], streams[1], streams[2]), owned, terminal=message["terminal"])
         try:
-            self._spawn(relay, _content(plan), message["slots"], stdin=_has_input(streams[0]))
+            slots = [[kind, self._first.work.id, path] for kind, _, path in message["slots"]]
+            self._spawn(relay, _content(plan), slots, stdin=_has_input(streams[0]))
         except InitError as error:
             _report(owned, error)
             relay.close()
@@ -345,10 +340,6 @@ class Monitor:
             ended(self._booting.pidfd, max(deadline - monotonic(), 0.0))
 
 
-def _noted(_number: int, _frame: object) -> None:
-    """The wakeup descriptor tells which it was."""
-
-
 def _accept(listener: socket) -> socket | None:
     try:
         fd, _ = listener._accept()  # noqa: SLF001  # what socket.accept calls; the socket module itself is not hot
@@ -363,8 +354,8 @@ def _has_input(fd: int) -> bool:
     return facts.st_rdev != os.makedev(1, 3)
 
 
-def _terminal(console: socket, size: list[int]) -> int:
-    """Make a terminal, send its master to whoever asked for it; the other end, raw and controlling us."""
+def make_terminal(console: socket | int, size: list[int]) -> int:
+    """Make a terminal, send its master over the socket; the other end, raw."""
     from knarr.kernel import tty  # cold: only for a terminal
 
     master, other = os.openpty()
@@ -372,15 +363,10 @@ def _terminal(console: socket, size: list[int]) -> int:
         tty.make_raw(other)
         if any(size):
             tty.resize(master, pack("HHHH", size[0], size[1], 0, 0))
-        ioctl(other, _TIOCSCTTY, 0)
-        console.sendmsg([b"/dev/ptmx"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", master))])
+        to = socket(fileno=os.dup(console if isinstance(console, int) else console.fileno()))
+        to.sendmsg([b"/dev/ptmx"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", master))])
     except OSError as error:
         raise InitError("/process/terminal", "make a terminal", error.errno or 0) from None
     finally:
         os.close(master)
     return other
-
-
-def _window(relay: Relay) -> tuple[int, int]:
-    rows, columns, _, _ = unpack("HHHH", ioctl(relay.terminal_fd, _TIOCGWINSZ, bytes(8)))
-    return rows, columns

@@ -73,6 +73,11 @@ def _memfd(name: str, data: bytes, flag: int, mode: int) -> int:
     return fd
 
 
+def memfd(name: str, data: bytes) -> int:
+    """A memfd with ``data``, sealed against every change, not to be executed. Raises KernelError."""
+    return _memfd(name, data, _MFD_NOEXEC_SEAL, 0o400)
+
+
 def init_memfd() -> int:
     """A descriptor of knarr-init in sealed memory, made once per process (CVE-2019-5736; docs/security.md I5)."""
     fd = _kept.get("init", -1)
@@ -103,7 +108,7 @@ def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int], *words
     ours = theirs = None
     try:
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
-        made.append(_memfd("knarr-plan", plan, _MFD_NOEXEC_SEAL, 0o400))
+        made.append(memfd("knarr-plan", plan))
         actions = []
         for target, source in enumerate((*stdio, theirs.fileno(), made[0], *slots)):
             if source < low and source != target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from knarr.cli.runtime import making
-from knarr.runtime.create import Stdio, create, undo
+from knarr.runtime.create import Stdio, undo
 from knarr.runtime.foreground import Signals
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     making.warn(config, context.log)
     making.check_terminal(config["process"], options, detach=True, document="config.json")
     making.add_listen_fds(config["process"])
+    create, _ = making.makers(config)
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
     pidfd_socket = making.pidfd_socket(options)
     with Signals() as signals:

@@ -39,7 +39,10 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     slot = console.fileno() if console else own.slot if own else -1
     try:
         with Signals() as signals:
-            made = exec_process(
+            exec_there = exec_process
+            if making.in_guest(context.root, id):
+                from knarr.isolation.exec import exec_process as exec_there
+            made = exec_there(
                 context.root,
                 id,
                 process,

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from errno import EBADF, ENOENT, EPIPE
 from fcntl import F_GETFD, fcntl
 from struct import pack
 
-from knarr.base.errors import FileError, NotFound, UsageError
+from knarr.base.errors import FileError, NotFound, SpecError, SpecFinding, UsageError
+from knarr.base.fastjson import pointer_token
 from knarr.base.files import read_file, write_atomic
 from knarr.plan.container import Options
 from knarr.spec.validate import parse_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-    from knarr.base.errors import SpecFinding
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
+    from knarr.runtime.create import Created
 
 PIDFD_RECEIVER = "run.oci.pidfd_receiver"
+ISOLATION = "org.knarr.isolation"
+ISOLATED = ("kernel", "vm")
+"""Kinds of isolation beside the host's kernel: a name of this program ends so, or the annotation says it."""
 CONSOLE_PATIENCE = 10.0
 """Seconds the listener of a console socket may take to accept."""
 
@@ -46,6 +51,43 @@ def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
             raise
         raise NotFound("config.json in bundle", bundle, hint="knarr-runtime spec writes one") from None
     return bundle, parse_config(raw, path if own else "config.json"), raw
+
+
+def isolation(config: dict[str, Any]) -> str:
+    """The kind of isolation: of the name this program was called by, or of the annotation; "" for the host's kernel.
+
+    Raises SpecError for an annotation that is no kind, or another than the name's: whoever writes config.json may not
+    weaken what the engine was told to use.
+    """
+    name = sys.argv[0].rpartition("/")[2]
+    named = next((kind for kind in ISOLATED if name.endswith(f"-{kind}")), "")
+    asked = (config.get("annotations") or {}).get(ISOLATION, "")
+    if asked in ("", named):
+        return named
+    if named or asked not in ("namespace", *ISOLATED):
+        why = f"{asked!r} is not the {named} of {name}" if named else f"{asked!r} is not namespace, kernel or vm"
+        raise SpecError("config.json", [SpecFinding(f"/annotations{pointer_token(ISOLATION)}", why)])
+    return asked if asked in ISOLATED else ""
+
+
+def makers(config: dict[str, Any]) -> tuple[Callable[..., Created], Callable[..., Created]]:
+    """The functions ``create`` and ``run`` for its kind of isolation."""
+    kind = isolation(config)
+    if not kind:
+        from knarr.runtime.create import create, run
+
+        return create, run
+    from functools import partial
+
+    from knarr.isolation.create import create as create_in_guest
+    from knarr.isolation.create import run as run_in_guest
+
+    return partial(create_in_guest, kind), partial(run_in_guest, kind)
+
+
+def in_guest(root: str, id: str) -> bool:
+    """Whether a container of that id is in a guest (which says nothing of whether it is there)."""
+    return os.path.exists(f"{root}/{id}/guest")
 
 
 def wishes(options: dict[str, Any], context: Context) -> Options:

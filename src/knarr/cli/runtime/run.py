@@ -6,7 +6,6 @@ from knarr.base.errors import Interrupted
 from knarr.cli.runtime import making
 from knarr.plan.namespaces import shares_pids
 from knarr.runtime.create import Stdio, undo
-from knarr.runtime.create import run as run_container
 from knarr.runtime.foreground import Signals, Terminal, adopt_orphans, attend
 
 TYPE_CHECKING = False
@@ -26,6 +25,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     terminal = bool(config["process"].get("terminal"))
     making.check_terminal(config["process"], options, detach=detach, document="config.json")
     making.add_listen_fds(config["process"])
+    _, run_container = making.makers(config)
     own = Terminal() if terminal and not detach else None
     console = making.console_socket(options["console-socket"]) if options.get("console-socket") else None
     slot = console.fileno() if console else own.slot if own else -1

@@ -1,0 +1,207 @@
+"""Run a further process in a container in a guest (hot): as ``runtime.exec``, through the monitor.
+
+A process of the host's stands for it (stand_in.py): its pid, signals, terminal size and exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+from struct import pack
+
+from knarr.base import fastjson
+from knarr.base.errors import FileError, InitError, KnarrError, Unsupported, WrongStatus
+from knarr.isolation import convert, frames
+from knarr.isolation.create import SOCKET, Relayed, guest_host, monitor_error
+from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
+from knarr.plan.container import Options
+from knarr.plan.exec import plan_exec
+from knarr.runtime import record
+from knarr.runtime.create import Process, Stdio, compiled_seccomp
+from knarr.runtime.launch import memfd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from knarr.plan.container import ContainerPlan
+    from knarr.plan.host import Host
+
+
+class GuestExeced(Process):
+    """A process in a container in a guest; ``pid`` and ``pidfd`` are those of what stands for it."""
+
+    __slots__ = ("_state",)
+
+    def __init__(
+        self, plan: ContainerPlan, host: Host, config: dict[str, Any], state: record.State
+    ) -> None:
+        super().__init__(state.id, plan, host, config)
+        self._state = state
+
+    def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
+        error = monitor_error(index, number, detail) or super().failed(index, number, detail)
+        if isinstance(error, InitError):
+            error.pointer = ""  # points into the container's config.json
+        return error
+
+    def document(self) -> dict[str, Any]:
+        return record.document(self._state, "running")
+
+    def undo(self) -> None:
+        """End the process and forget it."""
+        self.kill()
+        self.close()
+
+
+def connect(state_root: str, id: str) -> socket:
+    """A connection to the container's monitor. Raises NotFound, WrongStatus when it is gone."""
+    fd = record.open_container(state_root, id)
+    sock = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{SOCKET}")
+    except OSError:
+        sock.close()
+        raise WrongStatus(id, "reach", "stopped") from None
+    finally:
+        os.close(fd)
+    return sock
+
+
+def begin_exec(
+    state_root: str,
+    id: str,
+    process: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    host: Host | None = None,  # noqa: ARG001  # as runtime.exec has it
+    ignore_paused: bool = False,
+    cgroups: list[str] | None = None,
+) -> GuestExeced:
+    """As ``runtime.exec.begin_exec``. Raises the same, and Unsupported for what a guest cannot have."""
+    stdio = io or Stdio()
+    if stdio.preserve:
+        raise Unsupported("handing descriptors down", "they cannot go into a guest")
+    if cgroups:
+        raise Unsupported("a cgroup below this container's", "it is in a guest")
+    fd = record.open_container(state_root, id)
+    try:
+        state = record.load(fd, id)
+        status = record.status(fd, state)
+        config = record.config(fd)
+    finally:
+        os.close(fd)
+    if status not in ("created", "running") and not (status == "paused" and ignore_paused):
+        raise WrongStatus(id, "exec in", status, hint="--ignore-paused waits" if status == "paused" else "")
+    everything = dict.fromkeys(convert.sources(config, state.bundle), True)
+    inside = convert.guestly(config, state.bundle, everything, mapped=state.isolation["mapped"]).config
+    guests = guest_host()
+    group = f"/{id}"
+    plan = plan_exec(
+        process,
+        inside,
+        guests,
+        id=id,
+        options=(options or Options()).replace(terminal_slot=bool(process.get("terminal")), preserve_fds=0),
+        seccomp=compiled_seccomp(inside, guests, state_root),
+        cgroup=CgroupPlan((CgroupDirectory("/sys/fs/cgroup", group, ()),), (), clone_into=True),
+    )
+    made = GuestExeced(plan, guests, config, state)
+    places = {
+        "console": [frames.SLOT_CONSOLE, 0, ""],
+        "cgroup": [frames.SLOT_DIRECTORY, 0, f"/sys/fs/cgroup{group}"],
+        "pidfd": [frames.SLOT_PIDFD, 0, ""],
+    }
+    request = {"do": "spawn", "slots": [places[name] for name in plan.slots], "terminal": bool(process.get("terminal"))}
+    made.launch = _ask(made, connect(state_root, id), request, stdio, process)  # type: ignore[assignment]
+    return made
+
+
+def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Stdio, process: dict[str, Any]) -> Relayed:
+    """Send the request with all it needs, start what stands for the process."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
+    terminal = plan_fd = -1
+    try:
+        plan_fd = memfd("knarr-plan", made.plan.encode())
+        streams = [stdio.stdin, stdio.stdout, stdio.stderr]
+        if process.get("terminal") and stdio.console >= 0:
+            from knarr.isolation.monitor import make_terminal  # cold: only for a terminal
+
+            size = process.get("consoleSize") or {}
+            terminal = make_terminal(stdio.console, [size.get("height", 0), size.get("width", 0)])
+            streams = [terminal, terminal, terminal]
+        rights = pack(f"{2 + len(streams)}i", plan_fd, theirs.fileno(), *streams)
+        try:
+            monitor.sendmsg([fastjson.dumps(request)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        except OSError as error:
+            raise FileError("ask", f"the monitor of container {made.id}", error.errno or 0) from None
+        pid = _stand_in(monitor.fileno(), terminal)
+        launch = Relayed(
+            ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync, on_ready=lambda: None
+        )
+        ours = None  # type: ignore[assignment]  # it is the launch's
+        return launch
+    finally:
+        monitor.close()
+        theirs.close()
+        if ours is not None:
+            ours.close()
+        for fd in (plan_fd, terminal):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _stand_in(monitor: int, terminal: int) -> int:
+    """Start the process that stands for one in the guest; its pid, a child of ours."""
+    place = __file__.removesuffix("/knarr/isolation/exec.py")
+    code = f"import sys; sys.path.append({place!r}); from knarr.isolation.stand_in import main; main({terminal >= 0})"
+    words = [sys.executable, "-I", "-S", "-X", "utf8", "-c", code]
+    actions: list[Any] = []
+    moved: list[int] = []
+    for target, source in ((3, monitor), (4, terminal)):
+        if source < 0:
+            continue
+        high = os.dup(source)
+        while high < 8:  # out of the way of the numbers given out
+            moved.append(high)
+            high = os.dup(source)
+        moved.append(high)
+        actions.append((os.POSIX_SPAWN_DUP2, high, target))
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    moved.append(null)
+    actions += [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
+    try:
+        return os.posix_spawn(words[0], words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True, setsigmask=())
+    except OSError as error:
+        raise FileError("start", words[0], error.errno or 0) from None
+    finally:
+        for fd in moved:
+            os.close(fd)
+
+
+def exec_process(
+    state_root: str,
+    id: str,
+    process: dict[str, Any],
+    *,
+    io: Stdio | None = None,
+    options: Options | None = None,
+    host: Host | None = None,
+    ignore_paused: bool = False,
+    cgroups: list[str] | None = None,
+    deadline: float | None = None,
+    stop: int = -1,
+) -> GuestExeced:
+    """``begin_exec()`` and block until the program runs, as ``runtime.exec.exec_process``."""
+    made = begin_exec(
+        state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused, cgroups=cgroups
+    )
+    try:
+        if made.launch is not None:
+            made.launch.run(deadline, stop)
+    except BaseException:
+        made.undo()
+        raise
+    return made
