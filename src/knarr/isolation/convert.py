@@ -42,8 +42,8 @@ class Guestly(Record):
 def guestly(config: dict[str, Any], bundle: str, files: dict[str, bool], *, mapped: bool) -> Guestly:
     """config.json in terms of a guest.
 
-    ``files``: for each source of a bind mount, whether it is a directory. ``mapped``: the host shows files with the ids of the
-    container's user namespace, so the guest needs none.
+    ``files``: for each source of a bind mount, whether it is a directory. ``mapped``: the host shows files with the
+    ids of the container's user namespace, so the guest needs none.
     """
     linux = dict(config.get("linux") or {})
     linux.pop("cgroupsPath", None)
@@ -64,7 +64,7 @@ def guestly(config: dict[str, Any], bundle: str, files: dict[str, bool], *, mapp
             number = len(shares) + 1
             # A file is shown in a directory of its own, since the guest mounts directories.
             name = "" if files[source] else f"/{source.rpartition('/')[2]}"
-            shares.append(Share(source, f"{number}{name}", not read_only(entry)))
+            shares.append(Share(source, not read_only(entry)))
             entry = {**entry, "source": share_place(number) + name}
         mounts.append(entry)
     made = {**config, "linux": linux, "mounts": mounts, "root": {**(config.get("root") or {}), "path": ROOT}}
@@ -121,7 +121,10 @@ def demand(config: dict[str, Any], kind: str, *, preserved: int = 0) -> None:
         others = "; ".join(str(each) for each in found[1:])
         first = found[0]
         raise Unsupported(
-            f"isolation {kind} with this setting", first.why, pointer=first.pointer, hint=f"and {others}" if others else ""
+            f"isolation {kind} with this setting",
+            first.why,
+            pointer=first.pointer,
+            hint=f"and {others}" if others else "",
         )
 
 
@@ -140,10 +143,15 @@ def _anything(value: Any) -> bool:
 
 
 def _of_namespaces(config: dict[str, Any]) -> Iterator[SpecFinding]:
-    spaces = {entry["type"]: (number, entry) for number, entry in enumerate((config.get("linux") or {}).get("namespaces") or ())}
+    spaces = {
+        entry["type"]: (number, entry)
+        for number, entry in enumerate((config.get("linux") or {}).get("namespaces") or ())
+    }
     for kind, (number, entry) in spaces.items():
         if entry.get("path") and kind not in ("network", "cgroup"):
-            yield SpecFinding(f"/linux/namespaces/{number}/path", f"the guest cannot join a {kind} namespace of the host's")
+            yield SpecFinding(
+                f"/linux/namespaces/{number}/path", f"the guest cannot join a {kind} namespace of the host's"
+            )
     if "network" not in spaces:
         yield SpecFinding("/linux/namespaces", "the guest cannot use the host's network: it takes a network namespace")
     if "mount" not in spaces:

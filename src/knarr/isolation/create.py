@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-SOCKET, WORK = "guest", "work"
-"""In the container's directory: the monitor's socket, and a directory of the guest's."""
+SOCKET = "guest"
+"""In the container's directory: the monitor's socket."""
 _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
 _MEMORY = 512 << 20
@@ -166,17 +166,16 @@ class Isolated(Created):
         self.state = self.state.replace(isolation={"kind": self._kind, "mapped": self._mapped})
         super().prepare(stdio, raw, wait_start=wait_start, notify=notify)
 
-    def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:
+    def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:  # noqa: ARG002  # as Process
         """Start the monitor by the host's plan; from then on ``launch`` is the guest's control socket."""
         if self.plan.cgroup is not None and not self.plan.cgroup.clone_into:
-            cgroup.create(self.plan.cgroup, devices=False)
+            self._make(self.plan.cgroup)
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
         listener = socket(AF_UNIX, SOCK_SEQPACKET, 0)
         made: list[int] = []
         try:
             listener.bind(f"/proc/self/fd/{self.fd}/{SOCKET}")
             listener.listen(16)
-            os.mkdir(WORK, 0o700, dir_fd=self.fd)
             made += [memfd("knarr-setup", fastjson.dumps(self._setup(slots, stdio)))]
             made += [memfd("knarr-plan", self._inside.encode())]
             given = {"control": theirs.fileno(), "setup": made[0], "plan": made[1], "listener": listener.fileno()}
@@ -241,15 +240,14 @@ class Isolated(Created):
         memory, cpus = resources(self.config)
         return {
             "settings": {
-                "id": self.id,
                 "kind": self._kind,
                 "memory": memory + kinds.overhead(self._kind),
                 "cpus": cpus,
                 "shares": [list(share) for share in self._shares],
-                "work": f"{self._place}/{WORK}",
                 "initramfs": f"{self._place}/initramfs",
                 "found": self._found,
             },
+            "place": self._place,
             "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],
             "controllers": [],
             "slots": [places[name] for name in self._inside.slots],
@@ -291,7 +289,7 @@ def root_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
     steps = []
     for number, share in enumerate(shares):
         place = convert.share_place(number)
-        how = kinds.mounted(kind, share)
+        how = kinds.mounted(kind, number)
         flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY)
         steps.append(step(guest.mkdir(place), f"make {place}"))
         steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
@@ -314,8 +312,9 @@ def cgroup_steps(groups: CgroupPlan | None) -> list[dict[str, Any]]:
     where = groups.directories[0]
     path, steps = "/sys/fs/cgroup", []
     for part in where.path.strip("/").split("/"):
-        for name in where.controllers:
-            steps.append(step(guest.write(f"{path}/cgroup.subtree_control", f"+{name}"), f"give on {name}", "/linux/resources"))
+        file = f"{path}/cgroup.subtree_control"
+        given = [(guest.write(file, f"+{name}"), f"give on {name}") for name in where.controllers]
+        steps += [step(request, doing, "/linux/resources") for request, doing in given]
         path += f"/{part}"
         steps.append(step(guest.mkdir(path), f"make {path}", "/linux/cgroupsPath", (EEXIST,)))
     for limit in groups.writes:
@@ -382,10 +381,16 @@ def host_plan(
             flags |= CLONE_FLAG["network"]
     elif root.kind != "bind":
         raise Unsupported("a root made of layers", "it takes a user namespace", pointer="/linux/namespaces")
-    plan.append(Op("clone", (flags, handed.index("cgroup") if "cgroup" in handed else NO_SLOT), (), "/linux/namespaces"))
+    plan.append(
+        Op("clone", (flags, handed.index("cgroup") if "cgroup" in handed else NO_SLOT), (), "/linux/namespaces")
+    )
     plan.append(Op("pdeathsig", (9,)))
     if mapped:
-        plan += [Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"), Op("become_root", (0,)), Op("pdeathsig", (9,))]
+        plan += [
+            Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"),
+            Op("become_root", (0,)),
+            Op("pdeathsig", (9,)),
+        ]
     plan.append(Op("setsid"))
     if able:
         plan += root_ops(root, root_slot, {}, image_slot=image_slot, own_mounts=True, label=None)
@@ -396,7 +401,10 @@ def host_plan(
     plan.append(Op("pdeathsig", (0,)))
     plan += [Op("keep_fd", (handed.index(name), 3 + number)) for number, name in enumerate(names)]
     words = monitor_command()
-    plan += [Op("host_program", (), (words[0],)), Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8"))]
+    plan += [
+        Op("host_program", (), (words[0],)),
+        Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8")),
+    ]
     uid_map, gid_map = own_maps(linux) if mapped else ((), ())
     return ContainerPlan(
         tuple(plan),
@@ -445,12 +453,16 @@ def begin(
     host = probe_for(config, host)
     convert.demand(config, kind, preserved=len(stdio.preserve))
     wishes = options or Options()
-    mapped = host.euid != 0 and any(each["type"] == "user" for each in (config.get("linux") or {}).get("namespaces") or ())
+    mapped = host.euid != 0 and any(
+        each["type"] == "user" for each in (config.get("linux") or {}).get("namespaces") or ()
+    )
     root = root or Root("bind", rootfs_path(config, bundle))
     if root.apart:
-        raise Unsupported("isolation with other ids than the host's", "the guest would not see them", pointer="/linux/uidMappings")
+        raise Unsupported(
+            "isolation with other ids than the host's", "the guest would not see them", pointer="/linux/uidMappings"
+        )
     inside = convert.guestly(config, bundle, _looked_at(config, bundle), mapped=mapped)
-    shares = (Share(root.path, "0"), *inside.shares)
+    shares = (Share(root.path), *inside.shares)
     found = kinds.find(kind, config)
     guests = guest_host()
     guest_groups = cgroup.plan(inside.config, guests, id)

@@ -34,9 +34,7 @@ class GuestExeced(Process):
 
     __slots__ = ("_state",)
 
-    def __init__(
-        self, plan: ContainerPlan, host: Host, config: dict[str, Any], state: record.State
-    ) -> None:
+    def __init__(self, plan: ContainerPlan, host: Host, config: dict[str, Any], state: record.State) -> None:
         super().__init__(state.id, plan, host, config)
         self._state = state
 
@@ -138,9 +136,7 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
         except OSError as error:
             raise FileError("ask", f"the monitor of container {made.id}", error.errno or 0) from None
         pid = _stand_in(monitor.fileno(), terminal)
-        launch = Relayed(
-            ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync, on_ready=lambda: None
-        )
+        launch = Relayed(ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync, on_ready=lambda: None)
         ours = None  # type: ignore[assignment]  # it is the launch's
         return launch
     finally:
@@ -173,7 +169,9 @@ def _stand_in(monitor: int, terminal: int) -> int:
     moved.append(null)
     actions += [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
     try:
-        return os.posix_spawn(words[0], words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True, setsigmask=())
+        return os.posix_spawn(
+            words[0], words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True, setsigmask=()
+        )
     except OSError as error:
         raise FileError("start", words[0], error.errno or 0) from None
     finally:

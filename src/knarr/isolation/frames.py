@@ -1,8 +1,9 @@
 """The frames between the host and knarr-init in guest mode: a codec that never trusts the guest (hot, pure).
 
 A frame is ``u32 length, u32 kind, u32 id, u32 value`` (little-endian) and ``length`` bytes. The same table is in
-``init/guest.h`` (a test compares them); docs/isolation.md says what each one means. The guest's kernel is the workload's
-prey, so whatever comes from it is bounded here and given a meaning only by guest.py, which knows what it asked for.
+``init/guest.h`` (a test compares them); docs/isolation.md says what each one means. The guest's kernel may be the
+workload's by now, so whatever comes from it is bounded here, and given a meaning only by guest.py, which knows what
+it asked for.
 """
 
 from __future__ import annotations

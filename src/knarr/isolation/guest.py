@@ -29,8 +29,10 @@ class Work:
     ``window``: how many bytes of input may be sent; ``open``: streams of the guest's that have not ended.
     """
 
-    __slots__ = ("credit", "id", "on_control", "on_control_end", "on_data", "on_end", "on_window", "open", "status")
-    __slots__ += ("controlled", "reads", "spawned", "window")
+    __slots__ = (
+        *("credit", "id", "on_control", "on_control_end", "on_data", "on_end", "on_window", "open", "status"),
+        *("controlled", "reads", "spawned", "window"),
+    )
 
     def __init__(self, id: int, *, terminal: bool, stdin: bool) -> None:
         self.id = id
@@ -60,8 +62,10 @@ def _nothing(*_: object) -> None:
 class Guest:
     """A guest by its channel, a non-blocking descriptor that stays the caller's; ``window`` as in ``Launched``."""
 
-    __slots__ = ("_decoder", "_fd", "_next", "_out", "_under_way", "_waiting", "_window", "_works")
-    __slots__ += ("controllers", "machine", "release")
+    __slots__ = (
+        *("_decoder", "_fd", "_next", "_out", "_under_way", "_waiting", "_window", "_works"),
+        *("controllers", "machine", "release"),
+    )
 
     def __init__(self, fd: int, window: int = 0) -> None:
         self._fd = fd

@@ -7,7 +7,7 @@ import os
 from knarr.base.files import read_file
 from knarr.isolation import uml
 from knarr.isolation.initramfs import initramfs
-from knarr.isolation.kinds import Booting, Mounted, Settings, Share
+from knarr.isolation.kinds import Booting, Mounted, Settings
 from knarr.runtime.launch import init_path
 
 TYPE_CHECKING = False
@@ -32,9 +32,9 @@ def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mounted(share: Share) -> Mounted:
+def mounted(number: int) -> Mounted:
     """A directory below what its hostfs begins at."""
-    return Mounted("none", "hostfs", f"/{share.name.partition('/')[0]}")
+    return Mounted(*uml.mount_of(number))
 
 
 def boot(settings: Settings) -> Booting:
@@ -47,18 +47,11 @@ def boot(settings: Settings) -> Booting:
     kernel = uml.Kernel(found["path"], found["release"], tuple((inside, file) for inside, file in found["libraries"]))
     launched = uml.launch(
         kernel,
-        uml.Settings(
-            id=settings.id,
-            work=settings.work,
-            initramfs=settings.initramfs,
-            memory=settings.memory,
-            shares=tuple(uml.Share(each.source, each.name, each.writable) for each in settings.shares),
-        ),
+        initramfs=settings.initramfs,
+        memory=settings.memory,
+        shares=tuple(uml.Share(each.source, each.writable) for each in settings.shares),
     )
-    launched.channel.setblocking(False)
-    return Booting(
-        launched.process.pidfd, launched.channel.fileno(), launched.messages, launched.end, window=_WINDOW
-    )
+    return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW)
 
 
 def _private(path: str, flags: int) -> int:

@@ -6,7 +6,6 @@ from knarr.base.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 NAMESPACE, KERNEL, VM = "namespace", "kernel", "vm"
@@ -17,11 +16,10 @@ KINDS = (NAMESPACE, KERNEL, VM)
 class Share(Record):
     """A file or directory of the host's that the guest may see; only what is ``writable`` may it change.
 
-    ``name`` is a path below the directory that the guest mounts: ``0`` for the first share, ``1/hosts`` for a file.
+    The guest mounts a directory with it: the directory itself, or one with the file alone.
     """
 
     source: str
-    name: str
     writable: bool = False
 
 
@@ -29,16 +27,14 @@ class Settings(Record):
     """What a guest is to be.
 
     ``memory`` in bytes, its kernel's included. ``shares``: the first one is the container's root, never writable.
-    ``work`` is an empty directory of the guest's own, ``initramfs`` a file that may be made. ``found`` is what the kind
-    found out before: its kernel and so on.
+    ``initramfs`` is the path of a file that may be made. ``found`` is what the kind found out before: its kernel and so
+    on.
     """
 
-    id: str
     kind: str
     memory: int
     cpus: int
     shares: tuple[Share, ...]
-    work: str
     initramfs: str
     found: dict[str, Any]
 
@@ -46,15 +42,15 @@ class Settings(Record):
 class Booting(Record):
     """A guest that was begun: a child of this process, which it dies with.
 
-    ``channel``: a non-blocking descriptor of the frames' byte stream. ``window``: bytes that may be under way to the
-    guest at one time, 0 for a channel that holds the writer up by itself; not below 2048. ``messages()``: what its kernel
-    said. ``end()``: kill what still runs, let all go. ``patience``: seconds it may take to say hello.
+    ``channel``: a non-blocking descriptor of the frames' byte stream. ``console``: one to read what its kernel says, -1
+    without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up by
+    itself; not below 2048. ``patience``: seconds it may take to say hello.
     """
 
+    pid: int
     pidfd: int
     channel: int
-    messages: Callable[[], str]
-    end: Callable[[], None]
+    console: int
     window: int = 0
     patience: float = 20.0
 
@@ -76,9 +72,9 @@ def find(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def mounted(kind: str, share: Share) -> Mounted:
-    """How a guest of this kind mounts what holds the share (pure)."""
-    how: Mounted = _module(kind).mounted(share)
+def mounted(kind: str, number: int) -> Mounted:
+    """How a guest of this kind mounts share ``number`` (pure)."""
+    how: Mounted = _module(kind).mounted(number)
     return how
 
 

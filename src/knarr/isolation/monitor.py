@@ -26,10 +26,11 @@ from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
-from knarr.kernel.process import ended
+from knarr.kernel.process import ended, reap, signal_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from knarr.isolation.relay import Watched
@@ -37,12 +38,18 @@ if TYPE_CHECKING:
 CONTROL, SETUP, PLAN, FIRST_OF_MORE = 3, 4, 5, 6
 SETUP_FAILED = 0xFFFFFFFE
 """Number of the operation in an ERROR that is the monitor's own; its detail is JSON: pointer, doing, why."""
+GUEST_LOST = 137
+"""Exit code when the guest is gone: as if all its processes had been killed."""
+REASON = "reason"
+"""In the container's directory: a sentence, when the guest ended before the container did."""
+_REASON_BYTES = 4096
 _DRAIN = 5.0
 """Seconds that output may still come from the guest after the container's first process ended."""
 _LINGER = 0.3
 """Seconds that output of a further process may come after its end, when others still hold its streams."""
 _END = 3.0
 """Seconds the guest may take to write out its files and end."""
+_CONSOLE = 8 << 10
 _LIMIT = 32 << 20
 _MESSAGE = 256 << 10
 _TIOCSCTTY = 0x540E
@@ -50,20 +57,33 @@ _TIOCSCTTY = 0x540E
 
 def main() -> None:
     """Be the monitor; never returns."""
-    code = 125
+    code = GUEST_LOST
     control = socket(fileno=CONTROL)
+    place = ""
     try:
         setup = fastjson.loads(_content(SETUP), "set-up", limit=_LIMIT)
+        place = setup["place"]
         code = Monitor(setup, control).run()
     except KnarrError as error:
         _report(control, error)
+        _leave_reason(place, str(error))
     except BaseException as error:  # noqa: BLE001  # whatever it is, the creator shall hear of it
         _report(control, InitError("", "stand for the container", 0, why=repr(error)))
+        _leave_reason(place, f"a mistake in knarr: {error!r}")
     os._exit(code)
 
 
+def _leave_reason(place: str, text: str) -> None:
+    """Beside the container's record: why it ended without its program's doing."""
+    try:
+        with open(f"{place}/{REASON}", "w", encoding="utf-8", errors="replace") as file:
+            file.write(text[:_REASON_BYTES])
+    except OSError:
+        pass  # it is being removed
+
+
 def _report(control: socket, error: KnarrError) -> None:
-    """Tell the creator, if it is still there, and whoever finds the record."""
+    """Tell the creator, if it is still there."""
     facts = {
         "pointer": getattr(error, "pointer", ""),
         "doing": getattr(error, "doing", ""),
@@ -101,6 +121,7 @@ class Monitor:
         self._first: Relay
         self._guests_of: dict[socket, Relay | None] = {}
         self._lingering: list[Relay] = []  # nobody waits for their process any more
+        self._said = bytearray()  # the last its kernel said
         self._booting: Booting
         self._guest: Guest
         self._signals = catch_signals()
@@ -122,11 +143,23 @@ class Monitor:
             self._power_off()
             return self._first.code
         finally:
-            self._booting.end()
+            signal_pid(self._booting.pidfd, signal.SIGKILL)
+            ended(self._booting.pidfd, 10.0)
+            reap(self._booting.pidfd, wait=False)
 
     def _last_words(self) -> str:
-        lines = self._booting.messages().strip().splitlines()
+        self._hear()
+        lines = self._said.decode("utf-8", "replace").strip().splitlines()
         return "its kernel said: " + " / ".join(line.strip() for line in lines[-6:]) if lines else ""
+
+    def _hear(self, _: int = 0) -> None:
+        """Keep the end of what the guest's kernel says."""
+        try:
+            while self._booting.console >= 0 and (data := os.read(self._booting.console, _CONSOLE)):
+                self._said += data
+                del self._said[:-_CONSOLE]
+        except OSError:
+            pass  # nothing more now
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -192,7 +225,9 @@ class Monitor:
                 events[fd] = events.get(fd, 0) | wanted
             for fd, wanted in events.items():
                 poller.register(fd, wanted)
-            waits = drained is not None or any(each and each.work.status is not None for each in self._guests_of.values())
+            waits = drained is not None or any(
+                each and each.work.status is not None for each in self._guests_of.values()
+            )
             ready = dict(poller.poll(100 if waits else None))
             for fd, wanted, handle in watched:
                 got = ready.get(fd, 0)
@@ -205,6 +240,8 @@ class Monitor:
             (self._listener.fileno(), POLLIN, self._accept),
             (self._signals, POLLIN, self._pass_on),
         ]
+        if self._booting.console >= 0 and not ended(self._booting.pidfd, 0):
+            watched.append((self._booting.console, POLLIN, self._hear))
         if self._start is not None:
             watched.append((self._start.fileno(), POLLIN, self._started))
         watched += self._first.watch()
@@ -213,14 +250,11 @@ class Monitor:
             if relay.flushed and (not relay.work.open or relay.work.status is None):
                 relay.close()
                 self._lingering.remove(relay)
-        for connection, relay in list(self._guests_of.items()):
-            if relay is not None:
-                watched += relay.watch()
-                self._tell_end(connection, relay)
-        watched += [
-            (connection.fileno(), POLLIN, lambda _, which=connection: self._asked(which))
-            for connection in self._guests_of
-        ]
+        for connection, standing in list(self._guests_of.items()):
+            if standing is not None:
+                watched += standing.watch()
+                self._tell_end(connection, standing)
+        watched += [(connection.fileno(), POLLIN, self._asked_by(connection)) for connection in self._guests_of]
         return watched
 
     def _frames(self, _: int) -> None:
@@ -251,6 +285,9 @@ class Monitor:
         if connection is not None:
             connection.setblocking(False)
             self._guests_of[connection] = None
+
+    def _asked_by(self, connection: socket) -> Callable[[int], None]:
+        return lambda _: self._asked(connection)
 
     def _asked(self, connection: socket) -> None:
         try:
@@ -342,7 +379,8 @@ class Monitor:
 
 def _accept(listener: socket) -> socket | None:
     try:
-        fd, _ = listener._accept()  # noqa: SLF001  # what socket.accept calls; the socket module itself is not hot
+        # what socket.accept calls; the socket module itself is not hot
+        fd, _ = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
     except OSError:
         return None
     return socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)

@@ -11,8 +11,8 @@ from knarr.isolation import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from _socket import socket
+    from collections.abc import Callable
 
     from knarr.isolation.guest import Guest, Work
 

@@ -331,10 +331,6 @@ def remove(root_fd: int, fd: int, id: str) -> None:
                     from knarr.runtime.notify import remove_directory  # only as a service of systemd's
 
                     remove_directory(fd)
-                elif name == "work":
-                    from knarr.kernel.path import remove_tree  # only of a container in a guest
-
-                    remove_tree(fd, name)
                 else:
                     os.unlink(name, dir_fd=fd)
             os.rmdir(id, dir_fd=root_fd)

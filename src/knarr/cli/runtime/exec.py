@@ -10,7 +10,6 @@ from knarr.base.files import read_file
 from knarr.cli.runtime import making
 from knarr.runtime import record
 from knarr.runtime.create import Stdio
-from knarr.runtime.exec import exec_process
 from knarr.runtime.foreground import Signals, Terminal, attend
 from knarr.spec.validate import capability_warnings, process_findings
 
@@ -39,10 +38,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     slot = console.fileno() if console else own.slot if own else -1
     try:
         with Signals() as signals:
-            exec_there = exec_process
-            if making.in_guest(context.root, id):
-                from knarr.isolation.exec import exec_process as exec_there
-            made = exec_there(
+            made = making.executor(context.root, id)(
                 context.root,
                 id,
                 process,

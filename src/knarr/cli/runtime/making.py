@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
+    from knarr.isolation.exec import GuestExeced
     from knarr.runtime.create import Created
+    from knarr.runtime.exec import Execed
 
 PIDFD_RECEIVER = "run.oci.pidfd_receiver"
 ISOLATION = "org.knarr.isolation"
@@ -83,6 +85,17 @@ def makers(config: dict[str, Any]) -> tuple[Callable[..., Created], Callable[...
     from knarr.isolation.create import run as run_in_guest
 
     return partial(create_in_guest, kind), partial(run_in_guest, kind)
+
+
+def executor(root: str, id: str) -> Callable[..., Execed | GuestExeced]:
+    """The function ``exec_process`` for the container."""
+    if in_guest(root, id):
+        from knarr.isolation.exec import exec_process as exec_in_guest
+
+        return exec_in_guest
+    from knarr.runtime.exec import exec_process
+
+    return exec_process
 
 
 def in_guest(root: str, id: str) -> bool:
