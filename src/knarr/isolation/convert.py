@@ -1,4 +1,4 @@
-"""config.json for a container in a guest: what the guest's plan is made from, and what cannot be had there (hot, pure).
+"""config.json for a container in a guest: what the guest's plan is made from, and what cannot be had there (pure).
 
 The guest is a machine of its own with one container: its kernel makes the namespaces, mounts, limits and filters, so
 most of config.json stays as it is. What names things of the host (bind mounts, the root, namespaces by path) is put in

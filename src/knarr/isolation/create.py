@@ -1,4 +1,4 @@
-"""Make a container in a guest: the same record, cgroups, hooks and verbs as on the host's kernel (hot).
+"""Make a container in a guest: the same record, cgroups, hooks and verbs as on the host's kernel (cold).
 
 Two plans: one for the host, which puts the monitor into the container's cgroups, network and, for a root that is an
 overlay, a mount namespace of its own; and the container's, which knarr-init carries out inside the guest. The monitor

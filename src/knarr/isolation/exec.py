@@ -1,4 +1,4 @@
-"""Run a further process in a container in a guest (hot): as ``runtime.exec``, through the monitor.
+"""Run a further process in a container in a guest (cold): as ``runtime.exec``, through the monitor.
 
 A process of the host's stands for it (stand_in.py): its pid, signals, terminal size and exit code.
 """

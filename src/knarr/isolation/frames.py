@@ -1,4 +1,4 @@
-"""The frames between the host and knarr-init in guest mode: a codec that never trusts the guest (hot, pure).
+"""The frames between the host and knarr-init in guest mode: a codec that never trusts the guest (pure).
 
 A frame is ``u32 length, u32 kind, u32 id, u32 value`` (little-endian) and ``length`` bytes. The same table is in
 ``init/guest.h`` (a test compares them); docs/isolation.md says what each one means. The guest's kernel may be the

@@ -1,4 +1,4 @@
-"""The host's end of a guest's channel: asks, answers, and streams, with nothing believed that the guest says (hot).
+"""The host's end of a guest's channel: asks, answers, and streams, with nothing believed that the guest says (cold).
 
 One object, no threads, no blocking: whoever owns it polls ``fileno()``, calls ``receive()`` and ``flush()``. The guest
 may send anything at any time; what does not answer a question, overruns a window, speaks of a process that is not

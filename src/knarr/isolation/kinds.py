@@ -1,4 +1,4 @@
-"""The kinds of isolation, and what a guest of each is given (hot)."""
+"""The kinds of isolation, and what a guest of each is given (cold)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that stands on the host for a container in a guest (hot).
+"""The process that stands on the host for a container in a guest (cold).
 
 It boots the guest, has the container made in it, copies its streams, passes signals on and ends with its exit code;
 when it is killed, the guest ends too. All that is known about the container was decided by whoever created it: this

@@ -1,4 +1,4 @@
-"""A process in a guest and what stands for it on the host: its streams, its control socket, its terminal (hot)."""
+"""A process in a guest and what stands for it on the host: its streams, its control socket, its terminal (cold)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that stands on the host for a further process in a guest: signals go in, its exit code comes out (hot).
+"""The process that stands on the host for a further process in a guest: signals go in, its exit code comes out (cold).
 
 Descriptors: 3 the connection to the monitor, 4 the other end of its terminal, if it has one. When this process is
 killed, the monitor sees the end of the connection and kills the one in the guest.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
-    from knarr.isolation.exec import GuestExeced
+    from knarr.isolation.exec import GuestExeced  # cold: only for a guest
     from knarr.runtime.create import Created
     from knarr.runtime.exec import Execed
 
@@ -79,10 +79,10 @@ def makers(config: dict[str, Any]) -> tuple[Callable[..., Created], Callable[...
         from knarr.runtime.create import create, run
 
         return create, run
-    from functools import partial
+    from functools import partial  # cold: only for a guest
 
-    from knarr.isolation.create import create as create_in_guest
-    from knarr.isolation.create import run as run_in_guest
+    from knarr.isolation.create import create as create_in_guest  # cold: only for a guest
+    from knarr.isolation.create import run as run_in_guest  # cold: only for a guest
 
     return partial(create_in_guest, kind), partial(run_in_guest, kind)
 
