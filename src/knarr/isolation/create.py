@@ -133,7 +133,7 @@ def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
 class Isolated(Created):
     """A container in a guest of its own; everything else is as with one on the host's kernel."""
 
-    __slots__ = ("_found", "_inside", "_kind", "_mapped", "_place", "_shares")
+    __slots__ = ("_found", "_inside", "_kind", "_made", "_mapped", "_place", "_shares")
 
     def __init__(
         self,
@@ -154,6 +154,7 @@ class Isolated(Created):
         self._inside = inside
         self._shares = shares
         self._found = found
+        self._made = False
         self._mapped = mapped
         self._place = place
 
@@ -204,6 +205,11 @@ class Isolated(Created):
                 ours.close()
             for fd in made:
                 os.close(fd)
+
+    def _make(self, groups: CgroupPlan) -> None:
+        if not self._made:
+            self._made = True
+            super()._make(groups)
 
     def _host_sync(self, code: int) -> bytes:
         """What the monitor's own start waits for. Its cgroup has device rules of the guest's, not of the host's."""

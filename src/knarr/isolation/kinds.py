@@ -43,8 +43,8 @@ class Booting(Record):
     """A guest that was begun: a child of this process, which it dies with.
 
     ``channel``: a non-blocking descriptor of the frames' byte stream. ``console``: one to read what its kernel says, -1
-    without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up by
-    itself; not below 2048. ``patience``: seconds it may take to say hello.
+    without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up
+    by itself; not below 2048. ``patience``: seconds it may take to say hello.
     """
 
     pid: int

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from knarr.base.log import Log
     from knarr.cli.runtime.command import Context
-    from knarr.isolation.exec import GuestExeced  # cold: only for a guest
+    from knarr.isolation.exec import GuestExeced
     from knarr.runtime.create import Created
     from knarr.runtime.exec import Execed
 
@@ -90,7 +90,7 @@ def makers(config: dict[str, Any]) -> tuple[Callable[..., Created], Callable[...
 def executor(root: str, id: str) -> Callable[..., Execed | GuestExeced]:
     """The function ``exec_process`` for the container."""
     if in_guest(root, id):
-        from knarr.isolation.exec import exec_process as exec_in_guest
+        from knarr.isolation.exec import exec_process as exec_in_guest  # cold: only for a guest
 
         return exec_in_guest
     from knarr.runtime.exec import exec_process
