@@ -66,7 +66,7 @@ arm64: build ## cross-compile knarr-init for arm64 into build/aarch64
 	@scripts/prepare system ci
 	KNARR_TARGET=aarch64 $(PY) setup.py --quiet build_init --output build/aarch64/knarr-init
 
-fuzz: build ## fuzz the parsers, a minute each (atheris, where PyPI has it for this Python)
+fuzz: build ## fuzz the parsers, a minute each (guided by atheris, where PyPI has it for this Python)
 	@test -d .cache/fuzz/atheris || $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --target .cache/fuzz/atheris atheris==3.0.0 || \
 		echo "no atheris for this Python: inputs are seeds changed at random"
 	@PYTHONPATH=.cache/fuzz/atheris $(PY) tests/fuzz/fuzz.py $(ARGS)

@@ -1,16 +1,19 @@
 """Fuzz what reads strangers' bytes: tar and PAX, stacks of layers and their EROFS index, documents, references, challenges.
 
-    make fuzz                              a minute for each target
+    make fuzz                              a minute for each target, as many at a time as there are processors
     make fuzz ARGS='--seconds 600 tar'     longer, one target
     make fuzz ARGS='--input FILE tar'      one input again
+    make fuzz ARGS='--merge'               what was found of new paths, into the corpora here
 
-Anything but an error of ours ends the run; the input is left in ``.cache/fuzz``, to become a test. With atheris (PyPI; wheels
-for some Pythons on x86_64) the inputs follow what they reach in our code; without it they are seeds changed at random.
+Anything but an error of ours ends the run; the input is printed and left in ``.cache/fuzz``, to become a file of ``corpus``,
+which every test run reads. With atheris (PyPI; wheels for some Pythons on x86_64) the inputs follow what they reach in our
+code; without it they are those of the corpora changed at random. The corpora are made by this program and hold nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import importlib
 import io
@@ -20,11 +23,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 try:
     atheris: Any = importlib.import_module("atheris")
@@ -37,15 +43,18 @@ with (
     else contextlib.nullcontext()
 ):
     from knarr.base import strictjson
-    from knarr.base.errors import KnarrError
+    from knarr.base.errors import FormatError, KnarrError
     from knarr.image.reference import parse_reference
-    from knarr.layer import erofs
+    from knarr.layer import erofs, paxheader
     from knarr.layer.model import Model
     from knarr.layer.tarball import Reader
     from knarr.registry.challenge import choose, parse_challenges
     from knarr.spec import image_validate, validate
 
 CACHE = Path(__file__).parents[2] / ".cache" / "fuzz"
+CORPUS = Path(__file__).parent / "corpus"
+LONGEST_KEPT = 6 << 10
+"""Bytes of a file in the corpora: they are to stay small."""
 MOST = 16 << 10
 """Bytes of an input."""
 
@@ -59,6 +68,17 @@ def tar(data: bytes) -> None:
     for _ in reader:
         pass
     reader.drain()
+
+
+def pax(data: bytes) -> None:
+    """The records of an extended header, for one entry and for all."""
+
+    def fail(why: str, entry: bytes = b"") -> FormatError:
+        return FormatError("tar", repr(entry), why)
+
+    with contextlib.suppress(KnarrError):
+        paxheader.check_global(data, fail)
+    paxheader.parse(data, fail)
 
 
 def layers(data: bytes) -> None:
@@ -165,6 +185,14 @@ _RUNTIME = (
 )
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "tar": (tar, _tars()),
+    "pax": (
+        pax,
+        [
+            b"30 mtime=1350244992.023960108\n11 path=a/b\n24 SCHILY.xattr.user.a=\x00\n",
+            b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.map=0,1,512,9\n23 GNU.sparse.size=9999\n",
+            b"13 comment=x\n8 uid=1\n8 gid=\n20 hdrcharset=BINARY\n",
+        ],
+    ),
     "layers": (layers, _tars()),
     "documents": (
         documents,
@@ -217,12 +245,22 @@ def mutated(seeds: list[bytes], chance: random.Random) -> bytes:
     return bytes(data[:MOST])
 
 
-def run_plain(name: str, seconds: float) -> int:
-    """Without atheris: seeds changed at random. Returns the number of inputs; the last one is kept when it fails."""
-    chance = random.Random()
+def seeds(name: str) -> list[bytes]:
+    """What a target begins with: the seeds above and its corpus."""
+    return [*TARGETS[name][1], *(path.read_bytes() for path in corpus(name))]
+
+
+def corpus(name: str) -> list[Path]:
+    """The files of a target's corpus."""
+    return sorted((CORPUS / name).iterdir())
+
+
+def run_plain(name: str, seconds: float) -> None:
+    """Without atheris: inputs changed at random; the last one is kept when it fails."""
+    chance, known = random.Random(), seeds(name)
     count, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
-        data = mutated(TARGETS[name][1], chance)
+        data = mutated(known, chance)
         try:
             once(name, data)
         except BaseException:
@@ -230,53 +268,117 @@ def run_plain(name: str, seconds: float) -> int:
             (CACHE / f"{name}.crash").write_bytes(data)
             raise
         count += 1
-    return count
+    print(f"number_of_executed_units: {count}", file=sys.stderr)
 
 
 def run_guided(name: str, seconds: float) -> None:
     """With atheris; ends this process."""
-    corpus = CACHE / name
-    corpus.mkdir(parents=True, exist_ok=True)
+    found = CACHE / name
+    found.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(TARGETS[name][1]):
-        (corpus / f"seed{number}").write_bytes(seed)
-    options = [f"-max_total_time={seconds:.0f}", "-timeout=20", "-rss_limit_mb=1500", f"-max_len={MOST}"]
+        (found / f"seed{number}").write_bytes(seed)
+    options = [f"-max_total_time={seconds:.0f}", "-timeout=60", "-rss_limit_mb=1500", f"-max_len={MOST}"]
     options += [f"-artifact_prefix={CACHE}/{name}.", "-print_final_stats=1", "-verbosity=0"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: once(name, data))
+    options += [str(found), str(CORPUS / name)]  # what is new goes into the first
+    atheris.Setup([sys.argv[0], *options], lambda data: once(name, data))
     atheris.Fuzz()
+
+
+def reached(name: str, data: bytes) -> set[tuple[str, int, int]]:
+    """The steps from line to line that an input makes in our code."""
+    steps: set[tuple[str, int, int]] = set()
+
+    def watch(frame: FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            if "/knarr/" not in frame.f_code.co_filename:
+                return None
+            before = 0
+
+            def line(frame: FrameType, event: str, _: object) -> Any:
+                nonlocal before
+                if event == "line":
+                    steps.add((frame.f_code.co_filename, before, frame.f_lineno))
+                    before = frame.f_lineno
+                return line
+
+            return line
+        return None
+
+    sys.settrace(watch)
+    try:
+        once(name, data)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def merge(name: str) -> None:
+    """Write a target's corpus anew: of the seeds, the corpus and the cache the smallest inputs that reach what all do."""
+    found = {data for data in seeds(name) if len(data) <= LONGEST_KEPT}
+    if (CACHE / name).is_dir():
+        found |= {path.read_bytes() for path in (CACHE / name).iterdir() if path.stat().st_size <= LONGEST_KEPT}
+    kept: dict[str, bytes] = {}
+    known: set[tuple[str, int, int]] = set()
+    for data in sorted(found, key=lambda data: (len(data), data)):
+        steps = reached(name, data)
+        if steps - known:
+            known |= steps
+            kept[sha256(data).hexdigest()[:16]] = data
+    for path in corpus(name):
+        path.unlink()
+    for title, data in kept.items():
+        (CORPUS / name / title).write_bytes(data)
+    print(f"{name}: {len(kept)} of {len(found)} inputs, {sum(map(len, kept.values()))} bytes")
+
+
+def told(name: str, done: subprocess.CompletedProcess[str]) -> str:
+    """What became of one target, for people; all that is needed to do it again."""
+    runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
+    how = "" if atheris is not None else " at random"
+    if not done.returncode:
+        return f"{name}: {runs[0] if runs else '?'} inputs{how}, nothing found"
+    inputs = [f"{path}, in base64: {base64.b64encode(path.read_bytes()).decode()}" for path in CACHE.glob(f"{name}.*")]
+    return "\n".join([f"{name}: FOUND", done.stderr[-4000:], *inputs])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="fuzz the parsers")
     parser.add_argument("targets", nargs="*", help=f"default: all of {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=float, default=60, help="for each target")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="targets at a time")
     parser.add_argument("--input", type=Path, help="give the target this file, and nothing else")
+    parser.add_argument("--merge", action="store_true", help="grow the corpora by what the runs here have found")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if wrong := [name for name in options.targets if name not in TARGETS]:
         parser.error(f"there is no target {wrong[0]}")
+    if options.merge:
+        for name in options.targets or TARGETS:
+            merge(name)
+        return 0
     if options.input is not None:
         for name in options.targets or parser.error("--input wants a target"):
             once(name, options.input.read_bytes())
         return 0
     if options.child:
-        run_guided(options.targets[0], options.seconds)
-    failed = []
-    for name in options.targets or [*TARGETS]:
         if atheris is None:
-            print(f"{name}: {run_plain(name, options.seconds)} inputs at random, nothing found", flush=True)
-            continue
-        # libFuzzer ends the process.
+            run_plain(options.targets[0], options.seconds)
+        else:
+            run_guided(options.targets[0], options.seconds)
+        return 0
+
+    def child(name: str) -> int:
+        for old in CACHE.glob(f"{name}.*"):
+            old.unlink()
+        # A process each: libFuzzer ends it, and uses one processor.
         words = [sys.executable, __file__, "--child", "--seconds", str(options.seconds), name]
-        done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True, env={**os.environ})
-        runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
-        print(
-            f"{name}: {runs[0] if runs else '?'} inputs, {'nothing found' if not done.returncode else 'FOUND'}",
-            flush=True,
-        )
-        if done.returncode:
-            failed.append(name)
-            print(done.stderr[-4000:], file=sys.stderr)
-    return 1 if failed else 0
+        done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True, errors="replace")
+        print(told(name, done), flush=True)
+        return done.returncode
+
+    with ThreadPoolExecutor(max_workers=max(1, options.jobs)) as pool:
+        codes = list(pool.map(child, options.targets or [*TARGETS]))
+    return 1 if any(codes) else 0
 
 
 if __name__ == "__main__":

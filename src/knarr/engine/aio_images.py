@@ -79,11 +79,64 @@ async def validate(text: str, *, store: str | None = None, layers: bool = True) 
     return await stoppable(f"checking {text}", lambda: checks.validate(text, store=store, layers=layers))
 
 
-class Layer:
+class _Twin:
+    """What stands for an object of the blocking library, and is equal as that is."""
+
+    def __init__(self, blocking: Any) -> None:
+        self.blocking = blocking
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Twin) and type(other) is type(self) and bool(self.blocking == other.blocking)
+
+    def __hash__(self) -> int:
+        return hash(self.blocking)
+
+    def __repr__(self) -> str:
+        return f"<aio.{repr(self.blocking)[1:]}"
+
+
+class _Opened(_Twin):
+    """What images and indexes have in common; a context that closes them."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor of the manifest or index."""
+        found: Descriptor = self.blocking.descriptor
+        return found
+
+    @property
+    def digest(self) -> str:
+        """The digest of the manifest or index."""
+        return str(self.blocking.digest)
+
+    @property
+    def name(self) -> str:
+        """The reference it was opened by or saved as."""
+        return str(self.blocking.name)
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotations of the manifest or index itself."""
+        return dict(self.blocking.annotations)
+
+    def close(self) -> None:
+        """Let files and connections go."""
+        self.blocking.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Layer(_Twin):
     """As ``knarr.Layer``, read with ``async for``. ``blocking`` is the layer itself."""
 
     def __init__(self, layer: blocking.Layer) -> None:
-        self.blocking = layer
+        self.blocking: blocking.Layer = layer
 
     @property
     def descriptor(self) -> Descriptor:
@@ -135,15 +188,6 @@ class Layer:
         finally:
             found.close()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Layer) and self.blocking == other.blocking
-
-    def __hash__(self) -> int:
-        return hash(self.blocking)
-
-    def __repr__(self) -> str:
-        return f"<aio.{repr(self.blocking)[1:]}"
-
 
 async def _chunks(what: str, open_it: Callable[[], Readable]) -> AsyncIterator[bytes]:
     reader = await stoppable(what, open_it, lambda late: late.close())
@@ -154,7 +198,7 @@ async def _chunks(what: str, open_it: Callable[[], Readable]) -> AsyncIterator[b
         reader.close()
 
 
-class Image:
+class Image(_Opened):
     """As ``knarr.Image``; what reads or writes is awaited. ``blocking`` is the image itself.
 
     Immutable: any number of tasks may use one. A registry that stalls holds a cancelled call up until its time-out,
@@ -162,7 +206,7 @@ class Image:
     """
 
     def __init__(self, image: blocking.Image) -> None:
-        self.blocking = image
+        self.blocking: blocking.Image = image
 
     @classmethod
     async def open(cls, reference: str, *, platform: str = "", store: str | None = None) -> Self:
@@ -182,11 +226,6 @@ class Image:
         return cls(Blocking.empty(platform=platform))
 
     @property
-    def descriptor(self) -> Descriptor:
-        """The manifest's descriptor."""
-        return self.blocking.descriptor
-
-    @property
     def manifest(self) -> dict[str, Any]:
         """The manifest."""
         return self.blocking.manifest
@@ -197,16 +236,6 @@ class Image:
         return self.blocking.config
 
     @property
-    def name(self) -> str:
-        """The reference it was opened by or saved as."""
-        return self.blocking.name
-
-    @property
-    def digest(self) -> str:
-        """The digest of the manifest."""
-        return self.blocking.digest
-
-    @property
     def id(self) -> str:
         """The digest of the config."""
         return self.blocking.id
@@ -215,11 +244,6 @@ class Image:
     def platform(self) -> Platform:
         """What it is for."""
         return self.blocking.platform
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """The manifest's annotations."""
-        return self.blocking.annotations
 
     @property
     def docker(self) -> bool:
@@ -295,33 +319,12 @@ class Image:
         """As ``knarr.Image.save``; nothing is there if it fails or is cancelled."""
         return await self._changed("saving", lambda: self.blocking.save(reference, store=store))
 
-    def close(self) -> None:
-        """Let files and connections go."""
-        self.blocking.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Image) and self.blocking == other.blocking
-
-    def __hash__(self) -> int:
-        return hash(self.blocking)
-
-    def __repr__(self) -> str:
-        return f"<aio.{repr(self.blocking)[1:]}"
-
-
-class Index:
+class Index(_Opened):
     """As ``knarr.Index``; what reads or writes is awaited. ``blocking`` is the index itself."""
 
     def __init__(self, index: blocking.Index) -> None:
-        self.blocking = index
+        self.blocking: blocking.Index = index
 
     @classmethod
     async def open(cls, reference: str, *, store: str | None = None) -> Self:
@@ -342,34 +345,14 @@ class Index:
         return cls(await stoppable("making an index", lambda: Blocking.of(own, annotations=annotations)))
 
     @property
-    def descriptor(self) -> Descriptor:
-        """The index's descriptor."""
-        return self.blocking.descriptor
-
-    @property
     def document(self) -> dict[str, Any]:
         """The index."""
         return self.blocking.document
 
     @property
-    def name(self) -> str:
-        """The reference it was opened by or saved as."""
-        return self.blocking.name
-
-    @property
-    def digest(self) -> str:
-        """The digest of the index."""
-        return self.blocking.digest
-
-    @property
     def entries(self) -> tuple[Descriptor, ...]:
         """The descriptors it holds."""
         return self.blocking.entries
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """The index's own annotations."""
-        return self.blocking.annotations
 
     def matching(self, text: str) -> list[str]:
         """The digests of the entries a text means: a digest, or a platform. Raises NotFound, UsageError."""
@@ -404,24 +387,3 @@ class Index:
     async def save(self, reference: str, *, store: str | None = None) -> Self:
         """As ``knarr.Index.save``; nothing is there if it fails or is cancelled."""
         return type(self)(await stoppable(f"saving {reference}", lambda: self.blocking.save(reference, store=store)))
-
-    def close(self) -> None:
-        """Let files and connections go."""
-        self.blocking.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Index) and self.blocking == other.blocking
-
-    def __hash__(self) -> int:
-        return hash(self.blocking)
-
-    def __repr__(self) -> str:
-        return f"<aio.{repr(self.blocking)[1:]}"

@@ -7,10 +7,12 @@ image, comparing, squashing and checking are all done on this.
 
 from __future__ import annotations
 
-from knarr.base.errors import FormatError, Unsupported
+from errno import ELOOP
+
+from knarr.base.errors import FileError, FormatError, NotFound, Unsupported
 from knarr.kernel.path import printable
 from knarr.layer.tarball import CHAR, DIR, FILE, HARDLINK, SYMLINK, Entry, Reader
-from knarr.layer.view import LINKS_LIMIT
+from knarr.layer.view import LINKS_LIMIT, resolve_links
 from knarr.layer.whiteout import OPAQUE, PREFIX, BadName, components, hidden_name, inside_meta, split
 
 TYPE_CHECKING = False
@@ -88,36 +90,14 @@ class Model:
 
         None when there is none. Raises BadName when links go in circles.
         """
-        at: list[bytes] = []
-        nodes = [self.root]
-        todo = path.split(b"/")[::-1]
-        links = 0
-        while todo:
-            part = todo.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                if at:
-                    at.pop()
-                    nodes.pop()
-                continue
-            children = nodes[-1].children
-            node = children.get(part) if children is not None else None
-            if node is None:
-                return None
-            last = not any(rest not in (b"", b".") for rest in todo)
-            if node.entry.kind == SYMLINK and (follow or not last):
-                links += 1
-                if links > LINKS_LIMIT:
-                    raise BadName("links in its path go in circles")
-                if node.entry.link.startswith(b"/"):
-                    at.clear()
-                    del nodes[1:]
-                todo.extend(node.entry.link.split(b"/")[::-1])
-                continue
-            at.append(part)
-            nodes.append(node)
-        return b"/".join(at), nodes[-1]
+        try:
+            return resolve_links(path, self.get, _link, _is_directory, follow=follow)
+        except NotFound:
+            return None
+        except FileError as error:
+            if error.number == ELOOP:
+                raise BadName("links in its path go in circles") from None
+            return None  # in what is no directory
 
     def walk(self, start: bytes = b"") -> Iterator[tuple[bytes, Node]]:
         """Every (canonical path, node) from ``start`` down, itself first, each directory's names in order."""
@@ -187,6 +167,14 @@ class Model:
             except BadName as error:
                 raise FormatError(what, f"entry {printable(entry.name)!r}", str(error)) from None
         self.layers += 1
+
+
+def _link(node: Node) -> bytes | None:
+    return node.entry.link if node.entry.kind == SYMLINK else None
+
+
+def _is_directory(node: Node) -> bool:
+    return node.children is not None
 
 
 class Noted:

@@ -245,17 +245,21 @@ def resolve_links(
     lookup: Callable[[bytes], T | None],
     target: Callable[[T], bytes | None],
     is_directory: Callable[[T], bool],
+    *,
+    follow: bool = True,
+    where: str = "the image",
 ) -> tuple[bytes, T]:
-    """Follow every symbolic link of a path inside an image's tree; return (path free of links, what it names).
+    """Follow the symbolic links of a path inside an image's tree; return (path free of links, what it names).
 
-    ``lookup`` gives what a path free of links and dots names, ``target`` where a symbolic link leads (None: it is
-    none). Raises NotFound, or FileError for a loop or for a component that is no directory.
+    ``lookup`` gives what a path free of links and dots names, and is asked for no more than has to be known;
+    ``target`` says where a symbolic link leads (None: it is none). Without ``follow`` a last link stays. Raises
+    NotFound, or FileError for a loop (ELOOP) or a component that is no directory (ENOTDIR); ``where`` is for these.
     """
-    shown = f"{printable(path)} in the image"
+    shown = f"{printable(path)} in {where}"
     todo = os.fsencode(path).split(b"/")[::-1]
     at: list[bytes] = []
     links = 0
-    found = lookup(b"")
+    found = None
     while todo:
         part = todo.pop()
         if part in (b"", b"."):
@@ -263,24 +267,28 @@ def resolve_links(
         if part == b"..":
             if at:
                 at.pop()
-            found = lookup(b"/".join(at))
+            found = None
             continue
         found = lookup(b"/".join((*at, part)))
         if found is None:
             raise NotFound("file", shown)
+        last = all(rest in (b"", b".") for rest in todo)
         leads = target(found)
-        if leads is not None:
+        if leads is not None and (follow or not last):
             links += 1
             if links > LINKS_LIMIT:
                 raise FileError("read", shown, ELOOP)
             if leads.startswith(b"/"):
                 at.clear()
             todo.extend(leads.split(b"/")[::-1])
-            found = lookup(b"/".join(at))
+            found = None
             continue
-        if any(rest not in (b"", b".") for rest in todo) and not is_directory(found):
+        if not last and not is_directory(found):
             raise FileError("read", shown, ENOTDIR)
         at.append(part)
+    canonical = b"/".join(at)
+    if found is None:  # the root, or where the last link or ".." led
+        found = lookup(canonical)
     if found is None:
         raise NotFound("file", shown)
-    return b"/".join(at), found
+    return canonical, found

@@ -111,15 +111,43 @@ class Layer(Record):
         return f"<Layer {self.digest} {self.size} B>"
 
 
-class Image(Record):
+class Opened(Record):
+    """A manifest or index and where its parts are read; equal by digest. A context manager, or to be closed."""
+
+    blobs: Blobs
+    descriptor: Descriptor
+
+    @property
+    def digest(self) -> str:
+        """The digest of the document."""
+        return self.descriptor["digest"]
+
+    def close(self) -> None:
+        """Let files and connections go."""
+        self.blobs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opened) and type(other) is type(self) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+class Image(Opened):
     """An image for one platform. ``config`` is None for an artifact. Equal when the manifests are, by digest.
 
     ``name`` is the reference it was opened by or saved as. Use it as a context manager, or ``close`` it, to let files
     and connections go early.
     """
 
-    blobs: Blobs
-    descriptor: Descriptor
     manifest: dict[str, Any]
     config: dict[str, Any] | None
     name: str = ""
@@ -141,11 +169,6 @@ class Image(Record):
         from knarr.engine.imaging.opening import empty_image
 
         return empty_image(platform)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the manifest."""
-        return self.descriptor["digest"]
 
     @property
     def id(self) -> str:
@@ -304,33 +327,13 @@ class Image(Record):
 
         return save_image(self, reference, store=store)
 
-    def close(self) -> None:
-        """Let files and connections go."""
-        self.blobs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Image) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     def __repr__(self) -> str:
         return f"<Image {self.name or '(no name)'} {self.digest} {self.platform}>"
 
 
-class Index(Record):
+class Index(Opened):
     """An image index: images for several platforms, artifacts, further indexes. Equal by digest."""
 
-    blobs: Blobs
-    descriptor: Descriptor
     document: dict[str, Any]
     name: str = ""
 
@@ -347,11 +350,6 @@ class Index(Record):
         from knarr.engine.imaging.opening import new_index
 
         return new_index(images, annotations=annotations)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the index."""
-        return self.descriptor["digest"]
 
     @property
     def entries(self) -> tuple[Descriptor, ...]:
@@ -424,24 +422,6 @@ class Index(Record):
         from knarr.engine.imaging.opening import save_index
 
         return save_index(self, reference, store=store)
-
-    def close(self) -> None:
-        """Let files and connections go."""
-        self.blobs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Index) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
 
     def __repr__(self) -> str:
         return f"<Index {self.name or '(no name)'} {self.digest} of {len(self.entries)}>"

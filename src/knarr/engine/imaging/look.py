@@ -8,7 +8,7 @@ that what is told of it is verified; ``quick`` stops at the first entry instead,
 from __future__ import annotations
 
 import os
-from errno import EFBIG, EINVAL, EISDIR
+from errno import EFBIG, EINVAL, EISDIR, ELOOP, ENOTDIR
 
 from knarr.base.errors import FileError, FormatError, NotFound, Unsupported
 from knarr.base.record import Record
@@ -16,7 +16,7 @@ from knarr.engine.imaging.layers import model_of
 from knarr.kernel.path import printable
 from knarr.layer.model import MOST_ENTRIES, directory, expanded
 from knarr.layer.tarball import DIR, FILE, HARDLINK, SYMLINK, Reader
-from knarr.layer.view import LINKS_LIMIT
+from knarr.layer.view import resolve_links
 from knarr.layer.whiteout import OPAQUE, PREFIX, BadName, components, split
 
 TYPE_CHECKING = False
@@ -436,37 +436,22 @@ class Finder:
             found = self.entry(direct)
             if found is not None and not (follow and found[1].kind == SYMLINK):
                 return direct, found[0], found[1]
-        at: list[bytes] = []
-        todo = parts[::-1]
-        links = 0
-        while todo:
-            part = todo.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                if at:
-                    at.pop()
-                continue
-            found = self.entry(b"/".join((*at, part)))
-            if found is None:
-                raise NotFound("file", self._shown(path))
-            kind, link = found[1].kind, found[1].link
-            last = not any(rest not in (b"", b".") for rest in todo)
-            if kind == SYMLINK and (follow or not last):
-                links += 1
-                if links > LINKS_LIMIT:
-                    where = f"path {printable(path)!r}"
-                    raise FormatError(self.image.name or "the image", where, "its links go in circles")
-                if link.startswith(b"/"):
-                    at.clear()
-                todo.extend(link.split(b"/")[::-1])
-                continue
-            if not last and kind != DIR:
-                raise NotFound("file", self._shown(path))
-            at.append(part)
-        canonical = b"/".join(at)
-        number, entry = self.entry(canonical) or (0, _folder(canonical))
+        try:
+            canonical, (number, entry) = resolve_links(
+                raw, self._found, _link, _is_directory, follow=follow, where=self.image.name or "the image"
+            )
+        except FileError as error:
+            if error.number == ELOOP:
+                where = f"path {printable(path)!r}"
+                raise FormatError(self.image.name or "the image", where, "its links go in circles") from None
+            if error.number == ENOTDIR:
+                raise NotFound("file", self._shown(path)) from None
+            raise
         return canonical, number, entry
+
+    def _found(self, path: bytes) -> tuple[int, Entry] | None:
+        """As ``entry``; the root is there even if no layer has it."""
+        return self.entry(path) or (None if path else (0, _folder(path)))
 
     def _target(self, number: int, path: bytes) -> tuple[int, Entry] | None:
         """What a hard link of layer ``number`` leads to, which that layer has not: what shows below it."""
@@ -475,6 +460,14 @@ class Finder:
             if touch is not None:
                 return (below, touch.entry) if touch.what == "set" and touch.entry is not None else None
         return None
+
+
+def _link(found: tuple[int, Entry]) -> bytes | None:
+    return found[1].link if found[1].kind == SYMLINK else None
+
+
+def _is_directory(found: tuple[int, Entry]) -> bool:
+    return found[1].kind == DIR
 
 
 def _folder(path: bytes) -> Entry:
