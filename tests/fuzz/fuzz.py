@@ -55,7 +55,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "fuzz"
 CORPUS = Path(__file__).parent / "corpus"
 LONGEST_KEPT = 6 << 10
 """Bytes of a file in the corpora: they are to stay small."""
-MOST = 16 << 10
+MOST = 24 << 10
 """Bytes of an input."""
 
 
