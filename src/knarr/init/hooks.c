@@ -9,6 +9,8 @@
 enum { EXIT_STATUS = 1, SIGNALLED = 2, TIMED_OUT = 3, NOT_STARTED = 4, NO_DOCUMENT = 5 };
 enum { KEPT = 1024 };
 
+static u64 output_slots[2] = {NO_SLOT, NO_SLOT}; /* of stdout and stderr, where they go into files */
+
 struct hook {
     long pid, pidfd;
     int output, errors, trouble; /* read ends of stdout, stderr and of the child's report that exec failed */
@@ -67,6 +69,24 @@ static void become_hook(const char *path, char **argv, char **envp, const int en
     die(127);
 }
 
+/* Its stdout or stderr: the file it shall write to, else the pipe that we read. */
+static int output_of(int which, int pipe)
+{
+    return output_slots[which] == NO_SLOT ? pipe : slot_fd(output_slots[which]);
+}
+
+long op_hook_output(const struct op *op)
+{
+    int each;
+
+    for (each = 0; each < 2; each++) {
+        output_slots[each] = op->numbers[each];
+        if (output_of(each, 0) < 0)
+            return -EBADF;
+    }
+    return 0;
+}
+
 static long start_hook(struct hook *hook, const char *path, char **argv, char **envp)
 {
     int out[2], err[2], trouble[2], pidfd = -1;
@@ -83,7 +103,8 @@ static long start_hook(struct hook *hook, const char *path, char **argv, char **
         return got;
     got = fork_like(0, SIGCHLD_, -1, &pidfd);
     if (got == 0)
-        become_hook(path, argv, envp, (const int[4]){(int)stdin, out[1], err[1], trouble[1]});
+        become_hook(path, argv, envp,
+                    (const int[4]){(int)stdin, output_of(0, out[1]), output_of(1, err[1]), trouble[1]});
     if (got < 0)
         return got;
     close_fd(stdin);

@@ -9,7 +9,7 @@ from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
-from knarr.plan.host import LANDLOCK
+from knarr.plan.host import HOOK_OUTPUTS, LANDLOCK
 from knarr.plan.idmounts import shift_ops, user_ns_op
 from knarr.plan.mountopts import PROPAGATION
 from knarr.plan.mounts import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     IdMap = tuple[tuple[int, int, int], ...]
 
 
+_INSIDE_HOOKS = ("createContainer", "startContainer")
 RAW_FILTER = "run.oci.seccomp_bpf_data"
 """crun's annotation with a compiled seccomp filter, in base64, in place of linux.seccomp."""
 
@@ -100,14 +101,14 @@ class _Slots:
         return self.names.index(name) if name in self.names else NO_SLOT
 
 
-def inherited(options: Options, cgroup: CgroupPlan | None) -> _Slots:
-    """The descriptors the parent hands over."""
+def inherited(options: Options, cgroup: CgroupPlan | None, files: Sequence[str] = ()) -> _Slots:
+    """The descriptors the parent hands over, ``files`` among them."""
     names = ["start"] if options.wait_start else []
     if options.terminal_slot:
         names.append("console")
     if cgroup is not None and cgroup.clone_into:
         names.append("cgroup")
-    return _Slots(names + [f"fd{3 + number}" for number in range(options.preserve_fds)])
+    return _Slots([*names, *files] + [f"fd{3 + number}" for number in range(options.preserve_fds)])
 
 
 def landlock_rules(config: dict[str, Any], host: Host, slots: _Slots) -> list[Op]:
@@ -166,10 +167,12 @@ def plan_container(
         if limited
         else granted_capabilities(process)
     )
-    slots = inherited(options, cgroup)
+    hooks = config.get("hooks") or {}
+    inside = any(hooks.get(kind) for kind in _INSIDE_HOOKS)
+    outputs = [name for name in HOOK_OUTPUTS if inside and name in (config.get("annotations") or {})]
+    slots = inherited(options, cgroup, outputs)
     proc, root_slot = slots.new(), slots.new()
     user_slot = slots.new() if by_init else NO_SLOT
-    hooks = config.get("hooks") or {}
     opened: dict[int, int] = {}
     root = root or Root("bind", _root_path(config, bundle))
     image_slot = slots.new() if root.image else NO_SLOT
@@ -210,6 +213,8 @@ def plan_container(
         plan.append(Op("loopback", (), (), ""))
     if hooks.get("prestart") or hooks.get("createRuntime") or hooks.get("createContainer"):
         plan.append(Op("sync", (ops.SYNC_HOOKS,), (), "/hooks"))
+    if outputs:
+        plan.append(Op("hook_output", tuple(slots.of(name) for name in HOOK_OUTPUTS), (), "/annotations"))
     plan += [hook_op(hook, f"/hooks/createContainer/{n}") for n, hook in enumerate(hooks.get("createContainer") or ())]
     how = ops.PIVOT_MOVE if options.no_pivot else 0
     plan += _seal_root(config, linux, slots, root_slot, how if own_mounts else ops.PIVOT_CHROOT, label)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from knarr.plan.cgroup import CgroupHost
 
 
+HOOK_OUTPUTS = ("run.oci.hooks.stdout", "run.oci.hooks.stderr")
+"""crun's annotations: files that hooks write their standard output and standard error to."""
 LANDLOCK = "org.knarr.landlock"
 """The annotation with a container's Landlock rules (docs/config.md)."""
 

@@ -108,6 +108,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "label": (95, ("root",), ("path", "label")),
     # as new_tree, from files that loop devices make devices of
     "loop_tree": (96, ("slot", "attr"), ("fstype", "source", "devices*")),
+    # where the hooks that follow write to
+    "hook_output": (97, ("stdout_slot", "stderr_slot"), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

@@ -24,6 +24,7 @@ from knarr.base.ids import check_id
 from knarr.base.record import Record
 from knarr.kernel.process import boot_id, process_stat, reap
 from knarr.plan.container import RAW_FILTER, Options, plan_container
+from knarr.plan.host import HOOK_OUTPUTS
 from knarr.plan.namespaces import shares_pids
 from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
@@ -223,6 +224,7 @@ class Created(Process):
         record.save(self.fd, self.state)
         slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
+        files = {name for name in HOOK_OUTPUTS if name in self.plan.slots}
         listening = None
         if notify:
             from knarr.runtime import notify as proxy  # only as a service of systemd's
@@ -231,6 +233,10 @@ class Created(Process):
             if not wait_start:
                 self.notify = proxy.listen(self.fd, notify)
         try:
+            for name in files:
+                from knarr.runtime.hooks import open_output  # cold: only with the annotation
+
+                slots[name] = open_output(self.state.annotations, name, self.bundle)
             groups = self.plan.cgroup
             if groups is not None and groups.clone_into:
                 self._make(groups)
@@ -250,8 +256,8 @@ class Created(Process):
         finally:
             if listening is not None:
                 listening.close()
-            if "cgroup" in slots:
-                os.close(slots["cgroup"])
+            for name in {"cgroup", *files}.intersection(slots):
+                os.close(slots[name])
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
 
@@ -304,7 +310,8 @@ class Created(Process):
             created = fastjson.dumps(record.document(self.state, "created"))
             kinds = {"prestart": created}
             for hook in self.plan.runtime_hooks:
-                run_hooks([hook], kinds.get(hook[0], document), self.bundle, alive=self.pidfd, stop=self.stop)
+                state = kinds.get(hook[0], document)
+                run_hooks([hook], state, self.bundle, self.state.annotations, alive=self.pidfd, stop=self.stop)
             return document if "createContainer" in self.state.hooks else b""
         if code == SYNC_READY:
             super().on_sync(code)

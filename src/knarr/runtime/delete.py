@@ -137,7 +137,7 @@ def _poststop(fd: int, state: State, config: dict[str, Any] | None) -> list[str]
         return [f"poststop hooks of container {state.id} were not run: {error}"]
     for number, hook in enumerate(hooks):
         try:
-            run_hook(hook, f"/hooks/poststop/{number}", document, state.bundle)
+            run_hook(hook, f"/hooks/poststop/{number}", document, state.bundle, state.annotations)
         except KnarrError as error:
             warnings.append(str(error))
     return warnings

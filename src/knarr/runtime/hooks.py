@@ -3,20 +3,22 @@
 runtime-spec config.md "POSIX-platform Hooks". A hook is started by knarr-init, so that no descriptor of the calling
 program crosses: a session of its own, the bundle as working directory, the environment exactly as configured (empty
 if none is; docs/security.md I7), the state document on standard input. Its output is drained and its end kept for the
-error message. It ends with its first process: a daemon it leaves behind does not hold us up, but a timeout kills all
+error message; the annotations run.oci.hooks.stdout and run.oci.hooks.stderr (crun's) name files that it writes to
+instead. It ends with its first process: a daemon it leaves behind does not hold us up, but a timeout kills all
 of its session.
 """
 
 from __future__ import annotations
 
 import os
-from errno import EAGAIN
+from errno import EAGAIN, EINVAL
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 from struct import unpack_from
 from time import monotonic
 
-from knarr.base.errors import HookError, Interrupted
+from knarr.base.errors import HookError, InitError, Interrupted
 from knarr.kernel.process import reap, signal_pid
+from knarr.plan.host import HOOK_OUTPUTS
 from knarr.plan.ops import Op, encode
 from knarr.runtime.launch import ERROR, spawn
 
@@ -29,20 +31,54 @@ KEEP = 4096
 """Bytes of a hook's output that are kept: the last ones."""
 
 
+def open_output(annotations: dict[str, str], name: str, bundle: str) -> int:
+    """The file hooks write to by the annotation ``name``, relative to the bundle; -1 without it. Raises InitError.
+
+    It is made if it is missing and appended to. One that nobody reads (a FIFO) is an error, nothing to wait for.
+    """
+    path = annotations.get(name)
+    if path is None:
+        return -1
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        fd = os.open(os.path.join(bundle, path), flags, 0o600)
+        os.set_blocking(fd, True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        number = error.errno if isinstance(error, OSError) else EINVAL
+        raise InitError(f"/annotations/{name}", f"open {path} for the hooks' output", number or EINVAL) from None
+    return fd
+
+
 def run_hooks(
-    hooks: Iterable[tuple[str, int, dict[str, Any]]], state: bytes, bundle: str, *, alive: int = -1, stop: int = -1
+    hooks: Iterable[tuple[str, int, dict[str, Any]]],
+    state: bytes,
+    bundle: str,
+    annotations: dict[str, str] | None = None,
+    *,
+    alive: int = -1,
+    stop: int = -1,
 ) -> None:
     """Run (kind, index, hook) one after another, ``state`` on the standard input of each.
 
-    ``alive`` is the pidfd of the container's process: when that ends, the hook is killed, as it is when the descriptor
-    ``stop`` becomes readable. Raises HookError at the first that fails (the others are not run), Interrupted.
+    ``annotations`` may name files for their output. ``alive`` is the pidfd of the container's process: when that ends,
+    the hook is killed, as it is when the descriptor ``stop`` becomes readable. Raises HookError at the first that fails
+    (the others are not run), Interrupted, InitError.
     """
     for kind, index, hook in hooks:
-        run_hook(hook, f"/hooks/{kind}/{index}", state, bundle, alive=alive, stop=stop)
+        run_hook(hook, f"/hooks/{kind}/{index}", state, bundle, annotations, alive=alive, stop=stop)
 
 
-def run_hook(hook: dict[str, Any], pointer: str, state: bytes, bundle: str, *, alive: int = -1, stop: int = -1) -> None:
-    """Run one hook to its end. Raises HookError (exit status, signal, timeout, cannot be started), Interrupted."""
+def run_hook(
+    hook: dict[str, Any],
+    pointer: str,
+    state: bytes,
+    bundle: str,
+    annotations: dict[str, str] | None = None,
+    *,
+    alive: int = -1,
+    stop: int = -1,
+) -> None:
+    """Run one hook to its end. Raises HookError (status, signal, timeout, cannot start), Interrupted, InitError."""
     path = str(hook["path"])
     timeout = hook.get("timeout")
     deadline = None if timeout is None else monotonic() + timeout
@@ -57,16 +93,23 @@ def run_hook(hook: dict[str, Any], pointer: str, state: bytes, bundle: str, *, a
         ),
         0,
     )
-    in_read, in_write = os.pipe2(os.O_CLOEXEC)
-    out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    files: list[int] = []
+    try:
+        for name in HOOK_OUTPUTS:
+            files.append(open_output(annotations or {}, name, bundle))  # noqa: PERF401  # all are closed if one fails
+        in_read, in_write = os.pipe2(os.O_CLOEXEC)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    except BaseException:
+        _close(files)
+        raise
     pid, pidfd, control = 0, -1, None
     try:
         try:
-            pid, control = spawn(plan, (), (in_read, out_write, out_write), "hook", path)
+            stdout, stderr = [fd if fd >= 0 else out_write for fd in files]
+            pid, control = spawn(plan, (), (in_read, stdout, stderr), "hook", path)
             pidfd = os.pidfd_open(pid)
         finally:
-            os.close(in_read)
-            os.close(out_write)
+            _close([in_read, out_write, *files])
         os.set_blocking(in_write, False)
         os.set_blocking(out_read, False)
         said, trouble, late = _attend(pidfd, control.fileno(), in_write, out_read, state, deadline, (alive, stop))
@@ -89,6 +132,12 @@ def run_hook(hook: dict[str, Any], pointer: str, state: bytes, bundle: str, *, a
             _kill_session(pid, pidfd)
         if pidfd >= 0:
             os.close(pidfd)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _attend(

@@ -252,7 +252,7 @@ def _hooks(restored: Restored, pid: int) -> None:
         restored.state = restored.state.replace(hooked=True)
         record.save(restored.fd, restored.state)
         document = fastjson.dumps(record.document(restored.state, "creating", pid))
-        run_hooks(wanted, document, restored.state.bundle)
+        run_hooks(wanted, document, restored.state.bundle, restored.state.annotations)
 
 
 def _loopback(pid: int) -> None:

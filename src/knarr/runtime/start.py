@@ -12,7 +12,7 @@ from errno import E2BIG, EACCES
 from time import monotonic, sleep
 
 from knarr.base import fastjson
-from knarr.base.errors import HookError, KernelError, KnarrError, WrongStatus
+from knarr.base.errors import HookError, InitError, KernelError, KnarrError, WrongStatus
 from knarr.kernel.process import process_stat
 from knarr.plan.ops import SYNC_LISTENER
 from knarr.runtime import record
@@ -146,8 +146,8 @@ def poststart(root_fd: int, fd: int, state: State, config: dict[str, Any] | None
     config = config or record.config(fd)
     document = fastjson.dumps(record.document(state, "running"))
     try:
-        run_hooks(_of(config, "poststart"), document, state.bundle)
-    except HookError as error:
+        run_hooks(_of(config, "poststart"), document, state.bundle, state.annotations)
+    except (HookError, InitError) as error:  # the latter: a file for its output cannot be opened
         _remove(root_fd, fd, state, config, error)
         raise
 
