@@ -177,6 +177,15 @@ def test_signals_are_passed_on_by_run(runtime: Runtime, bundle: Bundle) -> None:
         end(process)
 
 
+def test_a_signal_at_any_moment_of_run(ours: Runtime, bundle: Bundle) -> None:
+    """SIGUSR1 is the program's: it never ends us, not even before we attend to it."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "kill -USR1 $PPID"]}
+    bundle.config["hooks"] = {"createRuntime": [{**hook, "env": ["PATH=/bin:/usr/bin"]}]}
+    id = ours.new_id()
+    done = ours("run", "--bundle", bundle.write("sh", "-c", "trap 'echo got' USR1; sleep 0.3; echo end"), id)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "end"), done
+
+
 def test_an_existing_id_is_refused_and_left_alone(runtime: Runtime, bundle: Bundle) -> None:
     id = runtime.new_id()
     path = bundle.write("sleep", "60")

@@ -27,6 +27,7 @@ SIGWINCH = 28
 _OWN = frozenset((4, 5, 7, 8, 9, 11, 13, 17, 19, 21, 22, 23, 25, 31, 32, 33))
 ENDING = (1, 2, 3, 15)
 """SIGHUP, SIGINT, SIGQUIT, SIGTERM: those that end a command which has not come to its container's start."""
+_LATER = tuple(number for number in range(1, 65) if number not in _OWN and number not in ENDING)
 
 
 def _noted(_number: int, _frame: object) -> None:
@@ -34,24 +35,29 @@ def _noted(_number: int, _frame: object) -> None:
 
 
 class Signals:
-    """Signals as bytes on a descriptor, ``fd``, until the end of the ``with``; nothing else happens because of them."""
+    """Signals as bytes on a descriptor, ``fd``, until the end of the ``with``; nothing else happens because of them.
+
+    First only those of ENDING. Others wait for ``catch_all``: they are meant for the program, which may run already.
+    """
 
     __slots__ = ("_writer", "fd")
 
     def __init__(self) -> None:
         self.fd, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         _signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
         self.catch(ENDING)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LATER)
         _signal.set_wakeup_fd(-1)
         os.close(self.fd)
         os.close(self._writer)
 
-    def catch(self, numbers: tuple[int, ...] | range) -> None:
+    def catch(self, numbers: tuple[int, ...]) -> None:
         """Catch these too, except what the caller of this program had ignored (nohup)."""
         for number in numbers:
             if number not in _OWN and _signal.getsignal(number) is not _signal.SIG_IGN:
@@ -59,7 +65,8 @@ class Signals:
 
     def catch_all(self) -> None:
         """Catch everything that can be passed on."""
-        self.catch(range(1, 65))
+        self.catch(_LATER)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LATER)
 
     def catch_children(self) -> None:
         """Take note of the end of children."""
