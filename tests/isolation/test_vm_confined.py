@@ -62,7 +62,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         pytest.skip(str(error))
     more = [Entry("bin", FOLDER), Entry("bin/busybox", FILE, Path(busybox).read_bytes())]
     path = tmp_path_factory.mktemp("initramfs") / "initramfs"
-    path.write_bytes(initramfs(INIT.encode(), kernel.modules, more))
+    path.write_bytes(initramfs(INIT.encode(), kernels.read_modules(kernel.modules), more))
     return hypervisor, kernel, str(path)
 
 

@@ -31,11 +31,11 @@ _ZBOOT_MAGIC = b"MZ\0\0zimg"
 
 
 class Kernel(Record):
-    """A kernel that QEMU can boot: the file, its release, and the modules in the order they are to be loaded."""
+    """A kernel that QEMU can boot: the file, its release, the files of its modules in the order they are loaded."""
 
     path: str
     release: str
-    modules: tuple[tuple[str, bytes], ...]
+    modules: tuple[str, ...]
 
 
 def find(prefix: str = "") -> str:
@@ -280,8 +280,8 @@ def _has_note(notes: bytes) -> bool:
 # -- modules -----------------------------------------------------------------------------------------------------------
 
 
-def find_modules(folder: str, wanted: Sequence[str]) -> tuple[tuple[str, bytes], ...]:
-    """Name and content of the modules to load for ``wanted``, each after those it needs.
+def find_modules(folder: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The files of the modules to load for ``wanted``, each after those it needs.
 
     Empty for a kernel that has no such directory. Raises Unsupported, FileError.
     """
@@ -289,13 +289,18 @@ def find_modules(folder: str, wanted: Sequence[str]) -> tuple[tuple[str, bytes],
         return ()
     needs = parse_dependencies(_text(f"{folder}/modules.dep"))
     builtin = {module_name(line) for line in _text(f"{folder}/modules.builtin").splitlines()}
+    return tuple(f"{folder}/{path}" for path in load_order(wanted, needs, builtin, folder))
+
+
+def read_modules(files: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Name and content of each, not compressed. Raises FileError, Unsupported."""
     found = []
-    for path in load_order(wanted, needs, builtin, folder):
-        data = read_file(f"{folder}/{path}", _LARGEST_MODULE)
+    for path in files:
+        data = read_file(path, _LARGEST_MODULE)
         if not data.startswith(b"\x7fELF"):
             data = expand(data, _LARGEST_MODULE)
         found.append((f"{module_name(path)}.ko", data))
-    return tuple(found)
+    return found
 
 
 def _text(path: str) -> str:
