@@ -129,36 +129,30 @@ def test_both_kinds_of_virtiofsd() -> None:
 # -- KVM by trying -----------------------------------------------------------------------------------------------------
 
 
-def no_guest(accelerator: str) -> vm.Settings:
-    raise AssertionError(accelerator)
+SMALL = vm.Settings("/none", "/none", 128 << 20, accelerator="kvm")
 
 
 def test_without_the_device_nothing_is_tried(tmp_path: Path) -> None:
-    found = accel.acceleration(X86, str(tmp_path), no_guest, str(tmp_path / "kvm"))
+    found = accel.find(X86, str(tmp_path), SMALL, str(tmp_path / "kvm"))
     assert (found.name, found.why) == (accel.TCG, f"there is no {tmp_path}/kvm")
+    assert accel.remembered(X86, str(tmp_path)) == found
 
 
 def test_the_answer_is_kept_for_this_boot_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def why_not(*_: object) -> str:
-        asked.append(1)
-        return ""
-
-    monkeypatch.setattr(accel, "why_not", why_not)
+    monkeypatch.setattr(accel, "why_not", lambda *_: "")
     (tmp_path / "accel-another-boot-7.2-0").touch()
     (tmp_path / "vmlinux-1").touch()
-    for _ in range(2):
-        assert accel.acceleration(X86, str(tmp_path), no_guest) == accel.Acceleration("kvm")
-    assert len(asked) == 1
-    assert accel.acceleration(ARM, str(tmp_path), no_guest).name == "kvm"
-    assert len(asked) == 2
+    assert accel.remembered(X86, str(tmp_path)) is None
+    assert accel.find(X86, str(tmp_path), SMALL) == accel.Acceleration("kvm")
+    assert accel.remembered(X86, str(tmp_path)) == accel.Acceleration("kvm")
+    assert accel.remembered(ARM, str(tmp_path)) is None
     assert not (tmp_path / "accel-another-boot-7.2-0").exists()
     assert (tmp_path / "vmlinux-1").exists()
     kept = next(tmp_path.glob(f"accel-{boot_id()}-7.2.22-*"))
     kept.write_text("kvm\n")  # not as it is written
-    assert accel.acceleration(X86, str(tmp_path), no_guest).name == "kvm"
-    assert len(asked) == 3
+    assert accel.remembered(X86, str(tmp_path)) is None
+    assert accel.find(X86, "", SMALL).name == "kvm"
+    assert accel.remembered(X86, "") is None
 
 
 def test_the_cache_is_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,29 +61,29 @@ def cache_directory() -> str:
     return path
 
 
-def acceleration(
-    hypervisor: Hypervisor,
-    cache: str,
-    guest: Callable[[str], Settings],
-    device: str = "/dev/kvm",
-) -> Acceleration:
-    """KVM if a guest boots with it, emulation otherwise; asked of the machine once in a boot, then of ``cache``.
+def remembered(hypervisor: Hypervisor, cache: str) -> Acceleration | None:
+    """What was found since this host booted, with this version of QEMU; None when nothing was, or ``cache`` is ""."""
+    return _remembered(f"{cache}/{_name(hypervisor)}") if cache else None
 
-    ``guest(accelerator)`` gives the settings of the smallest guest that says something on its channel.
+
+def find(hypervisor: Hypervisor, cache: str, small: Settings, device: str = "/dev/kvm") -> Acceleration:
+    """KVM if a guest boots with it, emulation otherwise; kept in ``cache``, unless that is "".
+
+    ``small`` is the smallest guest that says something on its channel, with KVM.
     """
-    version = ".".join(map(str, hypervisor.version))
-    name = f"accel-{boot_id()}-{version}-{os.geteuid()}"
-    known = _remembered(f"{cache}/{name}")
-    if known is not None:
-        return known
-    why = why_not(hypervisor, guest, device)
+    why = why_not(hypervisor, small, device)
     found = Acceleration(TCG if why else "kvm", why, tsc_khz() if why else 0)
-    text = f"{found.name}\n{found.why}\n{found.tsc}\n"
-    write_atomic(f"{cache}/{name}", text.encode(), mode=0o600)
-    for old in os.listdir(cache):
-        if old.startswith("accel-") and not old.startswith(f"accel-{boot_id()}"):
-            os.unlink(f"{cache}/{old}")
+    if cache:
+        text = f"{found.name}\n{found.why}\n{found.tsc}\n"
+        write_atomic(f"{cache}/{_name(hypervisor)}", text.encode(), mode=0o600)
+        for old in os.listdir(cache):
+            if old.startswith("accel-") and not old.startswith(f"accel-{boot_id()}"):
+                os.unlink(f"{cache}/{old}")
     return found
+
+
+def _name(hypervisor: Hypervisor) -> str:
+    return f"accel-{boot_id()}-{'.'.join(map(str, hypervisor.version))}-{os.geteuid()}"
 
 
 def _remembered(path: str) -> Acceleration | None:
@@ -94,7 +94,7 @@ def _remembered(path: str) -> Acceleration | None:
     return None if end or not tsc.isdecimal() else Acceleration(name, why, int(tsc))
 
 
-def why_not(hypervisor: Hypervisor, guest: Callable[[str], Settings], device: str = "/dev/kvm") -> str:
+def why_not(hypervisor: Hypervisor, small: Settings, device: str = "/dev/kvm") -> str:
     """Why KVM is not used, in a few words; empty when a guest booted with it."""
     from knarr.isolation import vm
 
@@ -102,7 +102,7 @@ def why_not(hypervisor: Hypervisor, guest: Callable[[str], Settings], device: st
         return f"{device} may not be opened" if os.path.exists(device) else f"there is no {device}"
     deadline = time.monotonic() + PATIENCE
     try:
-        launched = vm.launch(hypervisor, guest("kvm"), deadline=deadline)
+        launched = vm.launch(hypervisor, small, deadline=deadline)
     except KnarrError as error:
         return error.sentence()
     channel = socket(fileno=launched.channel)

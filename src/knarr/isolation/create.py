@@ -293,10 +293,15 @@ def root_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
     a file system of the host's would not give it.
     """
     steps = []
+    for place, how in kinds.before(kind):
+        steps.append(step(guest.mkdir(place), f"make {place}"))
+        steps.append(
+            step(guest.mount(how.source, place, how.fstype, _MS_NODEV | how.flags, how.data), f"mount {place}")
+        )
     for number, share in enumerate(shares):
         place = convert.share_place(number)
         how = kinds.mounted(kind, number)
-        flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY)
+        flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY) | how.flags
         steps.append(step(guest.mkdir(place), f"make {place}"))
         steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
     layer = "/run/layer"
@@ -342,7 +347,7 @@ def host_config(config: dict[str, Any], kind: str) -> dict[str, Any]:
     memory, _ = resources(config)
     asked = dict(limits.get("memory") or {})
     if (asked.get("limit") or 0) > 0:
-        asked["limit"] = memory + kinds.overhead(kind) + _HOST_OVERHEAD
+        asked["limit"] = memory + kinds.overhead(kind) + kinds.beside(kind) + _HOST_OVERHEAD
         if (asked.get("swap") or 0) > 0:
             asked["swap"] = asked["limit"] + max(0, asked["swap"] - memory)
         limits["memory"] = asked

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OVERHEAD = 64 << 20
 """Its kernel's own data, page tables and the pages of a root's overlay."""
+BESIDE = 0
 _WINDOW = 3584
 """Less than the 4,096 bytes of a terminal's buffer: a line that had to be held up is not heard of again
 (arch/um/drivers/line.c: line_throttle takes its descriptor off the list of those waited for; Linux 6.1)."""
@@ -30,6 +31,11 @@ def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
         "libraries": [list(each) for each in kernel.libraries],
         "modules": uml.modules(kernel.release, ["overlay"]),
     }
+
+
+def before() -> tuple[tuple[str, Mounted], ...]:
+    """Nothing: its hostfs shows each share by itself."""
+    return ()
 
 
 def mounted(number: int) -> Mounted:

@@ -56,11 +56,12 @@ class Booting(Record):
 
 
 class Mounted(Record):
-    """How the guest mounts a share: mount(2)'s source, type and data."""
+    """How the guest mounts a share: mount(2)'s source, type, data, and flags beside those for what it may do there."""
 
     source: str
     fstype: str
     data: str
+    flags: int = 0
 
 
 def find(kind: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +71,12 @@ def find(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = _module(kind).find_guest(config)
     return found
+
+
+def before(kind: str) -> tuple[tuple[str, Mounted], ...]:
+    """Where a guest of this kind mounts what, before its shares (pure)."""
+    how: tuple[tuple[str, Mounted], ...] = _module(kind).before()
+    return how
 
 
 def mounted(kind: str, number: int) -> Mounted:
@@ -90,12 +97,22 @@ def overhead(kind: str) -> int:
     return count
 
 
+def beside(kind: str) -> int:
+    """Bytes that the program which runs the guest takes beside the guest's memory."""
+    count: int = _module(kind).BESIDE
+    return count
+
+
 def _module(kind: str) -> Any:
-    """The module of a kind, with these four; only the one in use is loaded."""
+    """The module of a kind, with these; only the one in use is loaded."""
     if kind == KERNEL:
         from knarr.isolation import guest_uml
 
         return guest_uml
+    if kind == VM:
+        from knarr.isolation import guest_vm
+
+        return guest_vm
     from knarr.base.errors import Unsupported
 
     raise Unsupported(f"isolation {kind}", "knarr has no such guest yet")
