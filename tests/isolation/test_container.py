@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from behind import ISOLATION, need
+from behind import GUESTS, ISOLATION, need
 from blackbox import left_behind, needs_busybox
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_the_image_stays_as_it_is_and_what_is_written_has_its_owner(
     script = "echo new >> /tmp/there; cat /tmp/there; rm -r /etc; ls -d /etc; touch /tmp/mine; stat -c %u /tmp/mine"
     done = run(runtime, isolated, "sh", "-c", script)
     assert done.stdout.splitlines() == ["therenew", "0"], done.stderr
-    assert (isolated.rootfs / "etc").exists() == (kind == "kernel")
+    assert (isolated.rootfs / "etc").exists() == (kind != "namespace")
 
 
 def test_volumes(runtime: Runtime, isolated: Bundle, tmp_path: Path) -> None:
@@ -146,9 +146,10 @@ def test_the_monitor_killed_takes_all_along(runtime: Runtime, isolated: Bundle) 
     assert left_behind(runtime, id, 5) == []
 
 
-def test_the_guests_kernel_panics(runtime: Runtime, bundle: Bundle) -> None:
-    need("kernel")
-    bundle.config["annotations"] = {ISOLATION: "kernel"}
+@pytest.mark.parametrize("guest", GUESTS)
+def test_the_guests_kernel_panics(runtime: Runtime, bundle: Bundle, guest: str) -> None:
+    need(guest)
+    bundle.config["annotations"] = {ISOLATION: guest}
     bundle.config["linux"]["readonlyPaths"] = []
     id = runtime.new_id()
     began = time.monotonic()

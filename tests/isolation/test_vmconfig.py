@@ -12,7 +12,6 @@ from knarr.spec.validate import config_findings
 FULL: dict[str, Any] = {
     "hypervisor": {"path": "/qemu", "parameters": ["-name", "it"]},
     "kernel": {"path": "/vmlinuz", "parameters": ["foo=bar", "hello world"], "initrd": "/initrd.img"},
-    "image": {"path": "/root.img", "format": "qcow2"},
     "hwConfig": {"vcpus": 2, "memory": 1 << 30},
 }
 
@@ -25,8 +24,6 @@ def test_all_of_it_is_read() -> None:
         kernel="/vmlinuz",
         words=("foo=bar", "hello world"),
         initrd="/initrd.img",
-        image="/root.img",
-        format="qcow2",
         cpus=2,
         memory=1 << 30,
     )
@@ -44,6 +41,7 @@ def test_without_one_nothing_is_asked_for() -> None:
         ({"kernel": {"path": "/k", "parameters": ["rdinit=/sh"]}}, "/vm/kernel/parameters/0", "for knarr"),
         ({"kernel": {"path": "/k", "parameters": ["x knarr.channel=a"]}}, "/vm/kernel/parameters/0", "for knarr"),
         ({"kernel": {"path": "/k", "parameters": ["x\ny"]}}, "/vm/kernel/parameters/0", "one line"),
+        ({"image": {"path": "/root.img", "format": "raw"}}, "/vm/image", "root.path"),
         ({"hwConfig": {"dtdevs": ["/soc/eth"]}}, "/vm/hwConfig/dtdevs", "hardware"),
         ({"hwConfig": {"iomems": [{"firstMFN": 1, "nrMFNs": 1}]}}, "/vm/hwConfig/iomems", "hardware"),
         ({"hwConfig": {"irqs": [4]}}, "/vm/hwConfig/irqs", "hardware"),

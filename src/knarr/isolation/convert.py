@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from knarr.base.errors import SpecFinding, Unsupported
 from knarr.base.record import Record
-from knarr.isolation.kinds import KERNEL, Share
+from knarr.isolation import vmconfig
+from knarr.isolation.kinds import VM, Share
 from knarr.plan.mounts import is_bind
 
 TYPE_CHECKING = False
@@ -92,8 +93,8 @@ def read_only(entry: dict[str, Any]) -> bool:
     return bool(last) and last[-1] in ("ro", "rro")
 
 
-def cannot_honour(config: dict[str, Any], kind: str, *, preserved: int = 0) -> list[SpecFinding]:
-    """What of a valid config.json this kind of isolation cannot do, each with its JSON pointer."""
+def cannot_honour(config: dict[str, Any], kind: str, *, preserved: int = 0, arch: str = "x86_64") -> list[SpecFinding]:
+    """What of a valid config.json this kind of isolation cannot do on a machine of ``arch``, each with its pointer."""
     found = [SpecFinding(pointer, why) for pointer, why in _FIELDS if _at(config, pointer)]
     found += _of_namespaces(config)
     found += _of_mounts(config)
@@ -107,16 +108,18 @@ def cannot_honour(config: dict[str, Any], kind: str, *, preserved: int = 0) -> l
         found.append(SpecFinding("/linux/seccomp/listenerPath", "a listener of the host's cannot look into the guest"))
     if linux.get("rootfsPropagation") in ("shared", "rshared"):
         found.append(SpecFinding("/linux/rootfsPropagation", "mounts made in the guest are not seen on the host"))
-    if kind == KERNEL and config.get("vm"):
+    if kind == VM:
+        found += vmconfig.cannot_honour(config.get("vm"), arch)
+    elif config.get("vm"):
         found.append(SpecFinding("/vm", "this isolation boots no virtual machine"))
     if preserved:
         found.append(SpecFinding("", f"{preserved} descriptors to hand down cannot go into the guest"))
     return found
 
 
-def demand(config: dict[str, Any], kind: str, *, preserved: int = 0) -> None:
+def demand(config: dict[str, Any], kind: str, *, preserved: int = 0, arch: str = "x86_64") -> None:
     """Raise Unsupported for the first thing that cannot be honoured; the others are in its hint."""
-    found = cannot_honour(config, kind, preserved=preserved)
+    found = cannot_honour(config, kind, preserved=preserved, arch=arch)
     if found:
         others = "; ".join(str(each) for each in found[1:])
         first = found[0]

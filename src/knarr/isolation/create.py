@@ -462,7 +462,7 @@ def begin(
     from knarr.runtime.probe import probe_for
 
     host = probe_for(config, host)
-    convert.demand(config, kind, preserved=len(stdio.preserve))
+    convert.demand(config, kind, preserved=len(stdio.preserve), arch=os.uname().machine)
     wishes = options or Options()
     mapped = host.euid != 0 and any(
         each["type"] == "user" for each in (config.get("linux") or {}).get("namespaces") or ()

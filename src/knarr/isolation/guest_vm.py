@@ -41,9 +41,8 @@ def find_guest(config: dict[str, Any]) -> dict[str, Any]:
     except KnarrError:
         cache = ""  # it takes longer, each time
     path = asked.kernel or kernels.find()
-    modules = [*kernels.BASE_MODULES, *(["virtio_blk"] if asked.image else [])]
-    kernel = _of("/vm/kernel/path" if asked.kernel else "", kernels.prepare, path, cache, modules)
-    for name in ("initrd", "image", "device_tree"):
+    kernel = _of("/vm/kernel/path" if asked.kernel else "", kernels.prepare, path, cache, kernels.BASE_MODULES)
+    for name in ("initrd", "device_tree"):
         file = getattr(asked, name)
         if file and not os.access(file, os.R_OK):
             raise FileError("read", file, 2 if not os.path.exists(file) else 13)
@@ -118,7 +117,6 @@ def boot(settings: Settings) -> Booting:
             shares=tuple(Share(each.source, each.writable) for each in settings.shares),
             accelerator=found["accelerator"],
             tsc=found["tsc"],
-            disks=(qemu.Disk(asked.image, qemu.FORMATS[asked.format]),) if asked.image else (),
             device_tree=asked.device_tree,
             words=asked.words,
             parameters=asked.parameters,

@@ -1,7 +1,7 @@
 """QEMU as the machine of a guest: found and checked, and its command line, which names all there is (cold).
 
 x86_64 has the machine ``microvm``, arm64 ``virt``; both with virtio-mmio devices: the channel (a virtio-serial port),
-the shared directory (virtio-fs), disks. docs/isolation-vm.md says why each word is there and what it saves.
+the shared directory (virtio-fs). docs/isolation-vm.md says why each word is there and what it saves.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ _HELPERS = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virti
 _OLDEST = (5, 2)  # microvm with ACPI, by which Debian's kernels find virtio-mmio devices
 _PATIENCE = 10.0
 MACHINES = {"x86_64": "microvm", "aarch64": "virt"}
-FORMATS = {"raw": "raw", "qcow2": "qcow2", "vdi": "vdi", "vmdk": "vmdk", "vhd": "vpc"}
-"""config.json's vm.image.format as QEMU calls it."""
 
 
 class Hypervisor(Record):
@@ -36,13 +34,6 @@ class Hypervisor(Record):
     path: str
     version: tuple[int, ...]
     arch: str
-
-
-class Disk(Record):
-    """A file as a virtio-blk device, which stays as it is: ``path`` as QEMU sees it, ``format`` one of QEMU's."""
-
-    path: str
-    format: str
 
 
 class Machine(Record):
@@ -62,7 +53,6 @@ class Machine(Record):
     console: int
     shares: int = -1
     tsc: int = 0
-    disks: tuple[Disk, ...] = ()
     device_tree: str = ""
     words: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -167,9 +157,6 @@ def command(hypervisor: Hypervisor, machine: Machine) -> list[str]:
     if machine.shares >= 0:
         words += ["-chardev", f"socket,id=shares,fd={machine.shares}"]
         words += ["-device", f"vhost-user-fs-device,chardev=shares,tag={TAG}"]
-    for number, disk in enumerate(machine.disks):
-        facts = f"id=disk{number},format={disk.format},if=none,read-only=on,file={disk.path.replace(',', ',,')}"
-        words += ["-drive", facts, "-device", f"virtio-blk-device,drive=disk{number}"]
     if machine.device_tree:
         words += ["-dtb", machine.device_tree]
     return [*words, *machine.parameters]

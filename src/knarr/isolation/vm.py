@@ -47,7 +47,6 @@ class Settings(Record):
     shares: tuple[Share, ...] | None = ()
     accelerator: str = "tcg"
     tsc: int = 0
-    disks: tuple[qemu.Disk, ...] = ()
     device_tree: str = ""
     words: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
@@ -127,7 +126,6 @@ def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
         console=4,
         shares=-1 if settings.shares == () else 5,
         tsc=settings.tsc,
-        disks=tuple(qemu.Disk(f"/disk{number}", disk.format) for number, disk in enumerate(settings.disks)),
         device_tree="/devicetree" if settings.device_tree else "",
         words=settings.words,
         parameters=settings.parameters,
@@ -135,7 +133,6 @@ def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
     views = [View(hypervisor.path, hypervisor.path, program=True), *_program_views(hypervisor.path)]
     views += [View(folder, folder) for folder in _FIRMWARE if os.path.isdir(folder)]
     views += [View(settings.kernel, "/kernel"), View(settings.initramfs, "/initramfs")]
-    views += [View(disk.path, f"/disk{number}") for number, disk in enumerate(settings.disks)]
     views += [View(settings.device_tree, "/devicetree")] if settings.device_tree else []
     views += [View("/dev/null", "/dev/null", device=True)]
     views += [View("/dev/kvm", "/dev/kvm", device=True)] if settings.accelerator == "kvm" else []

@@ -22,8 +22,7 @@ _XEN = "hands hardware of the host to the guest, which QEMU does not by this"
 class Wanted(Record):
     """The section as decided; "" and 0 for what it does not say.
 
-    ``words`` for the kernel's command line, ``parameters`` for the hypervisor's. ``memory`` in bytes. ``format`` of
-    ``image`` as config.json has it.
+    ``words`` for the kernel's command line, ``parameters`` for the hypervisor's. ``memory`` in bytes.
     """
 
     hypervisor: str = ""
@@ -31,8 +30,6 @@ class Wanted(Record):
     kernel: str = ""
     words: tuple[str, ...] = ()
     initrd: str = ""
-    image: str = ""
-    format: str = ""
     cpus: int = 0
     memory: int = 0
     device_tree: str = ""
@@ -42,15 +39,13 @@ def wanted(section: dict[str, Any] | None) -> Wanted:
     """What the section asks for; nothing without one."""
     section = section or {}
     hypervisor, kernel = section.get("hypervisor") or {}, section.get("kernel") or {}
-    image, hardware = section.get("image") or {}, section.get("hwConfig") or {}
+    hardware = section.get("hwConfig") or {}
     return Wanted(
         hypervisor=hypervisor.get("path") or "",
         parameters=tuple(hypervisor.get("parameters") or ()),
         kernel=kernel.get("path") or "",
         words=tuple(kernel.get("parameters") or ()),
         initrd=kernel.get("initrd") or "",
-        image=image.get("path") or "",
-        format=image.get("format") or "",
         cpus=hardware.get("vcpus") or 0,
         memory=hardware.get("memory") or 0,
         device_tree=hardware.get("deviceTree") or "",
@@ -70,6 +65,8 @@ def cannot_honour(section: dict[str, Any] | None, arch: str) -> list[SpecFinding
                 found.append(SpecFinding(at, f"{each} is for knarr to set"))
         if not word.isprintable():
             found.append(SpecFinding(at, "a kernel's command line is one line of text"))
+    if section.get("image"):
+        found.append(SpecFinding("/vm/image", "the guest's own root is knarr's; root.path is the container's"))
     hardware = section.get("hwConfig") or {}
     found += [SpecFinding(f"/vm/hwConfig/{name}", _XEN) for name in ("dtdevs", "iomems", "irqs") if hardware.get(name)]
     if hardware.get("deviceTree") and arch != "aarch64":

@@ -1,0 +1,94 @@
+"""Containers in a microVM that config.json's section ``vm`` describes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from behind import ISOLATION, need
+from blackbox import left_behind, needs_busybox
+
+from knarr.isolation import kernels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from blackbox import Bundle, Runtime
+
+pytestmark = needs_busybox
+
+
+@pytest.fixture
+def machine(bundle: Bundle) -> Bundle:
+    """The bundle, for a microVM of the host's kernel, named."""
+    need("vm")
+    bundle.config["annotations"] = {ISOLATION: "vm"}
+    bundle.config["vm"] = {"kernel": {"path": kernels.find()}}
+    return bundle
+
+
+def test_all_of_it_is_honoured(runtime: Runtime, machine: Bundle, tmp_path: Path) -> None:
+    """Hypervisor, kernel, their parameters, an initrd, processors and memory."""
+    section = machine.config["vm"]
+    qemu = f"/usr/bin/qemu-system-{os.uname().machine}"
+    section["hypervisor"] = {"path": qemu, "parameters": ["-name", "a-name-of-its-own"]}
+    section["kernel"]["parameters"] = ["a.word=1", "two words"]
+    (tmp_path / "initrd").write_bytes(b"")
+    section["kernel"]["initrd"] = str(tmp_path / "initrd")
+    section["hwConfig"] = {"vcpus": 2, "memory": 300 << 20}
+    script = "cat /proc/cmdline; grep -c ^processor /proc/cpuinfo; head -n 1 /proc/meminfo"
+    id = runtime.new_id()
+    done = runtime("run", "-b", machine.write("sh", "-c", script), id)
+    assert done.returncode == 0, done.stderr
+    line, cpus, memory = done.stdout.splitlines()
+    assert "a.word=1 two words" in line
+    assert cpus == "2"
+    assert 230 << 10 < int(memory.split()[1]) < 300 << 10
+    assert left_behind(runtime, id) == []
+
+
+def test_what_qemu_says_of_its_parameters_is_told(runtime: Runtime, machine: Bundle) -> None:
+    qemu = f"/usr/bin/qemu-system-{os.uname().machine}"
+    machine.config["vm"]["hypervisor"] = {"path": qemu, "parameters": ["-no-such-option"]}
+    done = runtime("run", "-b", machine.write("true"), runtime.new_id())
+    assert done.returncode != 0
+    assert "-no-such-option: invalid option" in done.stderr
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"hwConfig": {"irqs": [5]}}, "config.json /vm/hwConfig/irqs"),
+    ({"hwConfig": {"dtdevs": ["/soc/uart"]}}, "config.json /vm/hwConfig/dtdevs"),
+    ({"image": {"path": "/root.img", "format": "raw"}}, "config.json /vm/image"),
+    ({"hypervisor": {"path": "/bin/true"}}, "config.json /vm/hypervisor/path"),
+    ({"hypervisor": {"path": "/none/qemu"}}, "/none/qemu: no such file"),
+    ({"kernel": {"path": "/bin/true"}}, "config.json /vm/kernel/path"),
+    ({"kernel": {"path": "/none/vmlinuz"}}, "/none/vmlinuz: no such file"),
+    ({"kernel": {"path": "/vmlinuz", "parameters": ["--", "sh"]}}, "config.json /vm/kernel/parameters/0"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), REFUSED)
+def test_what_cannot_be_had_is_refused_and_named(
+    runtime: Runtime, machine: Bundle, change: dict[str, Any], told: str
+) -> None:
+    machine.config["vm"].update(change)
+    id = runtime.new_id()
+    done = runtime("run", "-b", machine.write("true"), id)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left_behind(runtime, id) == []
+
+
+def test_memory_and_processors_follow_the_limits(runtime: Runtime, machine: Bundle) -> None:
+    machine.config["linux"]["resources"] = {"memory": {"limit": 64 << 20}, "cpu": {"quota": 150000, "period": 100000}}
+    if os.geteuid():
+        pytest.skip("limits take root, or a delegated cgroup")
+    id = runtime.new_id()
+    script = "grep -c ^processor /proc/cpuinfo; head -n 1 /proc/meminfo"
+    done = runtime("run", "-b", machine.write("sh", "-c", script), id)
+    assert done.returncode == 0, done.stderr
+    cpus, memory = done.stdout.splitlines()
+    assert cpus == "2"
+    assert 64 << 10 < int(memory.split()[1]) < 160 << 10
