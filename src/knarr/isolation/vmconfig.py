@@ -56,7 +56,8 @@ def cannot_honour(section: dict[str, Any] | None, arch: str) -> list[SpecFinding
     """What of the section cannot be had, each with its pointer."""
     section = section or {}
     found: list[SpecFinding] = []
-    for number, word in enumerate((section.get("kernel") or {}).get("parameters") or ()):
+    words: list[str] = (section.get("kernel") or {}).get("parameters") or []
+    for number, word in enumerate(words):
         at = f"/vm/kernel/parameters/{number}"
         for each in word.split():
             if each == "--":
