@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from dockerregistry import docker_registry, need_docker_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,33 +32,9 @@ def sentence(done: subprocess.CompletedProcess[bytes], said: str, code: int = 12
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A docker-registry for bob, whose password is secret."""
-    for program in ("docker-registry", "htpasswd"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    where = tmp_path_factory.mktemp("registry")
-    subprocess.run(["htpasswd", "-Bbc", str(where / "users"), "bob", "secret"], check=True, capture_output=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(where / "data")}, "delete": {"enabled": True}},
-        "http": {"addr": address},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-        "auth": {"htpasswd": {"realm": "test", "path": str(where / "users")}},
-    }
-    (where / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    with (where / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(where / "config.yml")], stdout=log, stderr=log)
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield address
-    process.kill()
-    process.wait()
+    need_docker_registry("htpasswd")
+    with docker_registry(tmp_path_factory.mktemp("registry"), password="secret") as address:
+        yield address
 
 
 def test_a_day_at_a_registry(registry: str, image: str, person: Person) -> None:

@@ -13,11 +13,8 @@ suite) and a Go module proxy; without a proxy each module that the suite needs i
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dockerregistry import docker_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -190,34 +190,7 @@ def ours(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-@contextmanager
-def docker(folder: Path) -> Iterator[str]:
-    """docker-registry; gives host:port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-        "http": {"addr": address},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-    }
-    (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)
-    try:
-        for _ in range(500):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1).close()
-                break
-            time.sleep(0.02)
-        yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-REGISTRIES = {"knarr": ours, "docker-registry": docker}
+REGISTRIES = {"knarr": ours, "docker-registry": docker_registry}
 
 
 def examine(program: Path, name: str, output: Path, settings: dict[str, str]) -> Results:

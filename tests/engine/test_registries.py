@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from dockerregistry import docker_registry, need_docker_registry
 
 import knarr
 from knarr.base.errors import InvalidReference, NotFound, RegistryError, UsageError
@@ -36,30 +35,9 @@ def no_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if shutil.which("docker-registry") is None:
-        pytest.skip("docker-registry is not installed")
-    where = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(where / "data")}, "delete": {"enabled": True}},
-        "http": {"addr": address},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-    }
-    (where / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    with (where / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(where / "config.yml")], stdout=log, stderr=log)
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield address
-    process.kill()
-    process.wait()
+    need_docker_registry()
+    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import hashlib
 import io
 import os
 import shutil
-import socket
 import subprocess
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ocimake
@@ -19,7 +16,7 @@ from tarbuilder import tar
 from knarr.engine.imaging.image import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from knarr.layer.model import Node
@@ -73,32 +70,3 @@ def call(*command: str, **more: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
     return str(done.stdout)
-
-
-@contextmanager
-def docker_registry(folder: Path) -> Iterator[str]:
-    """A real docker-registry on loopback for as long as it is needed; gives host:port."""
-    command = program("docker-registry")
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    (folder / "config.yml").write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: '{host}'}}\n"
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([command, "serve", str(folder / "config.yml")], stdout=log, stderr=log)
-    try:
-        for _ in range(500):
-            try:
-                socket.create_connection((host.partition(":")[0], int(host.partition(":")[2])), 1).close()
-                break
-            except OSError:
-                time.sleep(0.02)
-        else:
-            pytest.fail(f"docker-registry does not start: {(folder / 'log').read_text()}")
-        yield host
-    finally:
-        process.kill()
-        process.wait()

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imagekit import docker_registry, layout
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import layout
 from tarbuilder import f
 
 import knarr
@@ -77,7 +78,16 @@ async def cancelled(task: asyncio.Task[Any], after: threading.Event) -> float:
     ("twin", "blocking"), [(aio.Image, Image), (aio.Index, Index), (aio.Layer, Layer)], ids=["Image", "Index", "Layer"]
 )
 def test_the_twins_agree(twin: type, blocking: type) -> None:
-    own = {"replace", "with_documents", "with_document", "with_layers", "source", "what", "blobs", "index"}  # the house's own
+    own = {
+        "replace",
+        "with_documents",
+        "with_document",
+        "with_layers",
+        "source",
+        "what",
+        "blobs",
+        "index",
+    }  # the house's own
     public = {name for name in dir(blocking) if not name.startswith("_")} - own
     assert public <= set(dir(twin)) | {"history", "document"}
     for name in sorted(public):
@@ -130,6 +140,7 @@ def test_everything_once(tmp_path: Path) -> None:
 
 
 def test_many_pulls_at_once(tmp_path: Path) -> None:
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
 
         async def work() -> list[str]:

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from imagekit import call, docker_registry, layout, opened, program
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import call, layout, opened, program
 from tarbuilder import f
 
 from knarr.base.errors import DigestMismatch, FileError, FormatError, KnarrError, NotFound, UsageError
@@ -139,6 +140,7 @@ def test_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
         yield host
 

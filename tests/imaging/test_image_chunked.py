@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import ocimake
 import pytest
 import zstandard
-from imagekit import call, docker_registry
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import call
 from tarbuilder import f, header, tar
 
 from knarr.base.errors import DigestMismatch, FormatError, KnarrError, SpecError
@@ -130,6 +131,7 @@ def test_few_bytes_are_fetched_and_counted(fake: FakeRegistry, cli: Cli, name: s
 
 
 def test_against_a_real_registry(tmp_path: Path, cli: Cli) -> None:
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
         for name in KINDS:
             made = image_of(*sample(name))
@@ -448,6 +450,7 @@ def test_other_programs_read_what_is_written(tmp_path: Path, cli: Cli) -> None:
     ref, _ = source_layout(tmp_path)
     assert cli("image", "copy", "--compress", "estargz", ref, f"oci:{tmp_path / 'e'}:v1")[0] == 0
     assert cli("image", "copy", "--compress", "zstd:chunked", ref, f"oci:{tmp_path / 'z'}:v1")[0] == 0
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
         for name in ("e", "z"):
             there = f"docker://{host}/x:{name}"

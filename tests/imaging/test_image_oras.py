@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imagekit import docker_registry
+from dockerregistry import docker_registry, need_docker_registry
 from ownregistry import serving
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         with serving(tmp_path / "registry") as server:
             yield server.host
     else:
+        need_docker_registry()
         with docker_registry(tmp_path / "registry") as address:
             yield address
 

@@ -8,7 +8,8 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imagekit import call, docker_registry, layout, opened, program
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import call, layout, opened, program
 from tarbuilder import f
 
 from knarr.base.errors import FileError, KnarrError, NotFound, SignatureError, SpecError, UsageError
@@ -303,6 +304,7 @@ def test_a_policy_that_is_half_understood_is_none(document: dict[str, Any], said
 
 def test_over_a_registry_and_skopeo_where_it_can(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
         ref = f"docker://{host}/me/app:1"
         opened(tmp_path / "l", [f("a")]).save(ref)
@@ -352,6 +354,7 @@ def test_commands_refuse(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
 
 def test_the_policy_holds_when_images_are_fetched(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as host:
         ref = f"docker://{host}/me/app:1"
         image = opened(tmp_path / "l", [f("a")]).save(ref)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from dockerregistry import docker_registry, need_docker_registry
 from fakeregistry import FakeRegistry, RealRegistry, made_certificate
 
 if TYPE_CHECKING:
@@ -46,55 +44,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return made_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def started(where: Path, extra: str = "") -> tuple[RealRegistry, subprocess.Popen[bytes]]:
-    if shutil.which("docker-registry") is None:
-        pytest.skip("docker-registry is not installed")
-    if shutil.which("skopeo") is None:
-        pytest.skip("skopeo is not installed")
-    port = free_port()
-    config = where / "config.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {where}/data}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{extra}"
-    )
-    with (where / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    else:
-        process.kill()
-        pytest.fail(f"docker-registry does not start: {(where / 'log').read_text()}")
-    return RealRegistry(f"127.0.0.1:{port}"), process
-
-
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
     """A docker-registry anybody may use."""
-    registry, process = started(tmp_path_factory.mktemp("registry"))
-    yield registry
-    process.kill()
-    process.wait()
+    need_docker_registry("skopeo")
+    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield RealRegistry(host)
 
 
 @pytest.fixture(scope="session")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
     """A docker-registry for bob, whose password is secret."""
-    if shutil.which("htpasswd") is None:
-        pytest.skip("htpasswd is not installed")
-    where = tmp_path_factory.mktemp("locked")
-    subprocess.run(["htpasswd", "-Bbc", str(where / "users"), "bob", "secret"], check=True, capture_output=True)
-    registry, process = started(where, f"auth: {{htpasswd: {{realm: test, path: {where}/users}}}}\n")
-    yield registry
-    process.kill()
-    process.wait()
+    need_docker_registry("skopeo", "htpasswd")
+    with docker_registry(tmp_path_factory.mktemp("locked"), password="secret") as host:
+        yield RealRegistry(host)
