@@ -75,6 +75,15 @@ def test_the_same_is_seen(where: Path, image: str, options: list[str]) -> None:
     assert attached(where) == []
 
 
+@pytest.mark.parametrize("name", driver.DRIVERS)
+def test_no_mount_is_seen_outside_where_mounts_are_shared(where: Path, image: str, name: str) -> None:
+    """As they are below systemd: here in a mount namespace of this test's own."""
+    who = person(where, name)
+    script = f'mount --make-rshared / && "$@" && ! grep "{who.folder}" /proc/self/mountinfo'
+    who.prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    assert said(who, image, "echo", "1", KNARR_DRIVER=name) == "1\n"
+
+
 def attached(where: Path, wanted: int = 0) -> list[str]:
     """Files of this test that are loop devices; they cease to be a moment after the last mount has gone."""
     until = time.monotonic() + 10

@@ -54,7 +54,10 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.parse_volume(f"{here}:/a") == VolumeMount("bind", "/a", here)
     assert options.parse_volume(f"{here}:/a:ro") == VolumeMount("bind", "/a", here, readonly=True)
     assert options.parse_volume("./src:/a:rw,noexec") == VolumeMount("bind", "/a", f"{here}/src", options=("noexec",))
-    assert options.parse_volume(".:/a:z") == VolumeMount("bind", "/a", here)
+    assert options.parse_volume(".:/a:z") == VolumeMount("bind", "/a", here, relabel="shared")
+    assert options.parse_volume(".:/a:ro,Z,noexec") == VolumeMount(
+        "bind", "/a", here, readonly=True, options=("noexec",), relabel="private"
+    )
     for bad in ("", "a", "/a", "/tmp:", "name:/x", "/a:/b:/c:/d"):
         with pytest.raises(UsageError):
             options.parse_volume(bad)
@@ -62,8 +65,8 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         options.parse_volume("/nonexistent-x:/a")
     with pytest.raises(UsageError, match="name of a volume"):
         options.parse_volume("data:/a")
-    with pytest.raises(UsageError, match="SELinux"):
-        options.parse_volume(".:/a:Z", selinux=True)
+    with pytest.raises(UsageError, match="this one alone"):
+        options.parse_volume(".:/a:z,Z")
 
 
 def test_mounts(tmp_path: Path) -> None:
@@ -74,6 +77,11 @@ def test_mounts(tmp_path: Path) -> None:
         "tmpfs", "/t", options=("size=67108864", "mode=700")
     )
     assert options.parse_mount(f"source={here},target=/a,ro=false").readonly is False
+    assert options.parse_mount(f"source={here},target=/a,relabel=private").relabel == "private"
+    assert options.parse_mount(f"source={here},target=/a,relabel=shared").relabel == "shared"
+    for bad in (f"source={here},target=/a,relabel=Z", "type=tmpfs,target=/a,relabel=shared"):
+        with pytest.raises(UsageError, match="relabel"):
+            options.parse_mount(bad)
     for bad in ("", "type=bind", "type=volume,target=/x", "type=tmpfs,source=/a,target=/b", "type=bind,x=y,target=/a"):
         with pytest.raises(UsageError):
             options.parse_mount(bad)
@@ -114,8 +122,10 @@ def test_environment(tmp_path: Path) -> None:
         ("landlock=/a/rules.json", {"landlock": "/a/rules.json"}),
         ("apparmor=mine", {"apparmor": "mine"}),
         ("apparmor=unconfined", {"apparmor": "unconfined"}),
-        ("label=disable", {"selinux_label": ""}),
-        ("label=a:b:c:s0", {"selinux_label": "a:b:c:s0"}),
+        ("label=disable", {"selinux": ("disable",)}),
+        ("label=a:b:c:s0", {"selinux": ("a:b:c:s0",)}),
+        ("label:type:x_t", {"selinux": ("type:x_t",)}),
+        ("label=level:s0:c1,c2", {"selinux": ("level:s0:c1,c2",)}),
     ],
 )
 def test_security_options(text: str, wanted: dict[str, Any]) -> None:
@@ -123,7 +133,23 @@ def test_security_options(text: str, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "seccomp", "seccomp=", "landlock=", "no-new-privileges=maybe", "label=type:x", "x=y"]
+    "text",
+    [
+        "",
+        "x",
+        "seccomp",
+        "seccomp=",
+        "landlock=",
+        "no-new-privileges=maybe",
+        "label=",
+        "label=type:",
+        "label=x",
+        "label=x:y",
+        "label=nested",
+        "label=type:a b",
+        "label=:a:b:c",
+        "x=y",
+    ],
 )
 def test_unknown_security_options(text: str) -> None:
     with pytest.raises(UsageError, match="security option"):

@@ -589,7 +589,7 @@ def test_a_label_is_an_attribute_of_what_is_there(launcher: Launcher, tmp_path: 
     (rootfs / "data").mkdir(parents=True)
     mount = Op("mount", [ROOT, 0, 0, CREATE_DIR], ["tmpfs", "tmpfs", "/data"])
     label = "system_u:object_r:container_file_t:s0:c1,c2"
-    run = launcher.start(rooted(rootfs, mount, Op("label", [ROOT], ["/data", label]))).stop()
+    run = launcher.start(rooted(rootfs, mount, Op("label", [ROOT, 0], ["/data", label]))).stop()
     path = f"/proc/{run.process}/root{rootfs}/data"
     assert os.getxattr(path, "security.selinux") == label.encode()
     run.go()

@@ -102,3 +102,14 @@ def test_a_quotation_mark_would_end_the_label() -> None:
     config["linux"]["mountLabel"] = 'a:b:c:s0",upperdir="/etc'
     with pytest.raises(SpecError, match=r"/linux/mountLabel.*quotation mark"):
         compiled(config)
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_so_does_an_images_index(loops: bool) -> None:
+    root = Root("overlay", "/r", ("/i",), "", "/u", "/w", image=("/i", "/index", "/tar"), loops=loops)
+    for config, option in ((labelled(), OPTION), (default_config(), "")):
+        (made,) = [op for op in compiled(config, root).ops if op.kind in ("new_tree", "loop_tree")]
+        if loops:
+            assert made.strs == ("erofs", option, "/index", "/tar")
+        else:
+            assert made.strs == ("erofs", "/index", "device=/tar", *([option] if option else []))

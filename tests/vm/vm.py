@@ -1,4 +1,4 @@
-"""Run tests in a virtual machine: Linux 6.1, systemd as PID 1, cgroup v2, D-Bus, AppArmor, CRIU, podman.
+"""Run tests in a virtual machine: Linux 6.1, systemd as PID 1, cgroup v2, D-Bus, AppArmor or SELinux, CRIU, podman.
 
 ``make test-vm`` does it. The guest's root is a Debian made once by mmdebstrap and kept in ``.cache/vm`` (a change of
 what is in it makes a new one); the installed knarr, the tests and the Python packages they need go in on a second disk,
@@ -29,6 +29,7 @@ SUITE = "bookworm"
 PACKAGES = (
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "dbus-user-session", "udev", "kmod", "procps", "iproute2"),
     *("criu", "iptables", "nftables", "runc", "crun", "podman", "conmon", "uidmap", "slirp4netns", "catatonit"),
+    *("selinux-policy-default", "policycoreutils", "selinux-utils"),
     *("apparmor", "busybox-static", "python3", "ca-certificates", "e2fsprogs", "util-linux", "strace"),
 )
 # Modules for the guest's disks and its way out, loaded before there is a root; without ".ko".
@@ -36,6 +37,9 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 TESTS = ("tests/vm", "tests/runtime/test_cgroup_groups.py")
 V1_TESTS = ("tests/vm/test_systemd_v1.py",)
 V1 = "systemd.unified_cgroup_hierarchy=0"
+SELINUX_TESTS = ("tests/vm/test_selinux.py",)
+SELINUX = "security=selinux selinux=1 enforcing=0"
+SHELL_OF_ROOT = "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023"
 PLACE = "/opt/knarr"  # of the second disk in the guest
 MEMORY = "3G"
 DEFAULT_TIMEOUT = 2400.0
@@ -55,6 +59,9 @@ useradd --uid 1000 --create-home --shell /bin/sh tester
 echo tester:100000:65536 > /etc/subuid && echo tester:100000:65536 > /etc/subgid
 mkdir -p /var/lib/systemd/linger && touch /var/lib/systemd/linger/tester
 echo guest > /etc/hostname && echo '127.0.0.1 localhost guest' > /etc/hosts
+printf 'SELINUX=permissive\nSELINUXTYPE=default\n' > /etc/selinux/config
+# What boots with SELinux finds every file labelled. -m: the kernel this is made on need not know labels.
+setfiles -m -F /etc/selinux/default/contexts/files/file_contexts /
 systemctl enable knarr-vm.service
 systemctl mask getty.target systemd-networkd.service systemd-timesyncd.service systemd-update-utmp.service \
     e2scrub_reap.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
@@ -109,8 +116,12 @@ def main(words: list[str]) -> int:
     try:
         if words[:1] == ["--"] or any(not word.startswith("-") for word in words):
             return boot(command, timeout, more)
-        # All of it: once as systemd has it today, once with cgroup v1.
-        return boot([*command, *TESTS], timeout, more) or boot([*command, *V1_TESTS], timeout, V1)
+        # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place.
+        return (
+            boot([*command, *TESTS], timeout, more)
+            or boot([*command, *V1_TESTS], timeout, V1)
+            or boot(["runcon", SHELL_OF_ROOT, *command, *SELINUX_TESTS], timeout, SELINUX)
+        )
     except NoVm as error:
         sys.stderr.write(f"knarr: {error}\n")
         return 2

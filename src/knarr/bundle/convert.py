@@ -317,8 +317,10 @@ def _secure(config: dict[str, Any], options: RunOptions, user: ContainerUser, fa
     profile = options.apparmor or ("" if options.privileged else facts.apparmor)
     if profile and profile != "unconfined":
         process["apparmorProfile"] = profile
-    if options.selinux_label:
-        process["selinuxLabel"] = options.selinux_label
+    if facts.selinux.process:
+        process["selinuxLabel"] = facts.selinux.process
+    if facts.selinux.mount:
+        linux["mountLabel"] = facts.selinux.mount
     seccomp: Any = options.seccomp
     if seccomp == "default":
         if not options.privileged:

@@ -6,6 +6,7 @@ Two records, no behaviour: ``RunOptions`` is filled by the command line and the 
 from __future__ import annotations
 
 from knarr.base.record import Record
+from knarr.bundle.selinux import Labels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ class VolumeMount(Record):
     """One ``-v``, ``--mount`` or ``--tmpfs``: ``kind`` bind (source is an absolute path of the host) or tmpfs.
 
     ``options`` are mount options of runtime-spec's config.md to add to the safe defaults; ``dev``, ``suid`` and
-    ``exec`` take the matching default away. ``idmap`` is the engine's: with it, or with ``ridmap`` all that is mounted
-    below too, the source's owners are shown with the container's ids.
+    ``exec`` take the matching default away. ``relabel``: the source gets the SELinux label of what this container
+    alone may use, or all may. ``idmap`` is the engine's: with it, or with ``ridmap`` all that is mounted below too, the
+    source's owners are shown with the container's ids.
     """
 
     kind: Literal["bind", "tmpfs"]
@@ -27,6 +29,7 @@ class VolumeMount(Record):
     readonly: bool = False
     options: tuple[str, ...] = ()
     idmap: Literal["", "idmap", "ridmap"] = ""
+    relabel: Literal["", "private", "shared"] = ""
 
 
 class Ulimit(Record):
@@ -64,7 +67,9 @@ class RunOptions(Record):
     privileged: bool = False
     seccomp: str | Mapping[str, Any] = "default"  # "default", "unconfined" or linux.seccomp of config.json
     apparmor: str = ""  # a profile's name, "unconfined", or "": knarr's own where the machine has AppArmor
-    selinux_label: str = ""
+    selinux: tuple[
+        str, ...
+    ] = ()  # "disable", a context, or parts as "type:T"; (): labels where the machine has SELinux
     mounts: tuple[VolumeMount, ...] = ()
     ulimits: tuple[Ulimit, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
@@ -92,4 +97,5 @@ class Facts(Record):
     capabilities: tuple[str, ...] = ()  # what this process may hand out; empty: all that there are
     devices: tuple[Mapping[str, Any], ...] = ()
     apparmor: str = ""  # the profile of a container that names none
+    selinux: Labels = Labels()  # the container's labels: bundle/selinux.py
     thermal_paths: tuple[str, ...] = ()  # /sys/devices/system/cpu/cpu*/thermal_throttle: they tell of other loads

@@ -35,14 +35,17 @@ class Attended:
     """Descriptors, signals and terminal of one process in the foreground.
 
     ``foreign``: its ids are not ours, so that it may not open anew (``/dev/stdout``) a file of ours that it was given.
+    ``labelled``: it has an SELinux label, with which it may not even use one, nor a pipe of others: the kernel puts
+    /dev/null there.
     """
 
-    def __init__(self, *, interactive: bool, terminal: bool, foreign: bool = False) -> None:
+    def __init__(self, *, interactive: bool, terminal: bool, foreign: bool = False, labelled: bool = False) -> None:
         if terminal and interactive and not os.isatty(0):
             raise UsageError("--tty with --interactive wants a terminal as standard input", hint="leave out -t")
         self.terminal = Terminal() if terminal else None
         self.interactive = interactive
         self.foreign = foreign
+        self.labelled = labelled
         self.pumps: list[Pump] = []
         self.theirs: list[int] = []
         self.asked_to_end = 0
@@ -64,7 +67,7 @@ class Attended:
     def _input(self) -> int:
         if not self.interactive:
             return self._null(os.O_RDONLY)
-        if not os.isatty(0):
+        if not os.isatty(0) and not self.labelled:
             return 0
         theirs, ours = pipe()
         self.theirs.append(theirs)
@@ -72,7 +75,7 @@ class Attended:
         return theirs
 
     def _output(self, fd: int) -> int:
-        if not os.isatty(fd) and not (self.foreign and _is_file(fd)):
+        if not self.labelled and not os.isatty(fd) and not (self.foreign and _is_file(fd)):
             return fd
         ours, theirs = pipe()
         self.theirs.append(theirs)
@@ -168,7 +171,8 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
         if interactive and terminal and alone and colour(sys.stderr):
             # Whoever types in there expects the network of other engines; programs and logs are spared.
             say("\033[2mno network in here; --network host shares this machine's\033[0m")
-        attended = Attended(interactive=interactive, terminal=terminal, foreign=prepared.owner is not None)
+        foreign, labelled = prepared.owner is not None, bool(prepared.config["process"].get("selinuxLabel"))
+        attended = Attended(interactive=interactive, terminal=terminal, foreign=foreign, labelled=labelled)
         stdio = attended.stdio()
     except BaseException as error:
         discard(where, prepared.record, error)
@@ -192,14 +196,19 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
 
 def exec_foreground(where: Places, seen: Seen, process: dict[str, object], *, interactive: bool, terminal: bool) -> int:
     """Run a further program in a container to its end; returns its exit code."""
+    from knarr.engine.containers import mount_label
     from knarr.engine.host import host
+    from knarr.engine.selinux import label_stdio
     from knarr.runtime.exec import begin_exec
 
-    attended = Attended(interactive=interactive, terminal=terminal, foreign=seen.container.ids_first > 0)
+    foreign, labelled = seen.container.ids_first > 0, bool(process.get("selinuxLabel"))
+    attended = Attended(interactive=interactive, terminal=terminal, foreign=foreign, labelled=labelled)
     with Signals() as signals:
         signals.catch_all()
         try:
-            execed = begin_exec(where.state, seen.container.id, process, io=attended.stdio(), host=host())
+            stdio = attended.stdio()
+            label_stdio(stdio, mount_label(where, seen.container.id, process))
+            execed = begin_exec(where.state, seen.container.id, process, io=stdio, host=host())
             close_all(attended.handed_over())
             session = Session(execed, attended.pumps, lambda: None)
             try:

@@ -60,7 +60,7 @@ def _shown(value: Any) -> str:
 
 def gather() -> dict[str, Any]:
     """Everything ``info`` tells, as JSON-ready values."""
-    from knarr.engine import containers, driver, host
+    from knarr.engine import containers, driver, host, selinux
     from knarr.engine.images import listing
     from knarr.engine.paths import places
     from knarr.runtime.launch import init_path
@@ -104,6 +104,7 @@ def gather() -> dict[str, Any]:
             "Capabilities": [name.removeprefix("CAP_").lower() for name in _capabilities()],
             "NewPrivileges": "no",
             "Seccomp": "default profile",
+            "SELinuxLabel": selinux.summary(),
             "PidsLimit": 2048 if facts.cgroup_limits else "none",
             "OpenFiles": f"{min(1024, facts.nofile_hard)}:{facts.nofile_hard}",
         },

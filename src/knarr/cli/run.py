@@ -70,7 +70,7 @@ def add_container_options(parser: Parser) -> None:
                        help="an annotation for the runtime")  # fmt: skip
 
     group = parser.add_argument_group("files")
-    group.add_argument("-v", "--volume", action="append", default=[], metavar="SOURCE:TARGET[:ro]",
+    group.add_argument("-v", "--volume", action="append", default=[], metavar="SOURCE:TARGET[:ro,Z]",
                        help="show a file or directory of this machine inside")  # fmt: skip
     group.add_argument("--mount", action="append", default=[], metavar="type=…,…",
                        help="the same in full: type=bind|tmpfs,source=…,target=…[,readonly]")  # fmt: skip
@@ -93,7 +93,7 @@ def add_container_options(parser: Parser) -> None:
     group.add_argument("--cap-drop", action="append", default=[], metavar="NAME", help="take one away (or ALL)")
     group.add_argument("--security-opt", action="append", default=[], metavar="OPTION",
                        help="seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, landlock=FILE, "
-                       "label=LABEL")  # fmt: skip
+                       "label=disable|type:T|level:L|…")  # fmt: skip
     group.add_argument("--allow-new-privs", action="store_true", help="let sudo, ping and the like gain rights")
     group.add_argument("--sysctl", action="append", default=[], metavar="NAME=VALUE", help="a kernel setting inside")
     group.add_argument("--privileged", action="store_true", help="lift nearly all protection; for trusted programs")
@@ -129,12 +129,11 @@ def options_of(given: argparse.Namespace) -> RunOptions:
     """The container's options of a parsed command line. Raises UsageError, FileError."""
     from knarr.bundle.options import RunOptions
     from knarr.engine import options as texts
-    from knarr.engine.host import host
 
     command = words(given.command)
     security = texts.parse_security(given.security_opt)
     allow_new_privs = given.allow_new_privs or security.get("allow_new_privs", False)
-    mounts = [texts.parse_volume(text, selinux=host().selinux) for text in given.volume]
+    mounts = [texts.parse_volume(text) for text in given.volume]
     mounts += [texts.parse_mount(text) for text in given.mount]
     mounts += [texts.parse_tmpfs(text) for text in given.tmpfs]
     options = RunOptions(
@@ -156,7 +155,7 @@ def options_of(given: argparse.Namespace) -> RunOptions:
         allow_new_privs=allow_new_privs,
         privileged=given.privileged,
         apparmor=security.get("apparmor", ""),
-        selinux_label=security.get("selinux_label", ""),
+        selinux=security.get("selinux", ()),
         mounts=tuple(mounts),
         ulimits=tuple(texts.parse_ulimit(text) for text in given.ulimit),
         sysctls=tuple(texts.parse_pair(text, "sysctl", bare=False) for text in given.sysctl),

@@ -12,6 +12,7 @@ from time import monotonic
 from knarr.base.errors import FileError, KnarrError, TimedOut, UsageError
 from knarr.base.record import Record
 from knarr.bundle.options import RunOptions, VolumeMount
+from knarr.bundle.selinux import parse_words
 from knarr.engine import options as texts
 from knarr.engine.create import Request, discard, prepare
 from knarr.engine.paths import places
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
         privileged: bool
         seccomp: str | Mapping[str, Any]
         apparmor: str
-        selinux_label: str
+        selinux_label: str | Sequence[str]
         ulimits: Sequence[str]
         sysctls: Mapping[str, str]
         labels: Mapping[str, str]
@@ -139,7 +140,7 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
         privileged=take("privileged", False),
         seccomp=take("seccomp", "default"),
         apparmor=take("apparmor", ""),
-        selinux_label=take("selinux_label", ""),
+        selinux=_words(take("selinux_label", ())),
         mounts=tuple(mounts),
         ulimits=tuple(texts.parse_ulimit(one) for one in take("ulimits", ())),
         sysctls=tuple(take("sysctls", {}).items()),
@@ -158,6 +159,11 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
     if left:
         raise UsageError(f"option {next(iter(left))!r} is not known")
     return request
+
+
+def _words(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several values of ``--security-opt label=``."""
+    return tuple(parse_words(word) for word in ((given,) if isinstance(given, str) else given) if word)
 
 
 def command_of(argv: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -464,8 +470,9 @@ class Container:
         self, argv: Sequence[str], input: bytes | None, limit: int | None, **wishes: Any
     ) -> tuple[Session, Capture, Capture, Execed]:
         """The part of ``exec`` before anything has to be waited for."""
-        from knarr.engine.containers import ExecRequest, exec_process
+        from knarr.engine.containers import ExecRequest, exec_process, mount_label
         from knarr.engine.host import host
+        from knarr.engine.selinux import label_stdio
         from knarr.runtime.exec import begin_exec
 
         command = command_of(argv)
@@ -473,6 +480,7 @@ class Container:
         process = exec_process(self._where, self._seen(), ExecRequest(command, env, **wishes))
         stdio, out, err, pumps, theirs = captured(input, limit)
         try:
+            label_stdio(stdio, mount_label(self._where, self.id, process))
             execed = begin_exec(self._where.state, self.id, process, io=stdio, host=host())
         except BaseException:
             for pump in pumps:

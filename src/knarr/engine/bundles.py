@@ -6,9 +6,10 @@ import os
 from errno import EINVAL, ENOTEMPTY
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, KnarrError, SpecError
+from knarr.base.errors import FileError, KnarrError, SpecError, UsageError
 from knarr.base.files import write_atomic
 from knarr.bundle.convert import to_runtime_spec
+from knarr.bundle.selinux import Labels, label_of_bundle
 from knarr.engine import host
 from knarr.engine.paths import open_store
 
@@ -62,6 +63,9 @@ def fill_bundle(
         notes = fill(rootfs)
         text = options.user or str((document.get("config") or {}).get("User") or "")
         facts = host.facts(privileged=options.privileged).replace(time_namespace=False)
+        facts = facts.replace(selinux=Labels(label_of_bundle(options.selinux)))
+        if host.host().selinux and any(mount.relabel for mount in options.mounts):
+            raise UsageError("a bundle's volumes get no SELinux labels", hint="leave out :z and :Z, or use knarr run")
         conversion = to_runtime_spec(document, options, user_of_directory(rootfs, text), facts)
         config = {**conversion.config, "ociVersion": VERSION}
         findings = config_findings(config)

@@ -110,10 +110,10 @@ def remove(where: Places, text: str, *, force: bool = False) -> str:
     from knarr.runtime.delete import delete
 
     id = records.find(where, text)
-    name, ids_first = "", 0
+    name, ids_first, categories = "", 0, ""
     try:
         container = records.load(where, id)
-        name, ids_first = container.name, container.ids_first
+        name, ids_first, categories = container.name, container.ids_first, container.categories
         status = look(where, container).status
         if status in ("running", "paused", "creating") and not force:
             raise InUse("container", name or id[:12], f"its own {status} process", hint="--force kills it first")
@@ -121,18 +121,18 @@ def remove(where: Places, text: str, *, force: bool = False) -> str:
         if not force or isinstance(error, InUse):
             raise
     delete(where.state, id, force=True)
-    _remove_directory(where, id, name, ids_first)
+    _remove_directory(where, id, name, ids_first, categories)
     return id
 
 
 def remove_files(where: Places, container: Container) -> None:
     """Remove a container's directory and name; no process of it is left. Raises FileError."""
-    _remove_directory(where, container.id, container.name, container.ids_first)
+    _remove_directory(where, container.id, container.name, container.ids_first, container.categories)
 
 
-def _remove_directory(where: Places, id: str, name: str, ids_first: int) -> None:
+def _remove_directory(where: Places, id: str, name: str, ids_first: int, categories: str) -> None:
     try:
-        records.remove_directory(where, id, name, ids_first)
+        records.remove_directory(where, id, name, ids_first, categories)
     except (FileError, KernelError) as error:
         number = error.number if isinstance(error, FileError) else error.errno
         if number not in (EACCES, EPERM) or os.geteuid() == 0:
@@ -184,6 +184,9 @@ def describe(where: Places, seen: Seen) -> dict[str, Any]:
             "StartedAt": container.started,
             "FinishedAt": container.finished,
         },
+        "AppArmorProfile": process.get("apparmorProfile", ""),
+        "ProcessLabel": process.get("selinuxLabel", ""),
+        "MountLabel": linux.get("mountLabel", ""),
         "Config": {
             "Hostname": config.get("hostname", ""),
             "Cmd": list(container.command),
@@ -281,6 +284,13 @@ def exec_process(where: Places, seen: Seen, request: ExecRequest) -> dict[str, A
             "ambient": [],
         }
     return process
+
+
+def mount_label(where: Places, id: str, process: dict[str, Any]) -> str:
+    """The label of the container's files, for the streams of a further ``process`` in it; "" if that has no label."""
+    if not process.get("selinuxLabel"):
+        return ""
+    return str((configuration(where, id).get("linux") or {}).get("mountLabel") or "")
 
 
 def variables_of(*lists: Iterable[str]) -> dict[str, str]:

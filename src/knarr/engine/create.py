@@ -16,7 +16,7 @@ from knarr.base.record import Record
 from knarr.bundle import users
 from knarr.bundle.convert import arguments, to_runtime_spec, volume_paths
 from knarr.bundle.options import RunOptions
-from knarr.engine import apparmor, host, ids, images, netfiles, records, rootfs
+from knarr.engine import apparmor, host, ids, images, netfiles, records, rootfs, selinux
 from knarr.engine.names import random_name
 from knarr.engine.records import Container
 
@@ -96,12 +96,15 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         facts = facts.replace(apparmor=profile)
         if note:
             notes.append(note)
+    choice = selinux.choose(options)
+    if choice.note:
+        notes.append(choice.note)
     own = ids.of_range(ids.candidate(), count) if count else None
     if own is not None:
         facts = facts.replace(uid_map=own.uids, gid_map=own.gids)
     _check_mapped(user, facts)
     options = options.replace(mounts=tuple(_shown(mount, own, notes) for mount in options.mounts))
-    record = _record(request, ready, arguments(document, options), own)
+    record = _record(request, ready, arguments(document, options), own, choice.categories)
     hostname = options.hostname or _hostname(record.id, options.network)
     options = options.replace(hostname=hostname)
     record, folder = _reserve(where, record, random=request.name == "?")
@@ -113,6 +116,13 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
                 records.save(where, record)
                 own = ids.of_range(first, count)
                 facts = facts.replace(uid_map=own.uids, gid_map=own.gids)
+        if choice.categories:
+            categories = selinux.take(where, choice.categories, folder)
+            if categories != choice.categories:
+                choice = selinux.choose(options, categories)
+                record = record.replace(categories=categories)
+                records.save(where, record)
+        facts = facts.replace(selinux=choice.labels)
         made = (
             rootfs.of_image(where, folder, ready, own)
             if ready
@@ -126,6 +136,8 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         config = conversion.config
         config["root"]["path"] = made.path
         _check(config, ready, request.options)
+        if choice.labels.mount:
+            _label(where, folder, made.root, options.mounts, choice.labels.mount, notes)
         if not record.remove:
             records.save_config(where, record.id, config)
     except BaseException as error:
@@ -133,6 +145,25 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         raise
     owner = (own.uid(user.uid), own.gid(user.gid)) if own is not None else None
     return Prepared(where, record, config, folder, made.root, (*notes, *conversion.notes), owner)
+
+
+def _label(
+    where: Places, folder: str, root: Root, mounts: tuple[VolumeMount, ...], label: str, notes: list[str]
+) -> None:
+    """Give the container's own files its label, and volumes that label or one for all. Last, as it is not undone."""
+    from knarr.bundle.selinux import shared
+    from knarr.engine.relabel import relabel, relabel_volume
+
+    # An overlay shows the label by itself; these are seen as they are.
+    for name in ("etc", "volumes", *(("rootfs",) if root.kind == "bind" else ())):
+        if os.path.isdir(f"{folder}/{name}"):
+            relabel(f"{folder}/{name}", label)
+    for mount in mounts:
+        if mount.relabel:
+            wanted = shared(label) if mount.relabel == "shared" else label
+            note = relabel_volume(mount.source, wanted, own=(where.store, where.state))
+            if note:
+                notes.append(note)
 
 
 def _shown(mount: VolumeMount, own: IdMap | None, notes: list[str]) -> VolumeMount:
@@ -173,7 +204,9 @@ def discard(where: Places, record: Container, error: BaseException | None = None
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
-def _record(request: Request, ready: Ready | None, command: tuple[str, ...], own: IdMap | None = None) -> Container:
+def _record(
+    request: Request, ready: Ready | None, command: tuple[str, ...], own: IdMap | None = None, categories: str = ""
+) -> Container:
     return Container(
         new_id(),
         random_name() if request.name == "?" else request.name,
@@ -187,6 +220,7 @@ def _record(request: Request, ready: Ready | None, command: tuple[str, ...], own
         remove=request.remove,
         ids_first=own.uids[0][1] if own else 0,
         ids_count=own.uids[0][2] if own else 0,
+        categories=categories,
         owner_pid=os.getpid(),
     )
 

@@ -1,19 +1,16 @@
 """Ids of its own for each container of root's: a range of 65,536 that no other container and no user has.
 
-A range is taken by making a symbolic link ``/var/lib/knarr/ids/FIRST`` -> the container's directory, so of several
-takers exactly one has it, whatever store each works in (where /var cannot be written, in /run: until the next boot).
-It belongs to the container for as long as that directory exists: what a kill leaves behind is taken over by the next
-who comes upon it. docs/engine.md "Ids of its own".
+A range is a claim (claims.py) in /var/lib/knarr/ids, by its first id; where /var cannot be written, in /run: until the
+next boot. docs/engine.md "Ids of its own".
 """
 
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL, EROFS
 
 from knarr.base.errors import FileError, Unsupported, UsageError
-from knarr.base.files import Lock, read_file
-from knarr.engine import host, hostroot
+from knarr.base.files import read_file
+from knarr.engine import claims, host, hostroot
 from knarr.kernel.userns import IdMap, subordinate_table
 
 TYPE_CHECKING = False
@@ -177,68 +174,14 @@ def take(first: int, folder: str, *, registries: Sequence[str] = REGISTRIES) -> 
     starts = _starts()
     at = starts.index(first) if first in starts else 0
     for start in (*starts[at:], *starts[:at]):
-        if _take(registries, f"{start}", folder):
+        if claims.take(registries, f"{start}", folder):
             return start
     raise _none_left()
 
 
-def _take(registries: Sequence[str], name: str, folder: str) -> bool:
-    path = f"{registries[0]}/{name}"
-    for _ in range(3):
-        try:
-            os.symlink(folder, path)
-            return True
-        except FileNotFoundError:
-            path = f"{_made(registries)}/{name}"
-        except OSError as error:
-            if error.errno == EROFS and path.startswith(registries[0]):
-                path = f"{_made(registries[1:])}/{name}"
-                continue
-            if error.errno != EEXIST:
-                raise FileError("take ids", path, error.errno or EINVAL) from None
-            if os.path.isdir(_holder(path)):
-                return False
-            _free(path, "")
-    return False
-
-
-def _made(registries: Sequence[str]) -> str:
-    """The first of these directories that is there or can be made."""
-    for path in registries:
-        try:
-            os.makedirs(path, 0o700, exist_ok=True)
-        except OSError as error:
-            if path == registries[-1] or error.errno != EROFS:
-                raise FileError("make", path, error.errno or EINVAL) from None
-        else:
-            return path
-    return ""
-
-
-def _holder(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
-def _free(path: str, folder: str) -> None:
-    """Remove a range's link if it is that container's, or ("") that of one which is gone."""
-    # Or, of two who see it, the slower one would free what somebody has just taken.
-    with Lock(os.path.dirname(path)):
-        holder = _holder(path)
-        if holder and (holder == folder if folder else not os.path.isdir(holder)):
-            os.unlink(path)
-
-
 def release(first: int, folder: str, *, registries: Sequence[str] = REGISTRIES) -> None:
     """Give a container's range back, before its directory goes; fine if it has none. Raises FileError."""
-    for path in (f"{registry}/{first}" for registry in registries):
-        if _holder(path) == folder:
-            try:
-                _free(path, folder)
-            except OSError as error:
-                raise FileError("give back ids", path, error.errno or EINVAL) from None
+    claims.release(registries, f"{first}", folder)
 
 
 # -- volumes ---------------------------------------------------------------------------------------------------------

@@ -63,9 +63,11 @@ def snapshots(where: Places) -> Snapshots:
     from knarr.layer.snapshot import Snapshots
 
     if where.snapshots not in _snapshots:
-        from knarr.engine import host
+        from knarr.engine import host, selinux
 
-        _snapshots[where.snapshots] = Snapshots(where.snapshots, ids=host.id_map())
+        made = Snapshots(where.snapshots, ids=host.id_map())
+        selinux.label_layers(where.snapshots)
+        _snapshots[where.snapshots] = made
     return _snapshots[where.snapshots]
 
 

@@ -10,6 +10,7 @@ import os
 from knarr.base.errors import FileError, UsageError
 from knarr.base.files import read_file
 from knarr.bundle.options import Ulimit, VolumeMount
+from knarr.bundle.selinux import parse_words
 from knarr.spec.signals import signal_number
 
 TYPE_CHECKING = False
@@ -76,22 +77,21 @@ def parse_ulimit(text: str) -> Ulimit:
     return Ulimit(name.lower().removeprefix("rlimit_"), low, high)
 
 
-def parse_volume(text: str, *, selinux: bool = False) -> VolumeMount:
-    """``SOURCE:TARGET[:OPTIONS]`` of ``-v``; a source that starts with . or ~ is completed. Raises UsageError."""
+def parse_volume(text: str) -> VolumeMount:
+    """``SOURCE:TARGET[:OPTIONS]`` of ``-v``; a source that starts with . or ~ is completed. Raises UsageError.
+
+    ``z`` and ``Z`` ask for SELinux labels, and are nothing where there are none.
+    """
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(parts[:2]):
         hint = "a directory of the host comes first, then its place in the container"
         raise UsageError(f"volume {text!r} should be SOURCE:TARGET[:OPTIONS]", hint=hint)
     source, target, words = parts[0], parts[1], parts[2].split(",") if len(parts) == 3 else []
-    options = []
-    for word in filter(None, words):
-        if word in ("z", "Z"):
-            if selinux:
-                raise UsageError(f"volume option {word} asks for new SELinux labels, which knarr does not set")
-            continue  # without SELinux there is nothing to label
-        if word not in ("rw", "ro"):
-            options.append(word)
-    return VolumeMount("bind", target, _source(source, text), "ro" in words, tuple(options))
+    options = [word for word in words if word not in ("", "rw", "ro", "z", "Z")]
+    if "z" in words and "Z" in words:
+        raise UsageError(f"volume {text!r}: with z all containers may use it, with Z this one alone")
+    relabel: Any = "shared" if "z" in words else "private" if "Z" in words else ""
+    return VolumeMount("bind", target, _source(source, text), "ro" in words, tuple(options), relabel=relabel)
 
 
 def _source(source: str, text: str) -> str:
@@ -114,6 +114,7 @@ def parse_mount(text: str) -> VolumeMount:
     """``type=bind,source=/a,target=/b,readonly`` or ``type=tmpfs,target=/t,tmpfs-size=64m`` of ``--mount``."""
     kind, source, target, readonly = "bind", "", "", False
     options: list[str] = []
+    relabel: Any = ""
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if key == "type":
@@ -128,6 +129,8 @@ def parse_mount(text: str) -> VolumeMount:
             readonly = False
         elif key in ("bind-propagation", "propagation") and equals:
             options.append(value)
+        elif key == "relabel" and value in ("shared", "private"):
+            relabel = value
         elif key == "bind-nonrecursive" and value in ("", "true", "1"):
             options.append("bind")
         elif key in ("tmpfs-size", "size") and equals:
@@ -141,10 +144,11 @@ def parse_mount(text: str) -> VolumeMount:
     if not target:
         raise UsageError(f"mount {text!r} names no target")
     if kind == "bind":
-        return VolumeMount("bind", target, _source(source, text) if source else "", readonly, tuple(options))
+        origin = _source(source, text) if source else ""
+        return VolumeMount("bind", target, origin, readonly, tuple(options), relabel=relabel)
     if kind == "tmpfs":
-        if source:
-            raise UsageError(f"mount {text!r}: a tmpfs has no source")
+        if source or relabel:
+            raise UsageError(f"mount {text!r}: a tmpfs has no source" + (" to relabel" if relabel else ""))
         return VolumeMount("tmpfs", target, "", readonly, tuple(options))
     raise UsageError(f"mount {text!r}: type {kind!r} is not known", hint="there are bind and tmpfs")
 
@@ -211,13 +215,11 @@ def parse_security(entries: Iterable[str]) -> dict[str, Any]:
             found["landlock"] = value
         elif key == "apparmor" and value:
             found["apparmor"] = value
-        elif key == "label" and value == "disable":
-            found["selinux_label"] = ""
-        elif key == "label" and value.count(":") >= 3:
-            found["selinux_label"] = value
+        elif key == "label" and value:
+            found["selinux"] = (*found.get("selinux", ()), parse_words(value))
         else:
             known = "seccomp=FILE|unconfined, landlock=FILE, no-new-privileges[=true|false], "
-            known += "apparmor=PROFILE|unconfined, label=LABEL|disable"
+            known += "apparmor=PROFILE|unconfined, label=disable|CONTEXT|type:T|level:L|…"
             raise UsageError(f"security option {entry!r} is not known", hint=f"there is {known}")
     return found
 

@@ -53,6 +53,7 @@ class Container(Record):
     remove: bool = False  # goes away when it ends (--rm)
     ids_first: int = 0  # with ids of its own: the first one on the host, and how many (engine/ids.py)
     ids_count: int = 0
+    categories: str = ""  # SELinux categories of its own (engine/selinux.py)
     owner_pid: int = 0  # who waits for it, and will remove it
     started: str = ""
     finished: str = ""
@@ -230,7 +231,7 @@ def _remove_tree(parent: int, id: str) -> None:
     remove_tree(parent, id)
 
 
-def remove_directory(where: Places, id: str, name: str, ids_first: int = 0) -> None:
+def remove_directory(where: Places, id: str, name: str, ids_first: int = 0, categories: str = "") -> None:
     """Remove everything of a container from disk, its name last. Missing parts are fine. Raises FileError.
 
     The tree below may be a container's work: it is walked by descriptor and no symbolic link is followed.
@@ -250,6 +251,10 @@ def remove_directory(where: Places, id: str, name: str, ids_first: int = 0) -> N
 
             # While the directory is there, so that nobody takes the range for one of a container that is gone.
             release(ids_first, directory(where, id))
+        if categories:
+            from knarr.engine import selinux
+
+            selinux.release(where, categories, directory(where, id))
         _remove_tree(parent, id)
     except OSError as error:
         raise FileError("remove", directory(where, id), error.errno or EINVAL) from None

@@ -17,6 +17,7 @@ from knarr.base.errors import FileError, KnarrError
 from knarr.engine import host, records
 from knarr.engine.containers import remove_files
 from knarr.engine.create import Prepared, discard
+from knarr.engine.selinux import label_stdio
 from knarr.engine.session import Session
 from knarr.runtime.create import Created, Stdio
 from knarr.runtime.create import begin as begin_runtime
@@ -80,6 +81,8 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: 
     when it cannot be made. Raises what the runtime raises; everything prepared is removed then.
     """
     try:
+        if prepared.config["process"].get("selinuxLabel"):
+            label_stdio(stdio, str((prepared.config.get("linux") or {}).get("mountLabel") or ""))
         created = begin_runtime(
             prepared.where.state,
             prepared.record.id,

@@ -101,6 +101,7 @@ long lower_files(void);
 long attach(int tree, int target);
 long clone_tree(int fd, const char *path, int recursive);
 long mount_attributes(int fd, int recursive, u64 set, u64 clear, u64 propagation);
+long set_option(int context, const struct text *option);
 long with_log(int context, long error);
 
 /* listener.c */

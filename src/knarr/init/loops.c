@@ -63,13 +63,15 @@ long op_loop_tree(const struct op *op)
         return loops;
     for (each = 0; got >= 0 && each < op->string_count; each++) {
         at = next_string(at, &file);
-        if (each == 0)
+        if (each == 1 && file.length != 0)
+            got = set_option((int)context, &file);
+        if (each <= 1 || got < 0)
             continue;
         got = attach_loop((int)loops, file.bytes, device);
         if (got < 0)
             break;
         held[count++] = (int)got;
-        got = kcall(fsconfig, context, SET_STRING, each == 1 ? "source" : "device", device, 0);
+        got = kcall(fsconfig, context, SET_STRING, each == 2 ? "source" : "device", device, 0);
     }
     close_fd(loops);
     if (got >= 0) /* or the kernel wants to write to the device, which is refused */

@@ -222,7 +222,7 @@ long with_log(int context, long error)
     return error;
 }
 
-static long set_option(int context, const struct text *option)
+long set_option(int context, const struct text *option)
 {
     char key[NAME_BYTES + 1];
     u64 equals = 0;
@@ -740,5 +740,5 @@ long op_label(const struct op *op)
     reopen_path(again, sizeof again, (int)fd);
     got = kcall(setxattr, again, "security.selinux", op->strings[1].bytes, op->strings[1].length, 0);
     close_fd(fd);
-    return got;
+    return got == -EPERM && op->numbers[1] & OPTIONAL ? 0 : got;
 }

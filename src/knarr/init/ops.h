@@ -75,8 +75,8 @@
     X(landlock_restrict, 88, 1, 0)                                                                                     \
     X(new_tree, 89, 2, 2 | MORE)                                                                                       \
     X(unmount, 90, 1, 1)                                                                                               \
-    X(label, 95, 1, 2)                                                                                                 \
-    X(loop_tree, 96, 2, 2 | MORE)                                                                                      \
+    X(label, 95, 2, 2)                                                                                                 \
+    X(loop_tree, 96, 2, 3 | MORE)                                                                                      \
     X(hook_output, 97, 2, 0)
 
 #define X(name, number, numbers, strings) OP_##name = number,

@@ -320,7 +320,7 @@ def _before_clone(
     plan += shifting
     if not host.in_userns and host.euid == 0:
         plan.append(Op("dumpable", (0,), (), ""))
-    plan += image_ops(root, image_slot)
+    plan += image_ops(root, image_slot, label)
     if root.apart:
         plan += root_apart(
             config, root, root_slot, slots.new, image_slot=image_slot, user_slot=user_slot, opened=opened, label=label

@@ -161,7 +161,10 @@ def mount_ops(entry: dict[str, Any], pointer: str, context: MountContext, source
             flags |= ops.COPY_UP if given & {"uid", "gid"} else ops.COPY_UP | ops.COPY_OWNER
     result = [Op("mount", (context.root, attr, options.propagation, flags), strings, pointer)]
     if context.label and fstype == "mqueue":
-        result.append(Op("label", (context.root,), (target, context.label[1]), "/linux/mountLabel"))
+        # With ids of its own its root is nobody's, so that it cannot be: it is as old as the IPC namespace, which the
+        # host's root makes. Without the label SELinux keeps the container out of it.
+        flags = ops.OPTIONAL if in_userns else 0
+        result.append(Op("label", (context.root, flags), (target, context.label[1]), "/linux/mountLabel"))
     return result
 
 

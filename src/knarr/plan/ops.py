@@ -105,9 +105,9 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "new_tree": (89, ("slot", "attr"), ("fstype", "source", "options*")),
     # in a container that runs
     "unmount": (90, ("root",), ("target",)),
-    "label": (95, ("root",), ("path", "label")),
+    "label": (95, ("root", "flags"), ("path", "label")),
     # as new_tree, from files that loop devices make devices of
-    "loop_tree": (96, ("slot", "attr"), ("fstype", "source", "devices*")),
+    "loop_tree": (96, ("slot", "attr"), ("fstype", "option", "source", "devices*")),
     # where the hooks that follow write to
     "hook_output": (97, ("stdout_slot", "stderr_slot"), ()),
 }
@@ -119,7 +119,7 @@ WRITE_OPTIONAL = 1  # a missing file is not an error
 CREATE_DIR, CREATE_FILE, CREATE_LIKE_SOURCE = 1, 2, 3  # what to make when the target is missing (low two bits)
 RECURSIVE = 4  # bind: the whole tree below the source
 SOURCE_IS_TREE = 8  # bind: the slot holds a detached tree of open_source, to be moved as it is
-OPTIONAL = 16  # a missing source (bind), target (remount, readonly) or path (landlock_path) is not an error
+OPTIONAL = 16  # no error: a missing source (bind), target (remount, readonly), path (landlock_path); EPERM (label)
 OVER_PROC = 32  # mount and bind: the target may lie in a procfs
 COPY_UP = 64  # mount: what the target holds is copied into the new file system
 COPY_OWNER = 128  # and its root gets the target's owner

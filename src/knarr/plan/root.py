@@ -43,17 +43,19 @@ class Root(Record):
     loops: bool = False
 
 
-def image_ops(root: Root, slot: int) -> list[Op]:
+def image_ops(root: Root, slot: int, label: tuple[str, str] | None = None) -> list[Op]:
     """The image's index as a tree that is mounted nowhere yet, made by the first stage.
 
-    Before the container's cgroup is entered, whose devices need not include loop devices.
+    Before the container's cgroup is entered, whose devices need not include loop devices. It is labelled, although the
+    overlay over it is: a program's memory is that of the file below (fs/overlayfs/file.c, ovl_mmap).
     """
     if not root.image:
         return []
     _, index, *tars = root.image
     if root.loops:
-        return [Op("loop_tree", (slot, RDONLY), ("erofs", index, *tars), "/root")]
-    return [Op("new_tree", (slot, RDONLY), ("erofs", index, *(f"device={tar}" for tar in tars)), "/root")]
+        return [Op("loop_tree", (slot, RDONLY), ("erofs", "=".join(label or ()), index, *tars), "/root")]
+    options = [f"device={tar}" for tar in tars] + (["=".join(label)] if label else [])
+    return [Op("new_tree", (slot, RDONLY), ("erofs", index, *options), "/root")]
 
 
 def root_ops(
@@ -69,8 +71,7 @@ def root_ops(
     if not root.apart:
         opening = Op("open_root", (slot,), (root.path,), "/root")
         return [_propagation(linux), *_image(root, image_slot), *_overlay(root, label), opening]
-    first = [_propagation(linux)] if root.kind == "bind" else []
-    return [*first, Op("root_tree", (slot,), (), "/root")]
+    return [Op("root_tree", (slot,), (), "/root")]
 
 
 def _propagation(linux: dict[str, Any]) -> Op:
@@ -141,9 +142,10 @@ def root_apart(
     is left over of that namespace vanishes with the old root.
     """
     linux = config.get("linux") or {}
-    if root.kind == "bind":
-        return [Op("open_source", (slot, 0), (root.path,), "/root/path")]
     plan = [Op("unshare", (CLONE_FLAG["mount"],), (), "/linux/namespaces"), _propagation(linux)]
+    if root.kind == "bind":
+        # Here, where nothing is shared: a copy of a shared mount is too, what is mounted in it would be seen outside.
+        return [*plan, Op("open_source", (slot, 0), (root.path,), "/root/path")]
     for tree, place in root.shifted:
         copy = new_slot()
         plan.append(Op("open_source", (copy, 0), (tree,), "/root"))
