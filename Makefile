@@ -13,7 +13,7 @@ SOURCES := $(shell find src bin -name __pycache__ -prune -o -name '*.egg-info' -
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-vm lint bench bench-images conformance conformance-registry fuzz clean help arm64
+.PHONY: build demo test test-vm lint bench bench-images bench-isolation conformance conformance-registry fuzz clean help arm64
 
 build: ## install knarr into .venv (.venv/bin/knarr, .venv/bin/knarr-runtime)
 	@scripts/prepare venv
@@ -48,6 +48,10 @@ bench-runtime: build ## measure knarr-runtime beside runc and crun; writes build
 
 bench: bench-runtime ## the same, and the library beside crun and bubblewrap
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/library.py $(ARGS)
+
+bench-isolation: build ## measure a kernel of its own beside runsc and runc; as root; writes build/bench-isolation.svg
+	@scripts/prepare system test bench
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/isolation.py $(ARGS)
 
 bench-images: build ## measure image jobs beside umoci; the image is made the first time
 	@scripts/prepare system test

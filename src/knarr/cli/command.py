@@ -36,6 +36,7 @@ COMMANDS = {
     "login": ("login", "log in to a registry"),
     "logout": ("login", "forget the login for a registry"),
     "registry": ("registry.command", "serve images to others"),
+    "template": ("templates.command", "keep guests ready, for containers with a kernel of their own"),
     "inspect": ("inspect", "show all about an image or a container"),
     "unpack": ("unpack", "write an image's files into a directory"),
     "bundle": ("unpack", "write a runtime bundle (rootfs and config.json)"),
@@ -241,8 +242,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def groups() -> dict[str, Group]:
     """The commands that have commands below them."""
     from knarr.cli.image.command import GROUP as IMAGE
+    from knarr.cli.templates.command import GROUP as TEMPLATE
 
-    return {IMAGE.name: IMAGE}
+    return {IMAGE.name: IMAGE, TEMPLATE.name: TEMPLATE}
 
 
 def _meant(name: str) -> str:

@@ -16,7 +16,7 @@ from errno import EEXIST
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KernelError, KnarrError, Unsupported
 from knarr.base.ids import check_id
-from knarr.isolation import convert, frames, guest, kinds
+from knarr.isolation import convert, frames, guest, kinds, template
 from knarr.isolation.kinds import Share
 from knarr.isolation.monitor import SETUP_FAILED
 from knarr.plan import ops
@@ -252,6 +252,9 @@ class Isolated(Created):
                 "shares": [list(share) for share in self._shares],
                 "initramfs": f"{self._place}/initramfs",
                 "found": self._found,
+                "templates": template.folder() if self.host.privileged else "",
+                "groups": None if self.plan.cgroup is None else cgroup.intent(self.plan.cgroup),
+                "filters": f"{os.path.dirname(self._place)}/.seccomp",
             },
             "place": self._place,
             "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],

@@ -26,17 +26,22 @@ class Share(Record):
 class Settings(Record):
     """What a guest is to be.
 
-    ``memory`` in bytes, its kernel's included. ``shares``: the first one is the container's root, never writable.
-    ``initramfs`` is the path of a file that may be made. ``found`` is what the kind found out before: its kernel and so
-    on.
+    ``memory`` in bytes, its kernel's included. ``shares``: the first one is the container's root, never writable; None
+    for a template, which is given them later. ``initramfs`` is the path of a file that may be made. ``found`` is what
+    the kind found out before: its kernel and so on. ``templates`` is where guests wait that have booted ("": nowhere),
+    ``groups`` are the cgroups one of them is brought into. ``filters`` is a directory that keeps compiled filters ("":
+    none).
     """
 
     kind: str
     memory: int
     cpus: int
-    shares: tuple[Share, ...]
+    shares: tuple[Share, ...] | None
     initramfs: str
     found: dict[str, Any]
+    templates: str = ""
+    groups: dict[str, Any] | None = None
+    filters: str = ""
 
 
 class Booting(Record):

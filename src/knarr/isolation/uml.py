@@ -11,14 +11,15 @@ from _socket import AF_UNIX, SOCK_STREAM, socketpair
 from select import POLLIN, poll
 
 from knarr.base.errors import FileError, Unsupported
+from knarr.base.files import read_file
 from knarr.base.record import Record
-from knarr.isolation.confine import TEMPORARY, Confinement, View, attach, descriptor_limit, start
-from knarr.runtime.create import Stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from knarr.isolation.confine import Confinement, View
 
 PROGRAM = "linux.uml"
 VARIABLE = "KNARR_UML"
@@ -103,15 +104,24 @@ def _libraries(path: str) -> tuple[tuple[str, str], ...]:
 
 
 def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[str]:
-    """The files of these kernel modules ("overlay") for a kernel of that release. Raises Unsupported without one."""
+    """The files of these kernel modules ("overlay") for a kernel of that release, those they need first.
+
+    Raises Unsupported without one.
+    """
     top = f"{folder}/{release}"
-    files: dict[str, str] = {}
-    for where, _, leaves in os.walk(top):
-        files.update({leaf.removesuffix(".ko").replace("-", "_"): f"{where}/{leaf}" for leaf in leaves})
-    missing = [name for name in names if name not in files]
-    if missing:
-        raise Unsupported("isolation kernel", f"{top} has no module {missing[0]}", hint=_ADVICE)
-    return [files[name] for name in names]
+    try:
+        lines = read_file(f"{top}/modules.dep", 16 << 20).decode("utf-8", "surrogateescape").splitlines()
+    except FileError as error:
+        why = f"the modules of {release} are not there: {error}"
+        raise Unsupported("isolation kernel", why, hint=_ADVICE) from None
+    found: list[str] = []
+    for name in names:
+        line = next((line for line in lines if line.partition(":")[0].endswith(f"/{name}.ko")), None)
+        if line is None:
+            raise Unsupported("isolation kernel", f"{top} has no module {name}", hint=_ADVICE)
+        own, _, needed = line.partition(":")
+        found += [each for each in (*reversed(needed.split()), own) if each not in found]
+    return [f"{top}/{each}" for each in found]
 
 
 # Initcalls that a container does not need and that take time. The RAID one measures its own speed for 0.85 s.
@@ -265,13 +275,17 @@ def launch(
     memory: int,
     shares: Sequence[Share] | None = (),
     words: Sequence[str] = (),
+    filters: str = "",
     deadline: float | None = None,
 ) -> Launched:
     """Boot a guest behind its wall; on return its kernel runs. ``memory`` in bytes; ``words`` for its command line.
 
-    With None for ``shares`` they are given to it later, by ``show``. It dies with the thread that called. Raises as
-    ``confine.start``; nothing is left then.
+    With None for ``shares`` they are given to it later, by ``show``. ``filters`` as in ``confine.start``, whose errors
+    it raises; nothing is left then. It dies with the thread that called.
     """
+    from knarr.isolation.confine import start
+    from knarr.runtime.create import Stdio
+
     wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, words=words)
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM, 0)
     opened: list[int] = []
@@ -280,7 +294,8 @@ def launch(
         console, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += (console, said)
         opened.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-        process = start(wall, Stdio(opened[2], said, said, preserve=(theirs.fileno(),)), deadline=deadline)
+        stdio = Stdio(opened[2], said, said, preserve=(theirs.fileno(),))
+        process = start(wall, stdio, deadline=deadline, filters=filters)
         opened.remove(console)
         ours.setblocking(False)
         return Launched(process.pid, process.pidfd, ours.detach(), console)
@@ -295,6 +310,8 @@ def confinement(
     kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] | None = (), words: Sequence[str] = ()
 ) -> Confinement:
     """What a guest's user-mode Linux may have."""
+    from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit
+
     arguments = command_line(
         "/linux", memory=memory, initramfs="/initramfs", run=TEMPORARY, channel=3, shares=_SHARES, words=words
     )
@@ -315,6 +332,8 @@ def confinement(
 
 
 def _shown(shares: Sequence[Share]) -> list[View]:
+    from knarr.isolation.confine import View
+
     views = []
     for number, share in enumerate(shares):
         # A file alone, not the directory it lies in.
@@ -325,4 +344,6 @@ def _shown(shares: Sequence[Share]) -> list[View]:
 
 def show(pidfd: int, shares: Sequence[Share]) -> None:
     """Give shares to a guest that was launched without. Takes root. Raises as ``confine.attach``."""
+    from knarr.isolation.confine import attach
+
     attach(pidfd, _shown(shares))

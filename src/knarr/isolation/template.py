@@ -1,0 +1,140 @@
+"""Templates: guests that have booted and wait for their container, so that it starts at once (hot).
+
+A keeper, one process for each user, boots them, holds them, and hands one out to whoever will stand for a container:
+the descriptors over a Unix socket. A guest is used once and never knew another container. It stays the keeper's child,
+which ends it when the connection that took it ends; so does the keeper's own end. How many are kept, for how much
+memory altogether and for how long is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
+from errno import ECONNREFUSED, ENOENT
+from struct import iter_unpack
+
+from knarr.base import fastjson
+from knarr.base.errors import FileError, KnarrError, UsageError
+from knarr.base.record import Record
+from knarr.runtime.record import default_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SOCKET = "keeper"
+MESSAGE = 64 << 10
+PATIENCE = 20.0
+
+
+class Shape(Record):
+    """What a template is for: containers whose guest has this memory (bytes) and this many processors."""
+
+    kind: str
+    memory: int
+    cpus: int = 1
+
+
+class Taken(Record):
+    """A guest that was taken: as ``Launched`` of its kind, and the connection that keeps it alive."""
+
+    pid: int
+    pidfd: int
+    channel: int
+    console: int
+    life: socket
+
+
+def folder() -> str:
+    """Where the keeper's socket is: one for each user, whatever a runtime's state root, or KNARR_TEMPLATES."""
+    return os.environ.get("KNARR_TEMPLATES") or f"{default_root()}/.templates"
+
+
+def take(shape: Shape, place: str) -> Taken | None:
+    """A waiting guest of that shape, from the keeper whose folder is ``place``; None when there is none."""
+    connection = connect(place)
+    if connection is None:
+        return None
+    try:
+        answer, descriptors = _ask(connection, {"do": "take", "shape": words_of(shape)})
+    except KnarrError:
+        connection.close()
+        return None
+    if len(descriptors) != 3:
+        for fd in descriptors:
+            os.close(fd)
+        connection.close()
+        return None
+    pidfd, channel, console = descriptors
+    return Taken(int(answer["pid"]), pidfd, channel, console, connection)
+
+
+def kept(place: str) -> list[dict[str, Any]] | None:
+    """What the keeper holds, a dict for each guest: kind, memory, cpus, state, pid, seconds; None without a keeper."""
+    answer = _once(place, {"do": "list"})
+    return None if answer is None else list(answer["guests"])
+
+
+def status(place: str) -> dict[str, Any]:
+    """The same, with what is ``lacking`` and the errors of those that ``failed``. Raises UsageError without one."""
+    answer = _once(place, {"do": "list"})
+    if answer is None:
+        raise UsageError("there is no keeper of templates")
+    return answer
+
+
+def keep(shape: Shape, count: int, place: str) -> bool:
+    """Have the keeper hold ``count`` guests of a shape; False without a keeper. Raises UsageError beyond its bounds."""
+    return _once(place, {"do": "keep", "shape": words_of(shape), "count": count}) is not None
+
+
+def stop(place: str) -> bool:
+    """End the keeper: its waiting guests now, itself when the last one that was taken has ended; False without one."""
+    return _once(place, {"do": "stop"}) is not None
+
+
+def words_of(shape: Shape) -> dict[str, Any]:
+    """A shape as it goes over the socket."""
+    return {"kind": shape.kind, "memory": shape.memory, "cpus": shape.cpus}
+
+
+def connect(place: str) -> socket | None:
+    """A connection to the keeper; None when there is none. Raises FileError."""
+    connection = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    try:
+        connection.settimeout(PATIENCE)
+        connection.connect(f"{place}/{SOCKET}")
+    except OSError as error:
+        connection.close()
+        if error.errno in (ENOENT, ECONNREFUSED):
+            return None
+        raise FileError("connect to", f"{place}/{SOCKET}", error.errno or 0) from None
+    return connection
+
+
+def _ask(connection: socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    try:
+        connection.send(fastjson.dumps(request))
+        data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(12), MSG_CMSG_CLOEXEC)
+    except OSError as error:
+        raise FileError("ask", "the keeper of templates", error.errno or 0) from None
+    descriptors = [
+        fd
+        for level, kind, numbers in rights
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
+        for (fd,) in iter_unpack("i", numbers[: len(numbers) // 4 * 4])
+    ]
+    answer = fastjson.loads(data, "the keeper's answer") if data else {"error": "it is ending"}
+    if "error" in answer:
+        raise UsageError(f"the keeper of templates refuses: {answer['error']}")
+    return answer, descriptors
+
+
+def _once(place: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    connection = connect(place)
+    if connection is None:
+        return None
+    try:
+        return _ask(connection, request)[0]
+    finally:
+        connection.close()

@@ -1,0 +1,214 @@
+"""Guests kept ready: handed out once, ended with whoever took them, bounded, and gone with their keeper."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from knarr.base.errors import Unsupported, UsageError
+from knarr.isolation import keeper, template
+from knarr.isolation.keeper import Keeper
+from knarr.isolation.template import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SMALL = Shape("kernel", 64 << 20)
+
+
+class Running:
+    """A keeper in a thread of its own, whose guests are processes that sleep and have said something."""
+
+    def __init__(self, place: Path, idle: float = 60) -> None:
+        self.place = str(place)
+        self.pids: list[int] = []
+        self.quiet = False
+        self.broken = False
+        self.keeper = Keeper(self.place, self.launch, idle)
+        self.thread = threading.Thread(target=self.keeper.run, daemon=True)
+        self.thread.start()
+
+    def launch(self, _: Shape) -> tuple[int, int, int, int]:
+        if self.broken:
+            raise Unsupported("isolation kernel", "it is not installed")
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})
+        ours, theirs = socket.socketpair()
+        if not self.quiet:
+            theirs.send(b"hello")
+        theirs.detach()
+        reader, writer = os.pipe()
+        os.close(writer)
+        self.pids.append(pid)
+        return pid, os.pidfd_open(pid), ours.detach(), reader
+
+    def states(self) -> list[str]:
+        found = template.kept(self.place)
+        return [] if found is None else sorted(guest["state"] for guest in found)
+
+    def expect(self, states: list[str]) -> None:
+        wait_until(lambda: self.states() == states, f"{self.states()} does not become {states}")
+
+
+def wait_until(reached: Callable[[], bool], why: str) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="knarr-template-"))
+    yield folder / "templates"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def running(place: Path) -> Iterator[Running]:
+    made = Running(place)
+    yield made
+    template.stop(made.place)
+    made.thread.join(10)
+    assert not made.thread.is_alive()
+
+
+def test_without_a_keeper_there_is_none(place: Path) -> None:
+    assert template.take(SMALL, str(place)) is None
+    assert template.kept(str(place)) is None
+    assert not template.keep(SMALL, 1, str(place))
+    assert not template.stop(str(place))
+
+
+def test_one_is_handed_out_once_and_replaced(running: Running) -> None:
+    assert template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    taken = template.take(SMALL, running.place)
+    assert taken is not None
+    assert taken.pid == running.pids[0]
+    assert os.read(taken.channel, 100) == b"hello"  # its greeting is left to us
+    running.expect(["ready", "taken"])
+    other = template.take(SMALL, running.place)
+    assert other is not None
+    assert other.pid == running.pids[1]
+    for each in (taken, other):
+        each.life.close()
+        assert select.select([each.pidfd], [], [], 10)[0], "it outlived who took it"
+        for fd in (each.pidfd, each.channel, each.console):
+            os.close(fd)
+    running.expect(["ready"])
+    assert not alive(taken.pid)
+
+
+def test_another_shape_is_another_template(running: Running) -> None:
+    template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    assert template.take(Shape("kernel", 65 << 20), running.place) is None
+    assert template.take(Shape("kernel", 64 << 20, 2), running.place) is None
+    assert running.states() == ["ready"]
+
+
+def test_one_that_boots_is_not_given_away(running: Running) -> None:
+    running.quiet = True
+    template.keep(SMALL, 1, running.place)
+    running.expect(["booting"])
+    assert template.take(SMALL, running.place) is None
+
+
+def test_how_many_and_how_large_is_bounded(running: Running) -> None:
+    with pytest.raises(UsageError, match="16 guests at most"):
+        template.keep(SMALL, 17, running.place)
+    with pytest.raises(UsageError, match="4096 MiB altogether"):
+        template.keep(Shape("kernel", 3 << 30), 2, running.place)
+    template.keep(SMALL, 3, running.place)
+    running.expect(["ready"] * 3)
+    with pytest.raises(UsageError, match="4096 MiB altogether"):
+        template.keep(Shape("kernel", 4 << 30), 1, running.place)
+    template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    wait_until(lambda: sum(map(alive, running.pids)) == 1, "what is not wanted any more stays")
+
+
+def test_one_that_dies_is_replaced(running: Running) -> None:
+    template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    os.kill(running.pids[0], 9)
+    wait_until(lambda: len(running.pids) == 2, "it is not replaced")
+    running.expect(["ready"])
+
+
+def test_what_cannot_boot_is_not_tried_for_ever(running: Running) -> None:
+    running.broken = True
+    template.keep(SMALL, 2, running.place)
+    wait_until(lambda: running.keeper._wanted[keeper._key(SMALL)] == 0, "it goes on trying")
+    assert running.states() == []
+
+
+def test_stopping_lets_those_in_use_end_first(running: Running) -> None:
+    template.keep(SMALL, 2, running.place)
+    running.expect(["ready", "ready"])
+    taken = template.take(SMALL, running.place)
+    assert taken is not None
+    assert template.stop(running.place)
+    wait_until(lambda: sum(map(alive, running.pids)) == 1, "the waiting ones stay")
+    assert alive(taken.pid)
+    assert running.thread.is_alive()
+    taken.life.close()
+    running.thread.join(10)
+    assert not running.thread.is_alive()
+    assert not alive(taken.pid)
+    for fd in (taken.pidfd, taken.channel, taken.console):
+        os.close(fd)
+
+
+def test_an_idle_keeper_ends(place: Path) -> None:
+    made = Running(place, idle=0.3)
+    template.keep(SMALL, 1, made.place)
+    made.thread.join(10)
+    assert not made.thread.is_alive()
+    assert not any(map(alive, made.pids))
+    assert os.listdir(place) == []
+
+
+def test_one_keeper_only_and_a_killed_ones_socket_is_no_hindrance(running: Running, place: Path) -> None:
+    with pytest.raises(UsageError, match="there is a keeper"):
+        Keeper(running.place, running.launch)
+    other = place.parent / "other"
+    other.mkdir(0o700)
+    left = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left.bind(str(other / "keeper"))
+    left.close()
+    made = Running(other)
+    assert made.states() == []
+    template.stop(made.place)
+    made.thread.join(10)
+
+
+def test_a_folder_that_others_can_enter_is_refused(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o755)
+    with pytest.raises(UsageError, match="directory of one's own"):
+        Keeper(str(place), lambda _: (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "words", [b"", b"{", b"[]", b"{}", b'{"do":"take"}', b'{"do":"keep","shape":7}', b'{"do":"x"}']
+)
+def test_nonsense_is_no_hindrance(running: Running, words: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(f"{running.place}/keeper")
+        if words:
+            stranger.send(words)
+    assert running.states() == []

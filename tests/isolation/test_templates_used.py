@@ -1,0 +1,139 @@
+"""Containers in guests that had booted before: the same as in fresh ones, in their own cgroups, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from behind import ISOLATION, need
+from blackbox import cgroup_of, left_behind, needs_busybox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from blackbox import Bundle, Runtime
+
+pytestmark = [
+    needs_busybox,
+    pytest.mark.skipif(os.geteuid() != 0, reason="showing files to a guest that runs takes root"),
+]
+MEMORY = 96 << 20
+
+
+class Templates:
+    """``knarr template`` with a keeper of the test's own."""
+
+    def __init__(self, place: Path, knarr: str) -> None:
+        self._knarr = knarr
+        self._environment = {**os.environ, "KNARR_TEMPLATES": str(place)}
+
+    def __call__(self, *words: str) -> str:
+        command = [self._knarr, "template", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=self._environment).stdout
+
+    def listed(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self("list", "--format", "json"))
+        return sorted(rows, key=lambda row: row["State"])
+
+    def expect(self, *states: str) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 20
+        while [row["State"] for row in self.listed()] != list(states):
+            assert time.monotonic() < deadline, self.listed()
+            time.sleep(0.05)
+        return self.listed()
+
+
+@pytest.fixture
+def templates(tmp_path: Path, knarr: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Templates]:
+    need("kernel")
+    place = tmp_path / "templates"
+    monkeypatch.setenv("KNARR_TEMPLATES", str(place))
+    made = Templates(place, knarr)
+    made("start", "--memory", str(MEMORY))
+    yield made
+    made("stop")
+    deadline = time.monotonic() + 10
+    while (place / "keeper").exists():
+        assert time.monotonic() < deadline, "the keeper stays"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def small(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A container whose memory is that of the template, with a volume and a file of the host's."""
+    bundle.config["annotations"] = {ISOLATION: "kernel"}
+    bundle.config["linux"]["resources"] = {"memory": {"limit": MEMORY}}
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "alone").write_text("from the host\n")
+    volume = {"destination": "/volume", "type": "bind", "source": str(tmp_path / "volume"), "options": ["rbind", "rw"]}
+    alone = {"destination": "/etc/alone", "type": "bind", "source": str(tmp_path / "alone"), "options": ["bind", "ro"]}
+    bundle.config["mounts"] += [volume, alone]
+    return bundle
+
+
+def test_a_container_takes_one(templates: Templates, runtime: Runtime, small: Bundle, tmp_path: Path) -> None:
+    templates.expect("ready")
+    id = runtime.new_id()
+    script = "cat /etc/alone; echo written >/volume/it; echo x 2>/dev/null >/etc/alone || echo refused; exit 5"
+    done = runtime("run", "-b", small.write("sh", "-c", script), id)
+    assert (done.returncode, done.stdout) == (5, "from the host\nrefused\n")
+    assert (tmp_path / "volume" / "it").read_text() == "written\n"
+    assert left_behind(runtime, id) == []
+    templates.expect("ready")  # another one
+
+
+def test_it_is_the_containers_own_while_it_runs(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    (waiting,) = templates.expect("ready")
+    id = runtime.new_id()
+    runtime.ok("create", "-b", small.write("sleep", "600"), id)
+    runtime.ok("start", id)
+    _, taken = templates.expect("ready", "taken")
+    assert taken["Pid"] == waiting["Pid"]
+    monitor = runtime.state(id)["pid"]
+    for controller in ("memory", "pids"):
+        assert cgroup_of(taken["Pid"], controller) == cgroup_of(monitor, controller)
+        for child in Path(f"/proc/{taken['Pid']}/task/{taken['Pid']}/children").read_text().split():
+            assert cgroup_of(int(child), controller) == cgroup_of(monitor, controller)
+    runtime.ok("delete", "--force", id)
+    assert left_behind(runtime, id) == []
+    templates.expect("ready")
+    assert not Path(f"/proc/{taken['Pid']}").exists()
+
+
+def test_another_memory_boots_anew(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    (waiting,) = templates.expect("ready")
+    small.config["linux"]["resources"]["memory"]["limit"] = MEMORY + (1 << 20)
+    id = runtime.new_id()
+    assert runtime("run", "-b", small.write("true"), id).returncode == 0
+    (still,) = templates.expect("ready")
+    assert still["Pid"] == waiting["Pid"]
+
+
+def test_who_takes_one_and_is_killed_leaves_nothing(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    templates.expect("ready")
+    id = runtime.new_id()
+    runtime.ok("create", "-b", small.write("sleep", "600"), id)
+    runtime.ok("start", id)
+    _, taken = templates.expect("ready", "taken")
+    os.kill(runtime.state(id)["pid"], 9)
+    runtime.wait_for(id, "stopped")
+    templates.expect("ready")
+    assert not Path(f"/proc/{taken['Pid']}").exists()
+    runtime.ok("delete", id)
+    assert left_behind(runtime, id) == []
+
+
+def test_without_the_kernel_it_says_so(tmp_path: Path, knarr: str) -> None:
+    environment = {**os.environ, "KNARR_TEMPLATES": str(tmp_path / "templates"), "KNARR_UML": "/nowhere/linux.uml"}
+    command = [knarr, "template", "start"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 125
+    assert "/nowhere/linux.uml" in done.stderr
+    assert sys.executable not in done.stderr
+    subprocess.run([knarr, "template", "stop"], check=True, env=environment)
