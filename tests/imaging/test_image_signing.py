@@ -341,7 +341,7 @@ def test_over_a_registry_and_skopeo_where_it_can(tmp_path: Path, cli: Cli, monke
 
 def test_commands_refuse(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = layout(tmp_path / "l", [f("a")])
-    assert "either --key or --policy" in cli("image", "verify", ref)[2]
+    assert "one of --key, --policy" in cli("image", "verify", ref)[2]
     monkeypatch.setenv("KNARR_KEY_PASSWORD", "secret")
     assert cli("image", "key", f"{tmp_path}/k")[0] == 0
     assert cli("image", "sign", "--key", f"{tmp_path}/k", ref)[0] == 0

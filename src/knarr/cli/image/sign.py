@@ -81,15 +81,23 @@ def parse_verify() -> Parser:
     """The parser of ``knarr image verify``."""
     parser = Parser(
         "image verify",
-        "Check that an image is signed by a key, or is trusted by a policy file (containers-policy.json). Prints what"
-        " its signatures say; fails when there is none that counts.",
-        "(--key FILE… | --policy FILE) [--annotation NAME=VALUE…] [--json] IMAGE",
+        "Check that an image is signed by a key, or by an identity without one (sigstore's certificates and log), or is"
+        " trusted by a policy file (containers-policy.json). Prints what its signatures say; fails when none counts."
+        " Nothing but the image's place is asked on the network.",
+        "(--key FILE… | --certificate-identity NAME --certificate-oidc-issuer URL --trusted-root FILE |\n"
+        "       --policy FILE) [--annotation NAME=VALUE…] [--json] IMAGE",
         "  knarr image verify --key release.key.pub docker://ghcr.io/me/app:1\n"
+        "  knarr image verify --certificate-identity me@example.org --certificate-oidc-issuer https://accounts.google.com\\\n"
+        "      --trusted-root trusted_root.json docker://ghcr.io/me/app:1\n"
         "  knarr image verify --policy /etc/containers/policy.json docker://ghcr.io/me/app@sha256:…",
     )
     parser.add_argument(
         "-k", "--key", action="append", default=[], metavar="FILE", help="a public key in PEM; any will do"
     )
+    parser.add_argument("--certificate-identity", default="", metavar="NAME",
+                        help="who signed: the e-mail address or URL in the certificate, exactly")  # fmt: skip
+    parser.add_argument("--certificate-oidc-issuer", default="", metavar="URL", help="who vouched for that")
+    parser.add_argument("--trusted-root", default="", metavar="FILE", help="sigstore's trusted_root.json")
     parser.add_argument("--policy", default="", metavar="FILE", help="a policy file")
     parser.add_argument("-a", "--annotation", action="append", default=[], metavar="NAME=VALUE",
                         help="what the signature must say")  # fmt: skip
@@ -103,21 +111,29 @@ def do_verify(arguments: list[str]) -> int:
     """Verify."""
     given = parse_verify().parse_args(arguments)
     as_json = wants_json(given)
-    if bool(given.key) == bool(given.policy):
-        raise UsageError("say either --key or --policy", hint="see: knarr image verify --help")
+    signer = (given.certificate_identity, given.certificate_oidc_issuer, given.trusted_root)
+    if sum((bool(given.key), bool(given.policy), any(signer))) != 1:
+        raise UsageError("say one of --key, --policy, --certificate-identity", hint="see: knarr image verify --help")
+    if any(signer) and not all(signer):
+        missing = "--certificate-identity, --certificate-oidc-issuer and --trusted-root belong together"
+        raise UsageError(missing, hint="see: knarr image verify --help")
     said = pairs(given.annotation, "--annotation")
-    if given.policy and said:
-        raise UsageError("a policy says nothing of annotations", hint="use --key")
+    if said and not given.key:
+        raise UsageError("a policy and a keyless signature say nothing of annotations", hint="use --key")
     from knarr.engine.imaging.artifacts import subject_of
+    from knarr.engine.imaging.keyless import keyless, verify_keyless
     from knarr.engine.imaging.policy import check, read_policy
     from knarr.engine.imaging.signing import read_public, verify
 
     keys = [read_public(path) for path in given.key]
     policy = read_policy(given.policy) if given.policy else None
+    wanted = keyless(*signer) if any(signer) else None
     subject = subject_of(given.image, given.platform)
     try:
         if policy is not None:
             found = check(policy, subject, given.image)
+        elif wanted is not None:
+            found = verify_keyless(subject, given.image, wanted)
         else:
             found = verify(subject, given.image, keys, annotations=said)
     finally:
@@ -125,11 +141,18 @@ def do_verify(arguments: list[str]) -> int:
     if as_json:
         put_json({
             "digest": subject.digest,
-            "signatures": [{"identity": one.identity, "annotations": one.annotations, "key": one.key} for one in found],
+            "signatures": [
+                {"identity": one.identity, "annotations": one.annotations, "key": one.key}
+                | ({"issuer": one.issuer} if one.issuer else {})
+                for one in found
+            ],
         })  # fmt: skip
         return 0
     put(subject.digest)
     for one in found:
+        if one.issuer:
+            put(clean(f"signed by {one.identity}, says {one.issuer}"))
+            continue
         more = " ".join(f"{name}={value}" for name, value in sorted(one.annotations.items()))
         put(clean(f"signed as {one.identity} {more}").rstrip())
     return 0

@@ -16,9 +16,10 @@ import os
 from errno import ENOENT
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, NotFound, SignatureError, SpecError, SpecFinding, UsageError
+from knarr.base.errors import FileError, NotFound, SignatureError, SpecError, SpecFinding, Unsupported, UsageError
 from knarr.base.files import read_file
 from knarr.base.record import Record
+from knarr.engine.imaging.keyless import keyless, verify_keyless
 from knarr.engine.imaging.opening import STORED
 from knarr.engine.imaging.signing import load_public, read_public, verify
 from knarr.image.reference import parse_reference
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.engine.imaging.image import Image, Index
+    from knarr.engine.imaging.keyless import Keyless
     from knarr.engine.imaging.signing import Signed
     from knarr.image.reference import Reference
 
@@ -37,11 +39,12 @@ _TRANSPORTS = {"docker": "docker", "store": "docker", "oci": "oci", "dir": "dir"
 
 
 class Requirement(Record):
-    """One requirement: ``kind`` accept, reject or signed; by any of ``keys``, with an ``identity`` rule."""
+    """One requirement: ``kind`` accept, reject, signed (by any of ``keys``, with an ``identity`` rule) or keyless."""
 
     kind: str
     keys: tuple[Any, ...] = ()
     identity: tuple[str, str] = ("matchRepoDigestOrExact", "")
+    keyless: Keyless | None = None
 
 
 class Policy(Record):
@@ -129,10 +132,11 @@ def _requirement(value: Any, at: str, wrong: list[SpecFinding]) -> Requirement |
     kind = value.get("type") if type(value) is dict else None
     if kind in ("insecureAcceptAnything", "reject"):
         return Requirement("accept" if kind == "insecureAcceptAnything" else "reject")
+    if kind == "sigstoreKeyless":
+        return _keyless(value, at, wrong)
     if kind != "sigstoreSigned":
-        wrong.append(
-            SpecFinding(f"{at}/type", f"is {kind!r}; known are insecureAcceptAnything, reject, sigstoreSigned")
-        )
+        known = "insecureAcceptAnything, reject, sigstoreSigned, sigstoreKeyless"
+        wrong.append(SpecFinding(f"{at}/type", f"is {kind!r}; known are {known}"))
         return None
     keys = []
     for name, member in value.items():
@@ -146,6 +150,29 @@ def _requirement(value: Any, at: str, wrong: list[SpecFinding]) -> Requirement |
     if not keys:
         wrong.append(SpecFinding(at, "names no key: keyPath or keyData is needed"))
     return Requirement("signed", tuple(keys), _identity(value.get("signedIdentity"), at, wrong))
+
+
+_KEYLESS = ("certificateIdentity", "certificateOidcIssuer", "trustedRootPath")
+
+
+def _keyless(value: dict[str, Any], at: str, wrong: list[SpecFinding]) -> Requirement | None:
+    """A requirement of our own: containers-policy.json(5) has none for sigstore's bundles."""
+    before = len(wrong)
+    given = {name: text for name in _KEYLESS if isinstance(text := value.get(name), str) and text}
+    wrong += [SpecFinding(f"{at}/{name}", "is missing") for name in _KEYLESS if name not in given]
+    wrong += [
+        SpecFinding(at + fastjson.pointer_token(name), "is not known here")
+        for name in value
+        if name not in (*_KEYLESS, "type")
+    ]
+    if len(wrong) > before:
+        return None
+    identity, issuer, path = (value[name] for name in _KEYLESS)
+    try:
+        return Requirement("keyless", keyless=keyless(identity, issuer, path))
+    except (NotFound, FileError, SpecError, Unsupported) as error:
+        wrong.append(SpecFinding(f"{at}/trustedRootPath", str(error)))
+        return None
 
 
 def _key(name: str, text: str, at: str, wrong: list[SpecFinding]) -> Any:
@@ -220,6 +247,9 @@ def check(policy: Policy, subject: Image | Index, reference: str, *, store: str 
             continue
         if requirement.kind == "reject":
             raise SignatureError(reference, [f"{policy.path} rejects it"])
+        if requirement.keyless is not None:
+            found += verify_keyless(subject, reference, requirement.keyless, store=store)
+            continue
         good = verify(subject, reference, requirement.keys, store=store)
         named = [one for one in good if _says(one, requirement.identity, parsed)]
         if not named:

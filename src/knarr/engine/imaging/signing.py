@@ -4,8 +4,8 @@ A signature is a small JSON document that names the image's digest, signed with 
 under the tag ``sha256-<hex>.sig`` beside the image (cosign, specs/SIGNATURE_SPEC.md; containers-policy.json(5)). The
 document is the red hat "simple signing" one. Keys are PEM: ECDSA (P-256 as cosign makes them), Ed25519, RSA.
 
-Keyless signing (a certificate for an e-mail address, a public log) is not done: it needs the network and sigstore's
-services at every step, and a trust root that changes.
+Keyless signatures (a certificate for an identity, a public log) are verified in ``keyless.py`` and not made: making one
+asks sigstore's services on the network at every step.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ _MOST = 100  # signatures of one image that are looked at
 
 
 class Signed(Record):
-    """A signature that was found and is good: what it says, and the key (by its place in the list) that made it."""
+    """A signature that was found and is good: what it says, and the key (by its place in the list) that made it.
+
+    Of a keyless one ``identity`` is who signed, ``issuer`` who vouched for that, and ``key`` -1.
+    """
 
     digest: str
     identity: str
     annotations: dict[str, Any]
     key: int
+    issuer: str = ""
 
 
 # -- keys --------------------------------------------------------------------------------------------------
@@ -233,6 +237,15 @@ def _at(where: str, store: str | None) -> Image | None:
         return Image.open(where, store=store)
     except NotFound:
         return None
+
+
+def at_tag(reference: str, digest: str, store: str | None = None) -> Image | None:
+    """The manifest that holds an image's signatures under the tag for them; None where there is none, or no tags."""
+    try:
+        where = signature_reference(reference, digest)
+    except UsageError:
+        return None
+    return _at(where, store)
 
 
 # -- verifying ---------------------------------------------------------------------------------------------
