@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import ocimake
 import pytest
-from imagekit import call, docker_registry, layout, program
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import call, layout, program
 from tarbuilder import d, f, s, tar
 
 from knarr.engine.imaging.image import Image
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     program("crane")
+    need_docker_registry()
     with docker_registry(tmp_path / "registry") as address:
         yield address
 

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imagekit import docker_registry, layout
+from dockerregistry import docker_registry, need_docker_registry
+from imagekit import layout
 from tarbuilder import f
 
 pytest.importorskip("sigstore", reason="the extra knarr[keyless] is not installed")
@@ -84,6 +85,7 @@ def test_a_good_one(tmp_path: Path, cli: Cli, identity: str, old: bool) -> None:
 
 
 def test_in_a_registry(tmp_path: Path, cli: Cli) -> None:
+    need_docker_registry()
     with docker_registry(tmp_path / "r") as host:
         ref = f"docker://{host}/x:v1"
         assert cli("image", "copy", "-q", layout(tmp_path / "l", [f("a")]), ref)[0] == 0
@@ -181,7 +183,7 @@ def test_another_authority_log_or_certificate_log(tmp_path: Path) -> None:
 def test_bundles_that_are_none(tmp_path: Path, bundle: bytes) -> None:
     ref = layout(tmp_path / "l", [f("a")])
     attach(Image.open(ref), ref, bundle)
-    with pytest.raises(SignatureError, match="has 1048577 bytes" if len(bundle) > 1 << 20 else ""):
+    with pytest.raises(SignatureError, match="has 1048577 bytes" if len(bundle) > 1 << 20 else "signature sha256:"):
         verify_keyless(Image.open(ref), ref, keyless(IDENTITY, ISSUER, root(tmp_path)))
 
 
