@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.extend(str(Path(__file__).parents[1] / room) for room in ("layer", "image", "service"))
+sys.path.extend(str(Path(__file__).parents[1] / room) for room in ("layer", "image", "registry", "service"))
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from dockerregistry import docker_registry, need_docker_registry
+from fakeregistry import REPOSITORY, FakeRegistry, Handler, Sample
 from imagekit import layout
 from tarbuilder import f
 
@@ -203,6 +204,109 @@ def test_cancelling_what_waits_for_a_registry(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
     asyncio.run(work())
+
+
+def test_cancelling_a_connection_that_is_being_made(tmp_path: Path) -> None:
+    """10 s are the time-out of one that nobody takes."""
+    reference = layout(tmp_path / "a", big(1, 1000))
+
+    async def work(host: str) -> None:
+        for begin in (
+            lambda: aio.Image.open(f"docker://{host}/a:1"),
+            lambda: aio.pull(f"{host}/a:1"),
+            lambda: aio.copy(reference, f"docker://{host}/a:1"),
+        ):
+            task = asyncio.create_task(begin())
+            await asyncio.sleep(0.5)
+            assert not task.done()
+            now = threading.Event()
+            now.set()
+            assert await cancelled(task, now) < 2
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address = server.getsockname()
+        waiting = [socket.socket() for _ in range(4)]  # nobody accepts them, and no more are let in
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(address)
+        asyncio.run(work(f"127.0.0.1:{address[1]}"))
+        for one in waiting:
+            one.close()
+
+
+def test_cancelling_what_is_sent_to_a_registry_that_takes_nothing(tmp_path: Path) -> None:
+    reference = layout(tmp_path / "a", big(1, 20_000_000), kind="")
+    asked, over = threading.Event(), threading.Event()
+
+    def stall(handler: Handler) -> bool:
+        if handler.command not in {"PATCH", "PUT"}:
+            return False
+        asked.set()
+        over.wait(60)
+        handler.close_connection = True
+        return True
+
+    with FakeRegistry() as fake:
+        fake.early.append(("/v2/", stall))
+
+        async def work() -> None:
+            task = asyncio.create_task(aio.copy(reference, f"docker://{fake.host}/{REPOSITORY}:1"))
+            await asyncio.to_thread(asked.wait, 30)
+            await asyncio.sleep(0.3)  # until the buffers are full
+            assert await cancelled(task, asked) < 2
+
+        try:
+            asyncio.run(work())
+        finally:
+            over.set()
+
+
+def test_cancelling_a_layer_that_comes_no_further(tmp_path: Path) -> None:
+    """Only what the cancelled task reads is broken off: another one, of the same image, gets its layer."""
+    sample = Sample(3_000_000, 10_000)
+    stuck, other = (part["digest"] for part in sample.layers)
+    asked, over = threading.Event(), threading.Event()
+
+    def stall(handler: Handler) -> bool:
+        data = sample.blobs[stuck]
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data[:2_000_000])
+        asked.set()
+        over.wait(60)
+        handler.close_connection = True
+        return True
+
+    with FakeRegistry() as fake:
+        fake.add("1", sample)
+        fake.rules.append((f"/v2/{REPOSITORY}/blobs/{stuck}", stall))
+
+        async def work() -> None:
+            async with await aio.Image.open(f"docker://{fake.host}/{REPOSITORY}@{sample.digest}") as image:
+                slow, quick = image.layers
+                assert slow.digest == stuck
+                for read in (slow.open, slow.stream):
+
+                    async def everything(read: Any = read) -> None:
+                        async for _ in read():
+                            pass
+
+                    asked.clear()
+                    task = asyncio.create_task(everything())
+                    await asyncio.to_thread(asked.wait, 30)
+                    await asyncio.sleep(0.2)
+                    beside = quick.open()
+                    first = await anext(beside)
+                    assert await cancelled(task, asked) < 2
+                    rest = [part async for part in beside]
+                    assert b"".join((first, *rest)) == sample.blobs[other]
+
+        try:
+            asyncio.run(work())
+        finally:
+            over.set()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("knarr-")]
 
 
 def test_cancelling_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from knarr.base.errors import AuthError, RegistryError
 from knarr.registry.client import Client
 from knarr.registry.connections import Policy
 from knarr.registry.credentials import Credentials
+from knarr.registry.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +33,23 @@ def secure(certificate: tuple[str, str]) -> Iterator[FakeRegistry]:
     with FakeRegistry(certificate) as server:
         server.add("v1", Sample())
         yield server
+
+
+def test_threads_that_learn_together_that_it_is_plain_http(fake: FakeRegistry) -> None:
+    """Each tries TLS; the first to fail goes over to plain HTTP, and the others go along instead of failing."""
+    for _ in range(10):
+        transport = Transport(fake.host, QUICK, insecure=True)
+        together = threading.Barrier(6)
+
+        def ask(_: int, transport: Transport = transport, together: threading.Barrier = together) -> int:
+            together.wait()
+            response = transport.get("/v2/", {})
+            response.close()
+            return response.status
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(ask, range(6))) == [200] * 6
+        transport.close()
 
 
 def size(host: str, **options: Any) -> int:

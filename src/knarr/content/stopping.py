@@ -51,17 +51,29 @@ class Stop:
         if self.asked:
             raise Interrupted(f"{self.what} was stopped")
 
+    def watch(self, abort: Callable[[], None]) -> None:
+        """Have ``abort`` called, from another thread, when it is to stop; at once if it is already."""
+        with self._lock:
+            self._breaks.append(abort)
+            asked = self.asked
+        if asked:
+            abort()
+
+    def unwatch(self, abort: Callable[[], None]) -> None:
+        """Call it no more; fine if it never was to be. One call may still be under way."""
+        with self._lock:
+            if abort in self._breaks:
+                self._breaks.remove(abort)
+
     @contextmanager
     def breaking(self, abort: Callable[[], None]) -> Iterator[None]:
         """Have ``abort`` called when it is to stop meanwhile; it comes from another thread."""
-        with self._lock:
-            self.check()
-            self._breaks.append(abort)
+        self.check()
+        self.watch(abort)
         try:
             yield
         finally:
-            with self._lock:
-                self._breaks.remove(abort)
+            self.unwatch(abort)
 
 
 _current: ContextVar[Stop | None] = ContextVar("knarr-stop", default=None)

@@ -33,12 +33,13 @@ _ENTRIES = 256
 """Headers of a tar fetched from the other thread at a time."""
 
 
-async def stoppable(what: str, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+async def stoppable(what: str | Stop, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
     """Do some work in the shared pool; cancelling stops it and waits until it has ended.
 
-    ``undo`` gets a result that nobody will have, because the work was done before it could be stopped.
+    ``undo`` gets a result that nobody will have, because the work was done before it could be stopped. Work that is
+    done in several calls has one ``Stop`` for all: what one has opened, another reads.
     """
-    stop = Stop(what)
+    stop = Stop(what) if isinstance(what, str) else what
     future = asyncio.get_running_loop().run_in_executor(None, stop.run, work)
     try:
         return await asyncio.shield(future)
@@ -180,9 +181,9 @@ class Layer(_Twin):
         """The headers of its tar, in order; reads the whole layer. Raises FormatError, DigestMismatch."""
         from itertools import islice
 
-        found = self.blocking.entries()
+        found, stop = self.blocking.entries(), Stop(self.blocking.what)
         try:
-            while some := await stoppable(self.blocking.what, lambda: list(islice(found, _ENTRIES))):
+            while some := await stoppable(stop, lambda: list(islice(found, _ENTRIES))):
                 for entry in some:
                     yield entry
         finally:
@@ -190,9 +191,10 @@ class Layer(_Twin):
 
 
 async def _chunks(what: str, open_it: Callable[[], Readable]) -> AsyncIterator[bytes]:
-    reader = await stoppable(what, open_it, lambda late: late.close())
+    stop = Stop(what)
+    reader = await stoppable(stop, open_it, lambda late: late.close())
     try:
-        while data := await stoppable(what, lambda: reader.read(_CHUNK)):
+        while data := await stoppable(stop, lambda: reader.read(_CHUNK)):
             yield data
     finally:
         reader.close()
@@ -201,8 +203,8 @@ async def _chunks(what: str, open_it: Callable[[], Readable]) -> AsyncIterator[b
 class Image(_Opened):
     """As ``knarr.Image``; what reads or writes is awaited. ``blocking`` is the image itself.
 
-    Immutable: any number of tasks may use one. A registry that stalls holds a cancelled call up until its time-out,
-    for other tasks may be reading from it; only ``open`` and ``save`` are broken off at once.
+    Immutable: any number of tasks may use one. What a cancelled call waits for is broken off, and nothing that others
+    read.
     """
 
     def __init__(self, image: blocking.Image) -> None:

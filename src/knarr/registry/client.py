@@ -18,6 +18,7 @@ from knarr.base.errors import (
 )
 from knarr.content.digest import Digest, hasher, sha256_of, usable
 from knarr.content.names import printable, some
+from knarr.content.stopping import current
 from knarr.content.store import DOCUMENT_LIMIT
 from knarr.content.verify import VerifiedReader, verify_bytes
 from knarr.registry.auth import Authorizer, reason
@@ -291,7 +292,14 @@ class _Body:
         self._at = offset
         self._since = offset  # where the attempts began to count
         self._attempt = 1
+        self._work = current()  # what this is part of; a thread of its own may do the reading
         self._response = self._open()
+        if self._work is not None:
+            self._work.watch(self._break_off)
+
+    def _break_off(self) -> None:
+        """End a read under way: the work it is part of is to stop."""
+        self._response.shutdown()
 
     def _open(self) -> Response:
         """Ask for the bytes from ``_at`` on."""
@@ -352,6 +360,8 @@ class _Body:
         """Go on after a failure, if that makes sense and has not been tried too often without getting further."""
         transport = self._client.transport
         transport.check_stopped()
+        if self._work is not None:
+            self._work.check()
         self._response.close()
         if self._at - self._since >= _STEP:
             self._attempt = 1
@@ -360,12 +370,20 @@ class _Body:
         self._since = self._at
         if self._attempt >= transport.policy.tries:
             raise self._response.error(f"{broken.why}, {self._attempt} times in a row after {self._at} bytes")
-        transport.wait(self._attempt)
+        if self._work is None:
+            self._anew()
+        else:
+            self._work.run(self._anew)
+
+    def _anew(self) -> None:
+        self._client.transport.wait(self._attempt)
         self._attempt += 1
         self._response = self._open()
 
     def close(self) -> None:
         """End the exchange."""
+        if self._work is not None:
+            self._work.unwatch(self._break_off)
         self._response.close()
 
 

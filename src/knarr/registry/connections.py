@@ -12,8 +12,8 @@ import os
 import socket
 import ssl
 from contextlib import suppress
-from errno import EINVAL
-from functools import cache
+from errno import EADDRNOTAVAIL, EINVAL
+from functools import cache, partial
 from threading import Lock
 from time import monotonic
 from urllib.parse import unquote, urlsplit
@@ -34,11 +34,14 @@ from urllib3.exceptions import SSLError as PoolSSLError
 
 from knarr.base.errors import FileError
 from knarr.base.record import Record
+from knarr.content.stopping import current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from knarr.content.stopping import Stop
     from knarr.registry.settings import Certificates
 
 HEADER_LIMIT = 64 << 10
@@ -97,24 +100,35 @@ class Broken(Exception):  # becomes a RegistryError where method and URL are kno
 
 
 class Waiting:
-    """The sockets on which answers are waited for, so that another thread can end that."""
+    """The sockets that are being connected, sent to, or read for the beginning of an answer.
+
+    Another thread can end that: for all by ``stop``, for those of some work by its ``Stop``.
+    """
 
     def __init__(self) -> None:
-        self._sockets: set[socket.socket] = set()
+        self._sockets: dict[socket.socket, tuple[Stop | None, Callable[[], None]]] = {}
         self._stopped = False
         self._lock = Lock()
 
     def add(self, sock: socket.socket) -> None:
-        """Note one; after ``stop`` it is ended at once."""
+        """Note one; after ``stop``, or when this thread's work is to stop, it is ended at once."""
+        work, end = current(), partial(_end, sock)
         with self._lock:
-            self._sockets.add(sock)
+            known = self._sockets.get(sock)
+            self._sockets[sock] = (work, end)
             if self._stopped:
-                _end(sock)
+                end()
+        if known is not None and known[0] is not None:
+            known[0].unwatch(known[1])
+        if work is not None:
+            work.watch(end)
 
     def discard(self, sock: socket.socket) -> None:
         """Forget one: its answer has begun, or the connection has gone."""
         with self._lock:
-            self._sockets.discard(sock)
+            work, end = self._sockets.pop(sock, (None, None))
+        if work is not None and end is not None:
+            work.unwatch(end)
 
     def stop(self) -> None:
         """End the waiting on all of them, and on whatever is added."""
@@ -188,6 +202,31 @@ class _Paced(io.RawIOBase):
             self._raw.close()
 
 
+def _connected(address: tuple[str, int], wait: float, options: Any, waiting: Waiting) -> socket.socket:
+    """Connect to the first address of a host that answers, each within ``wait`` seconds; raises OSError."""
+    failed: OSError | None = None
+    for family, kind, protocol, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family this kernel has not
+            failed = error
+            continue
+        waiting.add(sock)
+        try:
+            for option in options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(wait)
+            sock.connect(where)
+        except OSError as error:
+            sock.close()
+            failed = error
+        else:
+            return sock
+        finally:
+            waiting.discard(sock)
+    raise failed or OSError(EADDRNOTAVAIL, os.strerror(EADDRNOTAVAIL))
+
+
 def _pools(policy: Policy, waiting: Waiting) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
     """Make connection classes whose responses are read through ``_Paced``."""
 
@@ -201,12 +240,53 @@ def _pools(policy: Policy, waiting: Waiting) -> tuple[type[HTTPConnectionPool], 
             super().begin()
             self._paced.body()
 
-    class Plain(HTTPConnection):
-        response_class = Response
+    class Stoppable(HTTPConnection):
+        """One that can be broken off while it is made, and while a request is sent."""
 
-    class Secure(HTTPSConnection):
         response_class = Response
+        _twin: socket.socket | None = None
 
+        def _new_conn(self) -> socket.socket:
+            try:
+                made = _connected((self._dns_host, self.port), policy.connect, self.socket_options, waiting)
+            except socket.gaierror as error:
+                raise NameResolutionError(self.host, self, error) from None
+            except TimeoutError as error:
+                raise ConnectTimeoutError(self, str(error)) from None
+            except OSError as error:
+                raise NewConnectionError(self, str(error)) from error
+            # TLS takes the socket over, and a proxy is spoken to, before anybody else sees it.
+            twin = self._twin = made.dup()
+            waiting.add(twin)
+            return made
+
+        def connect(self) -> None:
+            try:
+                super().connect()
+            finally:
+                if self._twin is not None:
+                    waiting.discard(self._twin)
+                    self._twin.close()
+                    self._twin = None
+
+        def request(self, *args: Any, **options: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            sock: socket.socket | None = self.sock
+            if sock is not None:
+                waiting.add(sock)  # until the answer begins, or ``close``
+            super().request(*args, **options)
+
+        def close(self) -> None:
+            sock: socket.socket | None = self.sock
+            if sock is not None:
+                waiting.discard(sock)
+            super().close()
+
+    class Plain(Stoppable):
+        pass
+
+    class Secure(Stoppable, HTTPSConnection):
         def connect(self) -> None:
             super().connect()
             self.is_verified = True  # or the user said insecure: no warning for each request

@@ -15,6 +15,7 @@ from time import monotonic
 from urllib3.exceptions import HTTPError
 
 from knarr.base.errors import Interrupted, RegistryError
+from knarr.content import stopping
 from knarr.registry.connections import Broken, Policy, Waiting, broken, lax, pool_manager, times_of, verifying
 from knarr.registry.origin import Refused, check_redirect, is_loopback, shown, split
 from knarr.registry.proxy import proxy_for
@@ -32,6 +33,7 @@ REDIRECT_LIMIT = 10
 ERROR_LIMIT = 64 << 10
 _READING = ("GET", "HEAD")
 _REDIRECTS = (301, 302, 303, 307, 308)
+_BLINK = 0.1  # seconds after which somebody who waits looks whether he is to stop
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -168,12 +170,13 @@ class Transport:
         attempt = 1
         most = tries or self.policy.tries
         while True:
-            url = path if "://" in path else self.base + path
+            base = "" if "://" in path else self.base
+            url = base + path
             try:
                 response = self._follow(method, url, headers, body, patient=patient)
             except Broken as broken:
                 self.check_stopped()
-                if broken.language and self._other_language(broken):
+                if broken.language and self._other_language(broken, base):
                     continue
                 if (
                     broken.language and self._first_try is not None
@@ -185,7 +188,7 @@ class Transport:
             else:
                 # A server that expects TLS says 400 in words of its own; a registry's 400 is JSON.
                 foreign = response.status == 400 and "json" not in response.header("Content-Type")
-                if foreign and self._other_language(None):
+                if foreign and self._other_language(None, base):
                     response.close()
                     continue
                 self._schemes = []
@@ -218,14 +221,20 @@ class Transport:
         self.base = f"{scheme}://{self._registry}"
         self.origin = split(self.base)[1]
 
-    def _other_language(self, broken: Broken | None) -> bool:
-        """Go over to the other scheme, where that is allowed and was not tried; False when it is not."""
-        if len(self._schemes) < 2:
-            return False
-        self._first_try = broken
-        self._schemes = self._schemes[1:]
-        self._speak(self._schemes[0])
-        return True
+    def _other_language(self, broken: Broken | None, tried: str) -> bool:
+        """Go over to the other scheme, where that is allowed and was not tried; False when it is not.
+
+        ``tried`` is the base of the URL that was, "" for one that stays as it is.
+        """
+        with self._lock:
+            if tried and tried != self.base:
+                return True  # another thread has gone over meanwhile
+            if len(self._schemes) < 2:
+                return False
+            self._first_try = broken
+            self._schemes = self._schemes[1:]
+            self._speak(self._schemes[0])
+            return True
 
     def _follow(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None, *, patient: bool
@@ -323,8 +332,10 @@ class Transport:
         delay = self.policy.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311  # jitter
         if asked.isascii() and asked.isdigit():
             delay = float(asked[:9])
-        if self._stop.wait(min(delay, self.policy.longest_wait)):
-            self.check_stopped()
+        ends = monotonic() + min(delay, self.policy.longest_wait)
+        while (left := ends - monotonic()) > 0 and not self._stop.wait(min(left, _BLINK)):
+            stopping.check()
+        self.check_stopped()
 
     def forget(self, response: Response) -> None:
         """Take a finished response off the list of those to break off."""
@@ -332,9 +343,10 @@ class Transport:
             self._live.discard(response)
 
     def check_stopped(self) -> None:
-        """Raise Interrupted after ``abort``."""
+        """Raise Interrupted after ``abort``, or when the work of this thread is to stop."""
         if self._stop.is_set():
             raise Interrupted(f"the exchange with {self._registry} was stopped")
+        stopping.check()
 
     def abort(self) -> None:
         """Break off everything under way in other threads, and whatever would follow."""
