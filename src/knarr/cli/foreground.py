@@ -199,7 +199,7 @@ def exec_foreground(where: Places, seen: Seen, process: dict[str, object], *, in
     from knarr.engine.containers import mount_label
     from knarr.engine.host import host
     from knarr.engine.selinux import label_stdio
-    from knarr.runtime.exec import begin_exec
+    from knarr.isolation.choose import begin_exec
 
     foreign, labelled = seen.container.ids_first > 0, bool(process.get("selinuxLabel"))
     attended = Attended(interactive=interactive, terminal=terminal, foreign=foreign, labelled=labelled)

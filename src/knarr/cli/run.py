@@ -46,6 +46,9 @@ def parse_run() -> Parser:
                        help="with host:, show what is hidden otherwise (see docs/host-image.md)")  # fmt: skip
     group.add_argument("--userns", default="", metavar="auto|host",
                        help="auto (root: default): 65,536 ids of its own, or auto:size=N; host: all")  # fmt: skip
+    group.add_argument("--isolation", default="", metavar="KIND",
+                       help="namespace (default): this machine's kernel; kernel: a Linux of its own, as a process; "
+                       "vm: in a microVM")  # fmt: skip
     add_container_options(parser)
     return parser
 
@@ -122,6 +125,7 @@ def request_of(given: argparse.Namespace) -> Request:
         pull=given.pull,
         remove=given.rm or given.image == "host:",
         host_show=tuple(given.host_show),
+        isolation=given.isolation,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from knarr.engine.images import Watcher
     from knarr.engine.paths import Places
     from knarr.engine.session import Pump
+    from knarr.isolation.exec import GuestExeced
     from knarr.runtime.exec import Execed
 
     class Options(TypedDict, total=False):
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         sysctls: Mapping[str, str]
         labels: Mapping[str, str]
         annotations: Mapping[str, str]
+        isolation: str
         name: str
         platform: str
         pull: str
@@ -154,6 +156,7 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
         platform=take("platform", ""),
         pull=take("pull", "missing"),
         remove=remove,
+        isolation=take("isolation", ""),
         host_show=tuple(take("host_show", ())),
     )
     if left:
@@ -468,12 +471,12 @@ class Container:
 
     def begin_exec(
         self, argv: Sequence[str], input: bytes | None, limit: int | None, **wishes: Any
-    ) -> tuple[Session, Capture, Capture, Execed]:
+    ) -> tuple[Session, Capture, Capture, Execed | GuestExeced]:
         """The part of ``exec`` before anything has to be waited for."""
         from knarr.engine.containers import ExecRequest, exec_process, mount_label
         from knarr.engine.host import host
         from knarr.engine.selinux import label_stdio
-        from knarr.runtime.exec import begin_exec
+        from knarr.isolation.choose import begin_exec
 
         command = command_of(argv)
         env = tuple(f"{name}={value}" for name, value in wishes.pop("env").items())

@@ -19,6 +19,8 @@ from knarr.bundle.options import RunOptions
 from knarr.engine import apparmor, host, ids, images, netfiles, records, rootfs, selinux
 from knarr.engine.names import random_name
 from knarr.engine.records import Container
+from knarr.isolation.choose import ANNOTATION as ISOLATION
+from knarr.isolation.choose import NAMES as ISOLATIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +36,10 @@ CONFIG_LIMIT = 16 << 20
 
 
 class Request(Record):
-    """One container that somebody wants. ``name`` empty: none, "?": a random one. ``host_show``: see hostroot."""
+    """One container that somebody wants. ``name`` empty: none, "?": a random one. ``host_show``: see hostroot.
+
+    ``isolation``: namespace ("" means it too), kernel or vm.
+    """
 
     image: str
     options: RunOptions = RunOptions()
@@ -43,6 +48,14 @@ class Request(Record):
     pull: str = "missing"
     remove: bool = True
     host_show: tuple[str, ...] = ()
+    isolation: str = ""
+
+    @property
+    def guest(self) -> bool:
+        """Whether it runs on a kernel of its own. Raises UsageError for an unknown kind."""
+        if self.isolation not in ("", *ISOLATIONS):
+            raise UsageError(f"isolation {self.isolation!r} is not known", hint=f"there are {', '.join(ISOLATIONS)}")
+        return self.isolation not in ("", "namespace")
 
 
 class Prepared(Record):
@@ -79,6 +92,11 @@ def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> 
 
 def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     options = request.options
+    if request.guest and not options.userns:
+        # Its root is nobody on this machine anyway, and the guest shows files with the ids they have here.
+        options = options.replace(userns="host")
+    if request.guest and not options.selinux:
+        options = options.replace(selinux=("disable",))  # a guest knows no label of the host's
     document = ready.image.image_config() if ready else _host_image()
     if ready is None and request.platform:
         raise UsageError("--platform does not go with host:, which is this machine")
@@ -91,7 +109,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     if note:
         notes.append(note)
     facts = host.facts(privileged=options.privileged)
-    if not options.apparmor and not options.privileged:
+    if not options.apparmor and not options.privileged and not request.guest:
         profile, note = apparmor.default_profile()
         facts = facts.replace(apparmor=profile)
         if note:
@@ -128,13 +146,17 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
             if ready
             else rootfs.of_host(where, folder, request.host_show, own)
         )
-        volumes = rootfs.image_volumes(where, folder, ready, volume_paths(document), notes, own) if ready else {}
+        paths = volume_paths(document)
+        volumes: dict[str, dict[str, Any] | None] = dict.fromkeys(paths)
+        if ready and not request.guest:  # in a guest they are part of its own layer
+            volumes = rootfs.image_volumes(where, folder, ready, paths, notes, own)
         # The host's own resolv.conf may be a link into /run, which is hidden; its hosts file lacks our name.
         only = "" if ready else netfiles.RESOLV if options.network == "host" else netfiles.HOSTS
         files = netfiles.write_files(folder, hostname=hostname, network=options.network, only=only, ids=own)
         conversion = to_runtime_spec(document, options, user, facts, volumes=volumes, files=files, below=made.below)
         config = conversion.config
         config["root"]["path"] = made.path
+        _ask_for(config, request)
         _check(config, ready, request.options)
         if choice.labels.mount:
             _label(where, folder, made.root, options.mounts, choice.labels.mount, notes)
@@ -164,6 +186,12 @@ def _label(
             note = relabel_volume(mount.source, wanted, own=(where.store, where.state))
             if note:
                 notes.append(note)
+
+
+def _ask_for(config: dict[str, Any], request: Request) -> None:
+    """Put the kind of isolation into config.json, which may ask for one itself."""
+    if request.guest or request.isolation:
+        config["annotations"] = {**(config.get("annotations") or {}), ISOLATION: request.isolation}
 
 
 def _shown(mount: VolumeMount, own: IdMap | None, notes: list[str]) -> VolumeMount:
@@ -356,6 +384,7 @@ def _prepare_bundle(where: Places, request: Request) -> Prepared:
     if options.workdir:
         process["cwd"] = options.workdir
     process["terminal"] = options.terminal
+    _ask_for(config, request)
     _check(config, None, options)
     record = _record(request, None, tuple(process["args"]))
     record, _ = _reserve(where, record, random=request.name == "?")

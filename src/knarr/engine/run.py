@@ -19,14 +19,14 @@ from knarr.engine.containers import remove_files
 from knarr.engine.create import Prepared, discard
 from knarr.engine.selinux import label_stdio
 from knarr.engine.session import Session
-from knarr.runtime.create import Created, Stdio
-from knarr.runtime.create import begin as begin_runtime
+from knarr.isolation.choose import begin as begin_runtime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knarr.engine.session import Pump
+    from knarr.runtime.create import Created, Stdio
 
 
 class Run:

@@ -27,6 +27,7 @@ _FIELDS = (
     ("/linux/resources/hugepageLimits", "the guest has no huge pages"),
     ("/linux/resources/rdma", "the guest has no RDMA devices"),
     ("/linux/resources/network", "the guest has no network devices to classify traffic of"),
+    ("/linux/timeOffsets", "the guest's kernel has no time namespaces"),
     ("/linux/personality", "the guest's processes are of one architecture"),
     ("/hooks/createContainer", "it runs in the container's namespaces, with programs of the host"),
 )
@@ -50,7 +51,8 @@ def guestly(config: dict[str, Any], bundle: str, files: dict[str, bool], *, mapp
     linux.pop("cgroupsPath", None)
     spaces = []
     for entry in linux.get("namespaces") or ():
-        if entry["type"] == "user" and mapped:
+        # Without offsets a time namespace changes nothing, and user-mode Linux has none.
+        if (entry["type"] == "user" and mapped) or entry["type"] == "time":
             continue
         spaces.append({"type": entry["type"]})
     linux["namespaces"] = spaces
