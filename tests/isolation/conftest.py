@@ -50,3 +50,10 @@ def isolated(bundle: Bundle, kind: str) -> Bundle:
     """The bundle, with the annotation that asks for the kind."""
     bundle.config["annotations"] = {ISOLATION: kind}
     return bundle
+
+
+@pytest.fixture
+def knarr_program(request: pytest.FixtureRequest) -> str:
+    """Path of the installed ``knarr``, under a name that is not the package's."""
+    path: str = request.getfixturevalue("knarr")
+    return path

@@ -1,0 +1,50 @@
+"""``knarr run --isolation`` and ``knarr.run(isolation=…)``: the same program behind each wall."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from behind import need
+
+import knarr
+from knarr.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: an ordinary user's host: is put together by mounts")
+
+
+def test_one_program_on_two_kernels(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("from the volume\n")
+    words = ["sh", "-c", "uname -r; cat /v/file; cat; echo written > /v/new; echo err >&2; exit 6"]
+    done = knarr.run("host:", words, input=b"input\n", isolation=kind, volumes=[f"{tmp_path}:/v"])
+    release, *rest = done.stdout.decode().splitlines()
+    assert (release == os.uname().release) == (kind == "namespace")
+    assert (rest, done.stderr, done.exit_code) == (["from the volume", "input"], b"err\n", 6)
+    assert (tmp_path / "new").read_text() == "written\n"
+
+
+def test_a_container_that_stays(kind: str) -> None:
+    with knarr.Container("host:", ["sleep", "100"], isolation=kind) as box:
+        done = box.exec(["sh", "-c", "cat; exit 3"], input=b"x" * 100_000)
+        assert (done.exit_code, len(done.stdout)) == (3, 100_000)
+
+
+def test_the_command_line(knarr_program: str, kind: str) -> None:
+    command = [knarr_program, "run", "--isolation", kind, "host:", "--", "sh", "-c", "echo $((6*7)); exit 5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (5, "42\n"), done.stderr
+
+
+def test_what_cannot_be(knarr_program: str) -> None:
+    with pytest.raises(UsageError, match="isolation 'moat' is not known"):
+        knarr.run("host:", ["true"], isolation="moat")
+    need("kernel")
+    command = [knarr_program, "run", "--isolation", "kernel", "--network", "host", "host:", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 125
+    assert "the guest cannot use the host's network" in done.stderr
