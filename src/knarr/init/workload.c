@@ -326,10 +326,17 @@ void workload_frame(const struct frame *frame, u8 *bytes)
 {
     struct workload *load = frame->id == 0 ? NULL : find(frame->id);
     u32 end = frame->value & 3;
+    i32 pid;
     long got;
 
     if (frame->kind == FRAME_PLAN && frame->id != 0) {
         gather(frame->id, bytes, frame->length);
+        return;
+    }
+    if (frame->kind == FRAME_SIGNAL && frame->id == 0 && frame->length == sizeof pid) { /* one that is nobody's by id */
+        memcpy(&pid, bytes, sizeof pid);
+        if (pid > 1)
+            kcall(kill, pid, frame->value);
         return;
     }
     if (load == NULL) { /* it may have ended while the frame was on its way */

@@ -30,14 +30,13 @@ from knarr.plan.root import Root, image_ops, root_ops
 from knarr.runtime import cgroup, record
 from knarr.runtime.create import Created, Stdio, compiled_seccomp, rootfs_path, undo
 from knarr.runtime.launch import Control, Launch, memfd
+from knarr.runtime.monitored import SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-SOCKET = "guest"
-"""In the container's directory: the monitor's socket."""
 _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
 _MEMORY = 512 << 20
@@ -257,6 +256,7 @@ class Isolated(Created):
                 "filters": f"{os.path.dirname(self._place)}/.seccomp",
             },
             "place": self._place,
+            "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
             "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],
             "controllers": [],
             "slots": [places[name] for name in self._inside.slots],

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import sys
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
 from struct import pack
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KnarrError, Unsupported, WrongStatus
 from knarr.isolation import convert, frames
-from knarr.isolation.create import SOCKET, Relayed, guest_host, monitor_error
+from knarr.isolation.create import Relayed, guest_host, monitor_error
 from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
 from knarr.runtime import record
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
 from knarr.runtime.launch import memfd
+from knarr.runtime.monitored import connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import Any
 
     from knarr.plan.container import ContainerPlan
@@ -53,20 +55,6 @@ class GuestExeced(Process):
         self.close()
 
 
-def connect(state_root: str, id: str) -> socket:
-    """A connection to the container's monitor. Raises NotFound, WrongStatus when it is gone."""
-    fd = record.open_container(state_root, id)
-    sock = socket(AF_UNIX, SOCK_SEQPACKET, 0)
-    try:
-        sock.connect(f"/proc/self/fd/{fd}/{SOCKET}")
-    except OSError:
-        sock.close()
-        raise WrongStatus(id, "reach", "stopped") from None
-    finally:
-        os.close(fd)
-    return sock
-
-
 def begin_exec(
     state_root: str,
     id: str,
@@ -89,20 +77,36 @@ def begin_exec(
         state = record.load(fd, id)
         status = record.status(fd, state)
         config = record.config(fd)
+        if status not in ("created", "running") and not (status == "paused" and ignore_paused):
+            raise WrongStatus(id, "exec in", status, hint="--ignore-paused waits" if status == "paused" else "")
+        monitor = connect(fd, id)
     finally:
         os.close(fd)
-    if status not in ("created", "running") and not (status == "paused" and ignore_paused):
-        raise WrongStatus(id, "exec in", status, hint="--ignore-paused waits" if status == "paused" else "")
+    try:
+        return _begin(monitor, state, config, process, stdio, options or Options(), state_root)
+    finally:
+        monitor.close()
+
+
+def _begin(
+    monitor: socket,
+    state: record.State,
+    config: dict[str, Any],
+    process: dict[str, Any],
+    stdio: Stdio,
+    options: Options,
+    state_root: str,
+) -> GuestExeced:
     everything = dict.fromkeys(convert.sources(config, state.bundle), True)
     inside = convert.guestly(config, state.bundle, everything, mapped=state.isolation["mapped"]).config
     guests = guest_host()
-    group = f"/{id}"
+    group = f"/{state.id}"
     plan = plan_exec(
         process,
         inside,
         guests,
-        id=id,
-        options=(options or Options()).replace(terminal_slot=bool(process.get("terminal")), preserve_fds=0),
+        id=state.id,
+        options=options.replace(terminal_slot=bool(process.get("terminal")), preserve_fds=0),
         seccomp=compiled_seccomp(inside, guests, state_root),
         cgroup=CgroupPlan((CgroupDirectory("/sys/fs/cgroup", group, ()),), (), clone_into=True),
     )
@@ -113,7 +117,7 @@ def begin_exec(
         "pidfd": [frames.SLOT_PIDFD, 0, ""],
     }
     request = {"do": "spawn", "slots": [places[name] for name in plan.slots], "terminal": bool(process.get("terminal"))}
-    made.launch = _ask(made, connect(state_root, id), request, stdio, process)  # type: ignore[assignment]
+    made.launch = _ask(made, monitor, request, stdio, process)  # type: ignore[assignment]
     return made
 
 
@@ -140,7 +144,6 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
         ours = None  # type: ignore[assignment]  # it is the launch's
         return launch
     finally:
-        monitor.close()
         theirs.close()
         if ours is not None:
             ours.close()

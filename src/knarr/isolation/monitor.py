@@ -20,13 +20,14 @@ from struct import iter_unpack, pack
 from time import monotonic
 
 from knarr.base import fastjson
-from knarr.base.errors import InitError, KnarrError
+from knarr.base.errors import InitError, KnarrError, SafetyViolation
 from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
 from knarr.kernel.process import ended, reap, signal_pid
+from knarr.runtime.monitored import PAUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Monitor:
             except KnarrError as error:
                 error.hint = error.hint or self._last_words()
                 raise
+            self._tell_of_memory()
             self._power_off()
             return self._first.code
         finally:
@@ -307,26 +309,39 @@ class Monitor:
             return
         message = fastjson.loads(data, "a request", limit=_MESSAGE)
         do, relay = message["do"], self._guests_of[connection]
-        if do == "call":
-            self._call(connection, message["requests"])
-        elif do == "spawn" and relay is None and len(given) == 5:
+        if do == "spawn" and relay is None and len(given) == 5:
             self._exec(connection, message, given)
-        elif do == "signal":
+        elif do == "signal" and "all" not in message:
             self._guest.send(frames.SIGNAL, (relay or self._first).work.id, message["number"])
         elif do == "resize" and relay is not None:
             relay.resize(message["rows"], message["columns"])
+        else:
+            self._answer(connection, message)
 
-    def _call(self, connection: socket, requests: list[list[Any]]) -> None:
-        """Requests to the guest; each answer is a packet: the errno and bytes."""
+    def _answer(self, connection: socket, message: dict[str, Any]) -> None:
+        """A question about the container. That the guest does not answer it is no reason to end."""
+        from knarr.isolation.answers import answer  # only when somebody asks
 
-        def answer(error: int, data: bytes) -> None:
-            try:
-                connection.send(pack("<I", error) + data)
-            except OSError:
-                pass  # it does not wait any more
+        try:
+            reply = answer(self._guest, self._first.work.id, self._setup["group"], message)
+            if message["do"] in ("pause", "resume"):
+                self._mark_paused(paused=message["do"] == "pause")
+        except SafetyViolation:
+            raise
+        except KnarrError as error:
+            reply = {"error": str(error)}
+        try:
+            connection.send(fastjson.dumps(reply))
+        except OSError:
+            pass  # it does not wait any more, or the answer is too long for a packet
 
-        for kind, value, payload in requests:
-            self._guest.request(kind, value, bytes.fromhex(payload), answer)
+    def _mark_paused(self, *, paused: bool) -> None:
+        """The file by which the state is known."""
+        place = f"{self._setup['place']}/{PAUSED}"
+        if paused:
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        elif os.path.exists(place):
+            os.unlink(place)
 
     def _exec(self, connection: socket, message: dict[str, Any], given: list[int]) -> None:
         plan, control, *streams = given
@@ -362,6 +377,20 @@ class Monitor:
         if relay is not None:
             self._guest.send(frames.SIGNAL, relay.work.id, 9)
             self._lingering.append(relay)
+
+    def _tell_of_memory(self) -> None:
+        """Leave a word when processes were killed because the container had no memory left (cgroup-v2.rst)."""
+        if not self._setup["group"]:
+            return
+        path = f"{self._setup['group']}/memory.events"
+        try:
+            _, data = self._guest.call(frames.READ, 4096, frames.texts(path), monotonic() + _END)
+        except KnarrError:
+            return  # it is on its way out anyway
+        for line in data.decode("ascii", "replace").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill" and count.isdecimal() and int(count):
+                _leave_reason(self._setup["place"], f"out of memory: {int(count)} of its processes were killed")
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

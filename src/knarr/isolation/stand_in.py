@@ -47,6 +47,7 @@ def main(has_terminal: bool) -> None:  # noqa: FBT001  # from a command line
     signals = catch_signals()
     if has_terminal:
         ioctl(_TERMINAL, _TIOCSCTTY, 0)
+        _pass_on(monitor, signal.SIGWINCH, has_terminal=True)  # it may have got its size before we could hear of it
     poller = poll()
     poller.register(3, POLLIN)
     poller.register(signals, POLLIN)

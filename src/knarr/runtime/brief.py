@@ -22,10 +22,12 @@ _BETWEEN = b'"pid": 0,\n  "status": "stopped"'
 
 def verbs(state: State) -> list[str]:
     """The verbs that need nothing but what is in the brief (pure)."""
-    allowed = ["state"]
+    # What is paused in a guest, only Python sees; some signals go through its monitor, and there is more to remove.
+    guest = state.isolation is not None
+    allowed = [] if guest else ["state"]
     if not {"startContainer", "poststart"}.intersection(state.hooks):
         allowed.append("start")
-    if state.isolation is not None:  # some signals go through its monitor, and there is more to remove
+    if guest:
         return allowed
     if not state.shared_pids:
         allowed.append("kill")

@@ -10,6 +10,7 @@ from knarr.base.files import read_file, write_atomic
 from knarr.kernel.process import open_pid
 from knarr.plan import criu as ask
 from knarr.runtime import criu, record
+from knarr.runtime.monitored import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def checkpoint(state_root: str, id: str, options: CriuOptions) -> list[str]:
         taken = record.hold(root_fd, fd, id)
         try:
             state = record.load(fd, id)
+            refuse(state.isolation, "a checkpoint")
             status = record.status(fd, state)
             if status not in ("running", "paused"):
                 raise WrongStatus(id, "checkpoint", status)

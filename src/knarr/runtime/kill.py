@@ -9,6 +9,7 @@ from knarr.kernel.process import open_pid, process_stat, signal_pid
 from knarr.runtime import record
 
 SIGKILL = 9
+_STOPPING = (18, 19)  # SIGCONT, SIGSTOP
 
 
 def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
@@ -22,6 +23,13 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
     try:
         state = record.load(fd, id)
         status = record.status(fd, state, freezer=False)
+        # A monitor is stopped by these, and does not hear of it; and who "all" are is for the guest to know.
+        guests = state.isolation is not None and number != SIGKILL and (all or number in _STOPPING)
+        if guests and status in ("created", "running"):
+            from knarr.runtime.monitored import ask  # cold: only for a container in a guest
+
+            ask(fd, id, "signal", number=number, all=all)
+            return
     finally:
         os.close(fd)
     if state.cgroup is not None and number == SIGKILL and state.shared_pids:

@@ -10,6 +10,7 @@ from knarr.plan.mount_change import encode, plan_add, plan_remove
 from knarr.runtime import record
 from knarr.runtime.exec import root_of
 from knarr.runtime.launch import Control, spawn, wait_child
+from knarr.runtime.monitored import refuse
 from knarr.runtime.probe import probe
 from knarr.spec.validate import config_findings
 
@@ -78,6 +79,7 @@ class _Container:
         try:
             self._held = record.hold(root_fd, fd, id)
             self.state = record.load(fd, id)
+            refuse(self.state.isolation, "a mount into the root")
             status = record.status(fd, self.state)
             if status not in ("created", "running", "paused"):
                 raise WrongStatus(id, "change the mounts of", status, hint="container not running")

@@ -21,6 +21,9 @@ def pause(state_root: str, id: str) -> None:
     if status not in ("created", "running"):
         # The words in brackets are runc's.
         raise WrongStatus(id, "pause", status, hint="container not running")
+    if state.isolation is not None:
+        _ask(state_root, id, "pause")
+        return
     if state.cgroup is None:
         raise Unsupported("pausing a container without a cgroup", "the freezer is a part of cgroups")
     cgroup_members.freeze(state.cgroup)
@@ -31,7 +34,21 @@ def resume(state_root: str, id: str) -> None:
     state, status = _look(state_root, id)
     if status != "paused":
         raise WrongStatus(id, "resume", status, hint="container not paused")
+    if state.isolation is not None:
+        _ask(state_root, id, "resume")
+        return
     cgroup_members.thaw(state.cgroup)
+
+
+def _ask(state_root: str, id: str, do: str) -> None:
+    """A guest stops its own processes: stopped from outside, its kernel would take what it sees for a fault."""
+    from knarr.runtime.monitored import ask  # cold: only for a container in a guest
+
+    fd = record.open_container(state_root, id)
+    try:
+        ask(fd, id, do)
+    finally:
+        os.close(fd)
 
 
 def _look(state_root: str, id: str) -> tuple[State, str]:

@@ -21,6 +21,8 @@ def processes(state_root: str, id: str) -> list[int]:
     fd = record.open_container(state_root, id)
     try:
         state = record.load(fd, id)
+        if state.isolation is not None:  # what stands for it here; its processes have no numbers of the host's
+            return [] if record.status(fd, state, freezer=False) == "stopped" else [state.pid]
         if state.cgroup is not None:
             return cgroup_members.pids(state.cgroup)
         if record.status(fd, state, freezer=False) == "stopped":

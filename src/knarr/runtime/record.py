@@ -264,11 +264,7 @@ def _read(name: str, fd: int) -> bytes:
 
 def startable(fd: int) -> bool:
     """Whether nobody has started the container yet."""
-    try:
-        os.stat(START, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
-    return True
+    return _there(fd, START)
 
 
 def computed(state: State, *, boot: str, process: tuple[str, int] | None, startable: bool, frozen: bool) -> str:
@@ -294,12 +290,30 @@ def status(fd: int, state: State, root_fd: int = -1, *, freezer: bool = True, bo
     if state.pid == 0 and state.boot == boot and root_fd >= 0 and being_made(root_fd, state.id):
         return "creating"
     now = computed(state, boot=boot, process=process, startable=startable(fd), frozen=False)
+    if state.isolation is not None:
+        return "paused" if now in ("created", "running") and freezer and _there(fd, "paused") else now
     if now in ("created", "running") and freezer and state.cgroup is not None:
         from knarr.runtime.freezer import frozen
 
         if frozen(state.cgroup):
             return "paused"
     return now
+
+
+def reason(fd: int) -> str:
+    """Why a container in a guest ended without its program's doing; "" when it did not."""
+    try:
+        return read_file("reason", 4096, dir_fd=fd).decode("utf-8", "replace")
+    except FileError:
+        return ""
+
+
+def _there(fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def being_made(root_fd: int, id: str) -> bool:

@@ -12,6 +12,7 @@ from knarr.plan.devices import device_rules
 from knarr.plan.update import asked, before, merged, plan_update
 from knarr.runtime import cgroup, record
 from knarr.runtime.cgroup_fs import open_group, read, write
+from knarr.runtime.monitored import refuse
 from knarr.runtime.probe import probe
 from knarr.spec.validate import resource_findings
 
@@ -41,6 +42,7 @@ def update(state_root: str, id: str, resources: Any, *, document: str = "resourc
     try:
         taken = record.hold(root_fd, fd, id)
         state = record.load(fd, id)
+        refuse(state.isolation, "an update")
         status = record.status(fd, state, freezer=False)
         if status not in ("created", "running"):
             raise WrongStatus(id, "update", status, hint="container not running")

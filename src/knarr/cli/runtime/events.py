@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.cli.runtime.command import Context
-    from knarr.runtime.cgroup import Intent
+    from knarr.runtime.record import State
     from knarr.runtime.stats import MemoryEntry, Stalls, Stats
 
 _UNITS = (("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
@@ -46,16 +46,26 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     if status == "stopped":
         raise WrongStatus(state.id, "watch", status, hint=f"container with id {state.id} is not running")
     if options.get("stats"):
-        _print("stats", state.id, shape(stats(state.cgroup)))
+        _print("stats", state.id, shape(_stats(context.root, state)))
     else:
-        _stream(state.id, state.cgroup, interval)
+        _stream(context.root, state, interval)
     return 0
 
 
-def _stream(id: str, recorded: Intent | None, interval: float) -> None:
+def _stats(root: str, state: State) -> Stats:
+    """What a container uses; of one in a guest, what its guest says."""
+    if state.isolation is None:
+        return stats(state.cgroup)
+    from knarr.runtime.stats import guest_stats
+
+    return guest_stats(root, state.id)
+
+
+def _stream(root: str, state: State, interval: float) -> None:
     from knarr.runtime.oom import OomWatch
 
-    watch = OomWatch(recorded)
+    id = state.id
+    watch = OomWatch(state.cgroup)
     try:
         poller = poll()
         for fd, events in watch.fds:
@@ -68,8 +78,8 @@ def _stream(id: str, recorded: Intent | None, interval: float) -> None:
             if monotonic() >= due:
                 due += interval
                 try:
-                    _print("stats", id, shape(stats(recorded)))
-                except KernelError:
+                    _print("stats", id, shape(_stats(root, state)))
+                except (KernelError, WrongStatus):
                     return  # its groups are gone
     finally:
         watch.close()

@@ -24,8 +24,25 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     if form == "json":
         os.write(1, fastjson.dumps(pids or None) + b"\n")  # none is null, as with runc
         return 0
+    if os.path.exists(f"{context.root}/{operands[0]}/guest"):
+        os.write(1, _of_guest(context.root, operands[0]))
+        return 0
     os.write(1, _table(operands[1:] or ["-ef"], pids))
     return 0
+
+
+def _of_guest(root: str, id: str) -> bytes:
+    """A table of the processes in a guest, with the guest's numbers."""
+    from knarr.runtime.monitored import ask  # cold: only for a container in a guest
+    from knarr.runtime.record import open_container
+
+    fd = open_container(root, id)
+    try:
+        rows = ask(fd, id, "ps")["processes"]
+    finally:
+        os.close(fd)
+    lines = [("PID", "PPID", "UID", "CMD"), *(tuple(map(str, row[:4])) for row in rows)]
+    return "".join(f"{pid:>7} {parent:>7} {user:>7} {command}\n" for pid, parent, user, command in lines).encode()
 
 
 def _table(arguments: list[str], pids: list[int]) -> bytes:

@@ -20,5 +20,7 @@ def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     root_fd = record.open_root(context.root)
     state = record.load(fd, operands[0])
     shown = record.shown(state, record.status(fd, state, root_fd), "")
+    if shown["status"] == "stopped" and state.isolation is not None and (reason := record.reason(fd)):
+        shown["reason"] = reason
     os.write(1, fastjson.dumps(shown, indent=True) + b"\n")
     return 0

@@ -1,0 +1,62 @@
+"""A container in a guest, asked through its monitor: what the host's kernel cannot tell or do (hot).
+
+``knarr.isolation`` boots guests; here is only the other end of the monitor's socket, so that the verbs work on every
+container. One question, one answer, both JSON, on a SOCK_SEQPACKET socket in the container's directory.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+
+from knarr.base import fastjson
+from knarr.base.errors import KnarrError, Unsupported, WrongStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SOCKET = "guest"
+"""The monitor's socket in the container's directory."""
+PAUSED = "paused"
+"""A file in that directory while the container is paused; made and removed by the monitor."""
+PATIENCE = 10.0
+"""Seconds the monitor may take: the guest may be busy, and nobody waits for ever for what is not to be trusted."""
+_LIMIT = 1 << 20
+
+
+def refuse(isolation: Any, operation: str) -> None:
+    """Raise Unsupported if the container is in a guest, where this cannot be done."""
+    if isolation is not None:
+        raise Unsupported(f"{operation} of a container with isolation {isolation['kind']}", "it is in a guest")
+
+
+def connect(fd: int, id: str) -> socket:
+    """A connection to the monitor of the container whose directory is ``fd``. Raises WrongStatus when it is gone."""
+    sock = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{SOCKET}")
+    except OSError:
+        sock.close()
+        raise WrongStatus(id, "reach", "stopped") from None
+    return sock
+
+
+def ask(fd: int, id: str, do: str, **more: Any) -> dict[str, Any]:
+    """Have the monitor do something; its answer. Raises WrongStatus, KnarrError with what it says of a failure."""
+    sock = connect(fd, id)
+    try:
+        sock.settimeout(PATIENCE)
+        sock.send(fastjson.dumps({"do": do, **more}))
+        data = sock.recv(_LIMIT)
+    except OSError as error:
+        raise KnarrError(
+            f"the monitor of container {id} does not answer: {error.strerror or 'it takes too long'}"
+        ) from None
+    finally:
+        sock.close()
+    if not data:
+        raise WrongStatus(id, do, "stopped")
+    answer: dict[str, Any] = fastjson.loads(data, f"the answer of the monitor of container {id}", limit=_LIMIT)
+    if "error" in answer:
+        raise KnarrError(f"cannot {do} container {id}: {answer['error']}")
+    return answer
