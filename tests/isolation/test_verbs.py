@@ -125,12 +125,16 @@ def until(master: int, wanted: bytes, seconds: float = 15) -> bytes:
 def test_a_terminal(runtime: Runtime, isolated: Bundle, tmp_path: Path) -> None:
     """Typing, line editing, size, its change, and Ctrl-C, as from a person's terminal."""
     id = runtime.new_id()
-    bundle = isolated.write("sh", "-c", "trap 'echo int' INT; stty size; read x; stty size; echo got $x; read y; exit 3", terminal=True)
+    script = "trap 'echo int' INT; echo up; read a; stty size; read x; stty size; echo got $x; read y; exit 3"
+    bundle = isolated.write("sh", "-c", script, terminal=True)
     master, other = pty.openpty()
     ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
     process = runtime.popen("run", "-b", bundle, id, stdin=other, stdout=other, stderr=other, start_new_session=True)
     os.close(other)
     try:
+        until(master, b"up")
+        time.sleep(0.3)  # the size comes after the start, as from any runtime
+        os.write(master, b"\n")
         until(master, b"33 101")
         ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
         process.send_signal(signal.SIGWINCH)
