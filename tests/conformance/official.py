@@ -82,12 +82,15 @@ def prepare(work: Path, source: Path | None, go: str | None) -> Path:
     """Fetch and build the suite in ``work`` (quick when that was done); return the folder to run it in."""
     suite = work / "runtime-tools"
     if not suite.exists():
+        part = work / "runtime-tools.part"  # what a fetch that failed has left is not taken for the suite
+        shutil.rmtree(part, ignore_errors=True)
         if source is None:
-            run("git", "init", "-q", str(suite))
-            run("git", "-C", str(suite), "fetch", "-q", "--depth", "1", REPOSITORY, COMMIT)
-            run("git", "-C", str(suite), "checkout", "-q", "FETCH_HEAD")
+            run("git", "init", "-q", str(part))
+            run("git", "-C", str(part), "fetch", "-q", "--depth", "1", REPOSITORY, COMMIT)
+            run("git", "-C", str(part), "checkout", "-q", "FETCH_HEAD")
         else:
-            shutil.copytree(source, suite, symlinks=True)
+            shutil.copytree(source, part, symlinks=True)
+        part.rename(suite)
     if (suite / "built").exists():
         return suite
     if go is None and (go := shutil.which("go")) is None:
@@ -166,7 +169,7 @@ def found_runtimes(wanted: Sequence[str]) -> dict[str, str]:
         beside = os.pathsep.join([str(Path(sys.prefix, "bin")), os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin"])
         place = path or shutil.which(program, path=beside)
         if place:
-            found[name] = place
+            found[name] = os.path.abspath(place)  # the programs run in the suite's folder
         else:
             print(f"{name} is not installed", file=sys.stderr)
     return found
@@ -204,7 +207,11 @@ def main() -> int:
     if os.geteuid():
         parser.error("the suite needs root")
     options.work.mkdir(parents=True, exist_ok=True)
-    suite = prepare(options.work, options.source, options.go)
+    try:
+        suite = prepare(options.work.absolute(), options.source, options.go)
+    except subprocess.CalledProcessError as error:
+        print(f"{' '.join(map(str, error.cmd))} failed; --source and --go do without the network", file=sys.stderr)
+        return 2
     results: dict[str, dict[str, Outcome]] = {}
     for name, path in found_runtimes(options.runtime or ["knarr", "runc", "crun"]).items():
         results[name] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import official
@@ -25,6 +26,24 @@ PAGE = Path(__file__).parents[2] / "docs/conformance.md"
 )
 def test_what_a_program_said(output: str, code: int, cell: str) -> None:
     assert official.Outcome(output, code).cell() == cell
+
+
+def test_a_failed_fetch_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "source/validation").mkdir(parents=True)
+    (tmp_path / "source/built").touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setattr(official, "REPOSITORY", str(tmp_path / "nowhere"))
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError):
+            official.prepare(work, None, None)
+    assert official.prepare(work, tmp_path / "source", None) == work / "runtime-tools"
+    assert [path.name for path in work.iterdir()] == ["runtime-tools"]
+
+
+def test_a_runtime_by_a_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert official.found_runtimes(["knarr=bin/knarr-runtime"]) == {"knarr": f"{tmp_path}/bin/knarr-runtime"}
 
 
 def test_the_table() -> None:

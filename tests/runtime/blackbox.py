@@ -28,6 +28,8 @@ APPLETS = (
 CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 UNIFIED = "/sys/fs/cgroup/unified"
 NAMES = ("knarr", "runc", "crun")
+SOMEBODY = 54321
+"""An ordinary user."""
 
 
 def is_static(path: str) -> bool:
@@ -179,6 +181,37 @@ class Bundle:
         self.config["process"].update(process)
         (self.path / "config.json").write_text(json.dumps(self.config))
         return str(self.path)
+
+
+class Rootless:
+    """A folder of an ordinary user's, and knarr-runtime run by that user."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.command = command_for_others(folder)
+        self.bundle = Bundle(folder / "bundle")
+        self.bundle.config = config
+        (folder / "run").mkdir(mode=0o700)
+        for top, names, files in os.walk(folder):
+            for name in (*names, *files, "."):
+                os.chown(f"{top}/{name}", SOMEBODY, SOMEBODY, follow_symlinks=False)
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.folder / "run")}
+        return run_to_files(
+            [*self.command, *words],
+            user=SOMEBODY,
+            group=SOMEBODY,
+            extra_groups=[],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            timeout=30,
+        )
+
+
+def with_user_namespace(config: dict[str, Any], maps: list[dict[str, int]]) -> None:
+    config["linux"]["namespaces"].append({"type": "user"})
+    config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = maps
 
 
 def default_config() -> dict[str, Any]:

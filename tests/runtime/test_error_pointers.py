@@ -5,15 +5,19 @@ Malformed and hostile values are in config_corpus.py; here all are well-formed. 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blackbox import PURE_V2, Bundle, Runtime, left_behind, needs_busybox, needs_root
+from blackbox import PURE_V2, Bundle, Rootless, Runtime, left_behind, needs_busybox, needs_root
 from config_corpus import CHAR, GONE, MAP, USER, bind, call, hooks, memory, namespace, put, rlimit, seccomp, tmpfs
+
+from knarr.kernel.landlock import landlock_version
 
 pytestmark = [needs_busybox, needs_root]
 
@@ -54,7 +58,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("mount: lower directory", mount("overlay", "o", "lowerdir=/no/such"), "/mounts/5", "mount overlay", ""),
     ("mount: what is copied up", {"/mounts/-": tmpfs("/bin", "tmpcopyup", "size=4k")}, "/mounts/5", "/bin/busybox", ""),
     ("mount: a file as link", {"/mounts/-": bind("/proc/self", "/bin", "copy-symlink")}, "/mounts/5", "exists", ""),
-    ("mount: group not mapped", OWN_ID, "/mounts/2", "gid", ""),
+    ("mount: group not mapped", OWN_ID, "/mounts/2", "invalid", ""),
     ("mount: ids of proc", {"/mounts/0/uidMappings": [MAP], "/mounts/0/gidMappings": [MAP]}, "/mounts/0", "bind", ""),
     ("mount: idmap without ids", {"/mounts/-": bind("/etc", "/m", "idmap")}, "/mounts/5/options", "idmap", ""),
     ("hostname", {"/hostname": "x" * 65}, "/hostname", "64", ""),
@@ -82,8 +86,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("namespace: absent", {"/linux/namespaces": namespace("uts", "/no/such")}, "/linux/namespaces/4", "no such file", ""),
     ("namespace: of another type", {"/linux/namespaces": namespace("uts", "/proc/self/ns/net")}, "/linux/namespaces/4", "type", ""),
     ("namespace: the caller's user", {"/linux/namespaces/-": {"type": "user", "path": "/proc/self/ns/user"}}, "/linux/namespaces/5", "he is in", ""),
-    ("time: too far", {**TIME, "/linux/timeOffsets": {"boottime": {"secs": 1 << 62}}}, "/linux/timeOffsets/boottime", "out of range", ""),
-    ("time: before the start", {**TIME, "/linux/timeOffsets": {"monotonic": {"secs": -(1 << 40)}}}, "/linux/timeOffsets/monotonic", "out of range", ""),
+    ("time: too far", {**TIME, "/linux/timeOffsets": {"boottime": {"secs": 1 << 62}}}, "/linux/timeOffsets/boottime", "out of range", "time"),
+    ("time: before the start", {**TIME, "/linux/timeOffsets": {"monotonic": {"secs": -(1 << 40)}}}, "/linux/timeOffsets/monotonic", "out of range", "time"),
     ("mask: a long name", {"/linux/maskedPaths": ["/a", "/" + "x" * 300]}, "/linux/maskedPaths/1", "too long", ""),
     ("read-only: a long name", {"/linux/readonlyPaths": ["/a", "/" + "x" * 300]}, "/linux/readonlyPaths/1", "too long", ""),
     ("device: a directory", {"/linux/devices": [{**CHAR, "path": "/bin"}]}, "/linux/devices/0", "exists", ""),
@@ -104,9 +108,9 @@ REFUSED: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("cgroup: block device", resources("blockIO", {"throttleReadBpsDevice": THROTTLED}), "/linux/resources/blockIO/throttleReadBpsDevice/0", "", ""),
     ("cgroup: leaf weight", resources("blockIO", {"leafWeight": 500}), "/linux/resources/blockIO/leafWeight", "", ""),
     ("cgroup: page size", resources("hugepageLimits", [{"pageSize": "3MB", "limit": 0}]), "/linux/resources/hugepageLimits/0", "", ""),
-    ("cgroup: network priority", resources("network", {"priorities": [{"name": "nosuch0", "priority": 1}]}), "/linux/resources/network/priorities/0", "", ""),
+    ("cgroup: network priority", resources("network", {"priorities": [{"name": "nosuch0", "priority": 1}]}), "/linux/resources/network" if PURE_V2 else "/linux/resources/network/priorities/0", "", ""),
     ("cgroup: rdma", resources("rdma", {"nosuch0": {"hcaHandles": 1}}), "/linux/resources/rdma/nosuch0", "", ""),
-    ("cgroup: unified", resources("unified", {"memory.nosuch": "1"}), "/linux/resources/unified", "", ""),
+    ("cgroup: unified", resources("unified", {"memory.nosuch": "1"}), "/linux/resources/unified/memory.nosuch" if PURE_V2 else "/linux/resources/unified", "", ""),
     ("cgroup: path", {"/linux/cgroupsPath": "/" + "x" * 300}, "/linux/cgroupsPath", "too long", ""),
     ("RDT", {"/linux/intelRdt": {"closID": "a", "l3CacheSchema": "L3:0=f"}}, "/linux/intelRdt", "resctrl", "resctrl"),
     *((f"hook: {kind}", {"/hooks": {kind: [{"path": "/bin/true"}, *hooks(kind, path="/no/such")["/hooks"][kind]]}}, f"/hooks/{kind}/1", "", "") for kind in ("prestart", "createRuntime")),
@@ -126,6 +130,8 @@ def not_refused_here(condition: str) -> str:
         return "there is SELinux"
     if condition == "landlock" and "landlock" not in _security_modules():
         return "no Landlock"
+    if condition == "time" and not Path("/proc/self/ns/time").exists():
+        return "this kernel has no time namespaces, which is said"
     if condition == "resctrl" and " resctrl " in Path("/proc/self/mountinfo").read_text():
         return "resctrl is mounted"
     return ""
@@ -133,7 +139,7 @@ def not_refused_here(condition: str) -> str:
 
 def _security_modules() -> str:
     path = Path("/sys/kernel/security/lsm")
-    return path.read_text() if path.exists() else "landlock"
+    return path.read_text() if path.exists() else "landlock" * bool(landlock_version())
 
 
 @pytest.mark.parametrize(("change", "pointer", "why", "condition"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])  # fmt: skip
@@ -158,6 +164,48 @@ def test_refused_with_its_field(
     done = ours("run", "--bundle", str(bundle.path), id)
     said(done.returncode, done.stderr, pointer, why)
     assert left_behind(ours, id, 1) == []
+
+
+# What has another cause in the bundle of an ordinary user, which has a user and no network namespace, and what `run` takes.
+NOT_A_USERS = ("uid not", "gid not", "mount: group", "namespace", "network", "sysctl", "terminal", "scheduler: time")
+
+
+def test_an_ordinary_user_hears_the_field(rootless: Rootless) -> None:
+    """All of the above once more; of a limit, which he may not set at all, the kind of resource is enough."""
+    plain = copy.deepcopy(rootless.bundle.config)
+    wrong = []
+    for name, change, pointer, _, condition in REFUSED:
+        if name.startswith(NOT_A_USERS) or not_refused_here(condition):
+            continue
+        rootless.bundle.config = copy.deepcopy(plain)
+        for place, value in change.items():
+            put(rootless.bundle.config, place, value)
+        done = rootless("run", "--bundle", rootless.bundle.write(), "mine")
+        named = re.search(r'msg="config\.json (/[^ ]*): ', done.stderr)
+        if done.returncode not in {1, 126, 127} or not named or not f"{pointer}/".startswith(f"{named[1]}/"):
+            wrong.append((name, done))
+    assert wrong == []
+
+
+def test_a_default_device_without_mknod(ours: Runtime, bundle: Bundle) -> None:
+    ours.command = ["setpriv", "--bounding-set", "-mknod", *ours.command]
+    done = ours("run", "--bundle", bundle.write(), ours.new_id())
+    said(done.returncode, done.stderr, "/linux/devices", "CAP_MKNOD")
+
+
+def test_in_a_user_namespace_the_hosts_node_must_be_the_device(ours: Runtime, bundle: Bundle) -> None:
+    """It is bound, as none can be made: another device, or a directory, is not what was asked for."""
+    for name in ("uidMappings", "gidMappings"):
+        bundle.config["linux"][name] = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    bundle.config["linux"]["namespaces"].append({"type": "user"})
+    node = {"type": "c", "path": "/dev/zero", "major": 1, "minor": 5}
+    for change, good in (({}, True), ({"minor": 3}, False), ({"type": "b"}, False), ({"path": "/etc"}, False)):
+        bundle.config["linux"]["devices"] = [{**node, **change}]
+        done = ours("run", "--bundle", bundle.write(), ours.new_id())
+        if good:
+            assert done.returncode == 0, done
+        else:
+            said(done.returncode, done.stderr, "/linux/devices/0", "on the host that is not the device")
 
 
 def said(code: int, text: str, pointer: str, why: str) -> None:

@@ -7,31 +7,21 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from blackbox import (
+    SOMEBODY,
     Bundle,
+    Rootless,
     Runtime,
-    command_for_others,
-    default_config,
     left_behind,
     needs_busybox,
     needs_root,
-    run_to_files,
+    with_user_namespace,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = [needs_busybox, needs_root]
-SOMEBODY = 54321
 SHOW = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -g; grep Groups /proc/self/status; ulimit -n"
-
-
-def with_user_namespace(config: dict[str, Any], maps: list[dict[str, int]]) -> None:
-    config["linux"]["namespaces"].append({"type": "user"})
-    config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = maps
 
 
 def test_root_maps_a_range(runtime: Runtime, bundle: Bundle) -> None:
@@ -72,53 +62,6 @@ def test_the_map_of_a_created_container_is_the_kernels(ours: Runtime, bundle: Bu
     for name in ("uid_map", "gid_map"):
         assert Path(f"/proc/{pid}/{name}").read_text().split() == ["0", "100000", "10", "10", "200000", "5"]
     assert os.stat(f"/proc/{pid}/root").st_ino == os.stat(bundle.rootfs).st_ino
-
-
-class Rootless:
-    """A folder of an ordinary user's, and knarr-runtime run by that user."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder = folder
-        self.command = command_for_others(folder)
-        self.bundle = Bundle(folder / "bundle")
-        self.bundle.config = config
-        (folder / "run").mkdir(mode=0o700)
-        for top, names, files in os.walk(folder):
-            for name in (*names, *files, "."):
-                os.chown(f"{top}/{name}", SOMEBODY, SOMEBODY, follow_symlinks=False)
-
-    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.folder / "run")}
-        return run_to_files(
-            [*self.command, *words],
-            user=SOMEBODY,
-            group=SOMEBODY,
-            extra_groups=[],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            timeout=30,
-        )
-
-
-@pytest.fixture
-def rootless() -> Iterator[Rootless]:
-    if not Path("/proc/sys/user/max_user_namespaces").exists():
-        pytest.skip("this kernel has no user namespaces")
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    config = default_config()
-    config["linux"]["namespaces"] = [entry for entry in config["linux"]["namespaces"] if entry["type"] != "network"]
-    del config["linux"]["resources"]
-    config["mounts"][2]["options"].remove("gid=5")
-    config["mounts"][4] = {
-        "destination": "/sys",
-        "type": "none",
-        "source": "/sys",
-        "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
-    }
-    with_user_namespace(config, [{"containerID": 0, "hostID": SOMEBODY, "size": 1}])
-    yield Rootless(folder, config)
-    shutil.rmtree(folder)
 
 
 def test_an_ordinary_user(rootless: Rootless) -> None:

@@ -244,7 +244,10 @@ def needs_dev(mounts: list[dict[str, Any]]) -> bool:
 
 
 def device_ops(config: dict[str, Any], root: int, *, bound: bool, kcore: bool) -> list[Op]:
-    """Nodes of linux.devices, the default nodes, and the links of config-linux.md "Default Devices"."""
+    """Nodes of linux.devices, the default nodes, and the links of config-linux.md "Default Devices".
+
+    No field asks for the default nodes; what goes wrong with them is told of the one that is about devices.
+    """
     from knarr.plan.devices import device_nodes
 
     result: list[Op] = []
@@ -252,6 +255,7 @@ def device_ops(config: dict[str, Any], root: int, *, bound: bool, kcore: bool) -
         if _absolute(node["path"]) == "/dev/ptmx":
             continue  # a link, whatever was asked for: docker run --privileged names all nodes of the host
         mode = node["mode"]
+        pointer = pointer or "/linux/devices"
         if bound and node["kind"] != "p":
             # mknod of a device fails in a user namespace; the host's node is bound instead.
             result.append(

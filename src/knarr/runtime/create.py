@@ -459,6 +459,13 @@ def begin(
         from knarr.runtime.scopes import demand_own_scopes  # cold: only with a namespace by its path
 
         demand_own_scopes(config)
+    linux = config.get("linux") or {}
+    if linux.get("devices") and (
+        host.in_userns or any(each["type"] == "user" for each in linux.get("namespaces") or ())
+    ):
+        from knarr.runtime.host_nodes import demand_host_nodes  # cold: only where no device can be made
+
+        demand_host_nodes(config)
     groups = cgroup.plan(config, host, id, rootless=rootless, manager=wishes.cgroup_manager)
     plan = plan_container(
         config,

@@ -114,6 +114,9 @@ _DOING = {
 }
 
 
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
 def doing(kind: str, arguments: dict[str, object]) -> str:
     """What the operation was to do, for people; ``arguments`` by name, missing ones are left out."""
     shown = {name: f'"{value}"' if value == "" else value for name, value in arguments.items()}
@@ -207,6 +210,11 @@ def _general_hint(kind: str, number: int, pointer: str) -> str:
         return "pivot_root cannot leave an initramfs: --no-pivot moves the root instead"
     if kind == "rlimit" and number == EPERM:
         return "raising a hard limit needs CAP_SYS_RESOURCE"
+    if kind in ("clone", "unshare") and number == EINVAL:
+        lacking = [name for name in _NAMESPACES if not os.path.exists(f"/proc/self/ns/{name}")]
+        return f"this kernel has no namespaces of type {', '.join(lacking)}" if lacking else ""
+    if kind == "mknod" and number == EPERM:
+        return "it takes CAP_MKNOD; in a user namespace the host's device is bound instead"
     if kind in ("clone", "unshare") and number == EPERM:
         return "an ordinary user needs a user namespace: add one to linux.namespaces"
     if kind == "user_ns" and number == ENOSPC:

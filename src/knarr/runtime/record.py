@@ -236,7 +236,11 @@ def open_below(root_fd: int, id: str) -> int:
 
 def load(fd: int, id: str) -> State:
     """Read the container's state. Raises FileError (ENOENT: its creation was interrupted at once), SpecError."""
-    document = fastjson.loads(_read(STATE, fd), f"state of container {id}", limit=_LIMIT)
+    data = _read(STATE, fd)
+    try:
+        document = fastjson.loads_own(data)
+    except (ValueError, StopIteration, RecursionError, SystemError):
+        document = fastjson.loads(data, f"state of container {id}", limit=_LIMIT)  # which says what is wrong with it
     try:
         if document.pop("format") != FORMAT or document["id"] != id:
             raise ValueError
