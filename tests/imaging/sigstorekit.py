@@ -71,6 +71,7 @@ class Sigstore:
 
     def trusted_root(self, path: Path) -> str:
         """Write the trust root; its path."""
+
         def instance(private: ec.EllipticCurvePrivateKey) -> dict[str, Any]:
             return {
                 "baseUrl": "https://log.invalid", "hashAlgorithm": "SHA2_256",
@@ -111,9 +112,9 @@ class Sigstore:
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.authority.public_key()), critical=False
             )
             .add_extension(
-                x509.SubjectAlternativeName([
-                    x509.RFC822Name(identity) if "://" not in identity else x509.UniformResourceIdentifier(identity)
-                ]),
+                x509.SubjectAlternativeName(
+                    [x509.RFC822Name(identity) if "://" not in identity else x509.UniformResourceIdentifier(identity)]
+                ),
                 critical=True,
             )
             .add_extension(

@@ -74,14 +74,19 @@ def test_a_good_one(tmp_path: Path, cli: Cli, identity: str, old: bool) -> None:
     attach(image, ref, SIGSTORE.bundle(statement(image.digest), identity=identity, old=old))
     (found,) = verify_keyless(Image.open(ref), ref, keyless(identity, ISSUER, root(tmp_path)))
     assert (found.digest, found.identity, found.issuer) == (image.digest, identity, ISSUER)
-    options = ["--certificate-identity", identity, "--certificate-oidc-issuer", ISSUER, "--trusted-root", root(tmp_path)]
+    options = [
+        "--certificate-identity",
+        identity,
+        "--certificate-oidc-issuer",
+        ISSUER,
+        "--trusted-root",
+        root(tmp_path),
+    ]
     code, out, err = cli("image", "verify", *options, ref)
     assert code == 0, err
     assert out == f"{image.digest}\nsigned by {identity}, says {ISSUER}\n"
     code, out, _ = cli("image", "verify", "--json", *options, ref)
-    assert json.loads(out)["signatures"] == [
-        {"identity": identity, "annotations": {}, "key": -1, "issuer": ISSUER}
-    ]
+    assert json.loads(out)["signatures"] == [{"identity": identity, "annotations": {}, "key": -1, "issuer": ISSUER}]
 
 
 def test_in_a_registry(tmp_path: Path, cli: Cli) -> None:
@@ -179,7 +184,9 @@ def test_another_authority_log_or_certificate_log(tmp_path: Path) -> None:
             verify_keyless(Image.open(ref), ref, keyless(IDENTITY, ISSUER, other.trusted_root(tmp_path / part)))
 
 
-@pytest.mark.parametrize("bundle", [b"", b"{}", b"[]", b"\xff", b"[" * 100_000, b'{"mediaType": 7}', b"x" * (1 << 20 | 1)])
+@pytest.mark.parametrize(
+    "bundle", [b"", b"{}", b"[]", b"\xff", b"[" * 100_000, b'{"mediaType": 7}', b"x" * (1 << 20 | 1)]
+)
 def test_bundles_that_are_none(tmp_path: Path, bundle: bytes) -> None:
     ref = layout(tmp_path / "l", [f("a")])
     attach(Image.open(ref), ref, bundle)

@@ -22,7 +22,8 @@ from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
     from typing import Any, TypedDict
 
     from knarr.content.store import Store
@@ -83,7 +84,7 @@ class Facts:
         self._store = store
         self._blobs = f"{store.path}/{mediatypes.BLOBS_DIRECTORY}"
         self._rows: dict[str, Any] = _read(f"{store.path}/{FILE}")
-        self._written = frozenset(self._rows)
+        self._changes = 0  # rows that the file lacks or has in vain
 
     def manifest(self, descriptor: Descriptor, *, look: bool = True) -> ManifestFacts:
         """Return the facts of a manifest that is there; raises as reading it does, NotFound, SpecError, ….
@@ -106,16 +107,15 @@ class Facts:
         made: ConfigFacts = self._add(descriptor, _config_facts)
         return made
 
-    def save(self, keep: Collection[str] | None = None) -> None:
+    def save(self, keep: AbstractSet[str] | None = None) -> None:
         """Write the file if enough is new in it; with ``keep``, all digests there are, without the others' facts."""
         if keep is not None:
-            for digest in list(self._rows):
-                if digest not in keep:
-                    self._rows.pop(digest, None)
-        rows = dict(self._rows)
-        differ = len(self._written.symmetric_difference(rows))
-        if differ <= max(_FEW, len(rows) // 16):
+            for digest in self._rows.keys() - keep:
+                self._rows.pop(digest, None)
+                self._changes += 1
+        if self._changes <= max(_FEW, len(self._rows) // 16):
             return
+        rows = dict(self._rows)
         body = fastjson.dumps({"version": VERSION, "documents": rows})
         if len(body) > _LIMIT - 100:
             return
@@ -123,7 +123,7 @@ class Facts:
             write_atomic(f"{self._store.path}/{FILE}", sha256_of(body).encode() + b"\n" + body)
         except FileError:
             return  # a store that is read-only, or full, is read as if there were none
-        self._written = frozenset(rows)
+        self._changes = 0
 
     def _current(self, descriptor: Descriptor) -> Any:
         """The row of a document whose file has the size and time it was read with."""
@@ -144,6 +144,7 @@ class Facts:
         row["stamp"] = [found.st_size, found.st_mtime_ns]
         if len(fastjson.dumps(row)) <= _LARGEST:
             self._rows[descriptor["digest"]] = row
+            self._changes += 1
         return row
 
 

@@ -186,8 +186,9 @@ def stacks(store: Store) -> set[tuple[str, ...]]:
             continue
         try:
             manifest = facts.manifest(_as_manifest(store, entry), look=False)
-            if not manifest["kind"]:
-                found.add(tuple(facts.config(manifest["config"], manifest["configSize"], look=False)["diffIds"]))
+            if manifest["kind"]:
+                continue
+            found.add(tuple(facts.config(manifest["config"], manifest["configSize"], look=False)["diffIds"]))
         except KnarrError:
             continue
     facts.save()
