@@ -143,7 +143,7 @@ class Templates:
 
     def _call(self, *words: str) -> str:
         done = subprocess.run(
-            [self._knarr, "isolation", "template", *words], check=True, capture_output=True, text=True
+            [self._knarr, "template", *words], check=True, capture_output=True, text=True
         )
         return done.stdout
 
@@ -151,7 +151,7 @@ class Templates:
         """Until one is ready."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            if any(guest["state"] == "ready" for guest in json.loads(self._call("list", "--format", "json"))):
+            if any(guest["State"] == "ready" for guest in json.loads(self._call("list", "--format", "json"))):
                 return
             time.sleep(0.02)
         raise RuntimeError("no template becomes ready")

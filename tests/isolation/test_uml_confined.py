@@ -41,6 +41,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="user-mod
 HERE = Path(__file__).parent
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 ENOSYS = "38"
+ADDR_NO_RANDOMIZE = 0x40000
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,8 @@ def test_the_process_as_the_host_sees_it(boot: Starter) -> None:
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
+    # A heap at a random place would be up to 1 GiB of memory more for the guest to manage.
+    assert int(Path(f"/proc/{pid}/personality").read_text(), 16) == ADDR_NO_RANDOMIZE
     over_files = 0b1_1011  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == over_files
     assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0

@@ -39,6 +39,7 @@ _NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
 _CAPABILITY_SETS = ("bounding", "effective", "permitted")
 _OVER_FILES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID")
 _PROC = ["ro", "nosuid", "nodev", "noexec"]
+_NO_RANDOMIZE = 0x40000  # ADDR_NO_RANDOMIZE
 _NOSUID, _NODEV, _NOEXEC = 0x2, 0x4, 0x8  # MOUNT_ATTR_*
 TEMPORARY = "/tmp"
 """Inside: a tmpfs, of which only the program knows."""
@@ -66,6 +67,7 @@ class Confinement(Record):
     ``scratch`` are the bytes its tmpfs may hold. ``calls`` are the system calls it needs, as rules of config.json's
     linux.seccomp; any other is ENOSYS. ``later`` is a directory in which ``attach`` may show more. It stays in its
     parent's cgroups. ``capabilities`` are over its ids and in its namespaces. ``proc``: it has a /proc of its own.
+    ``fixed``: its addresses are not randomized.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Confinement(Record):
     later: str = ""
     capabilities: tuple[str, ...] = _OVER_FILES
     proc: bool = False
+    fixed: bool = False
 
 
 def config_of(wanted: Confinement, *, uids: Ranges, gids: Ranges, landlock: int, arch: str) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def landlock_rules(views: Sequence[View], version: int, later: str = "", *, proc
     return rules
 
 
-def tightened(plan: ContainerPlan, mounts: int) -> ContainerPlan:
+def tightened(plan: ContainerPlan, mounts: int, *, fixed: bool = False) -> ContainerPlan:
     """The plan of a config.json with so many mounts, but as no container has it; pure.
 
     Its root is a new tmpfs, so that no directory of the host's is needed. /dev has what was named and no more. The
@@ -186,6 +189,7 @@ def tightened(plan: ContainerPlan, mounts: int) -> ContainerPlan:
             )
         if op.kind == "no_new_privs":
             kept.append(Op("pdeathsig", (9,)))  # after the change of user, which clears it; exec does not
+            kept += [Op("personality", (_NO_RANDOMIZE,))] if fixed else []
         devices = op.kind in ("mknod", "symlink") or (op.kind == "bind" and op.pointer not in named)
         unwanted = devices or (op.kind == "open_source" and op.pointer == "/root/path")
         if not unwanted and not (op.kind == "pdeathsig" and op.ints == (0,)):
@@ -224,7 +228,7 @@ def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, f
         root=Root("bind", "/", apart=True),
         seccomp=compiled_seccomp(config, host, filters),
     )
-    process = Confined(wanted.id, tightened(plan, len(config["mounts"])), host, config)
+    process = Confined(wanted.id, tightened(plan, len(config["mounts"]), fixed=wanted.fixed), host, config)
     try:
         process.spawn(stdio, {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)})
         if process.launch is not None:

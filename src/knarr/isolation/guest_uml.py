@@ -7,10 +7,9 @@ from _thread import allocate_lock, start_new_thread
 
 from knarr.base.errors import KnarrError
 from knarr.base.files import read_file
-from knarr.isolation import template, uml
+from knarr.isolation import uml
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
-from knarr.runtime import cgroup
 from knarr.runtime.launch import init_path
 
 TYPE_CHECKING = False
@@ -72,9 +71,13 @@ def boot(settings: Settings) -> Booting:
 
 def _taken(settings: Settings, shares: tuple[uml.Share, ...]) -> Booting | None:
     """A guest that has booted already, brought into our cgroups and shown its shares; None when none waits."""
+    from knarr.isolation import template
+
     taken = template.take(template.Shape(settings.kind, settings.memory, settings.cpus), settings.templates)
     if taken is None:
         return None
+    from knarr.runtime import cgroup
+
     failed: list[KnarrError] = []
     moved = allocate_lock()
 

@@ -114,7 +114,7 @@ def boot(settings: Settings) -> Booting:
             initramfs=settings.initramfs,
             memory=asked.memory or settings.memory,
             cpus=asked.cpus or settings.cpus,
-            shares=tuple(Share(each.source, each.writable) for each in settings.shares),
+            shares=tuple(Share(each.source, each.writable) for each in settings.shares or ()),
             accelerator=found["accelerator"],
             tsc=found["tsc"],
             device_tree=asked.device_tree,

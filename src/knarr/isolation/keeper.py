@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MOST_GUESTS = 16
 MOST_MEMORY = 4 << 30
 """Bytes that all waiting guests together may have, each counted with all it could use."""
+_SETTLE = 0.2
+"""Seconds after one was taken before another is booted: the container that took it shall have the processors."""
 _LISTENING = "listening"
 _ENVIRONMENT = ("KNARR_UML", "XDG_RUNTIME_DIR", "HOME", "LC_ALL")
 IDLE = 1800.0
@@ -158,6 +160,7 @@ class Keeper:
         self._failed: dict[tuple[str, int, int], str] = {}
         self._stopping = False
         self._used = monotonic()
+        self._given = 0.0
         self._path = f"{place}/{SOCKET}"
         self._listener = _listen(place, self._path)
 
@@ -200,13 +203,16 @@ class Keeper:
 
     def _refill(self) -> None:
         """Begin one guest that is wanted, so that who asks does not wait for all of them."""
-        for key in self._lacking()[:1]:
+        for key in self._lacking()[:1] if self._settles() <= 0 else ():
             shape = Shape(*key)
             try:
                 self._guests.append(_Guest(shape, *self._launch(shape)))
             except KnarrError as error:
                 self._failed[key] = str(error)
                 self._wanted[key] = 0  # it would fail again, at once and for ever
+
+    def _settles(self) -> float:
+        return self._given + _SETTLE - monotonic()
 
     def _lacking(self) -> list[tuple[str, int, int]]:
         """The shapes of which there are less than wanted."""
@@ -231,7 +237,7 @@ class Keeper:
                 watch(guest.taker.fileno(), lambda guest=guest: self._drop([guest]))  # type: ignore[misc]
             elif not guest.ready:
                 watch(guest.channel, lambda guest=guest: self._note_ready(guest))  # type: ignore[misc]
-        for fd, _ in poller.poll(0 if self._lacking() else timeout * 1000):
+        for fd, _ in poller.poll(1000 * (max(self._settles(), 0.0) if self._lacking() else timeout)):
             handlers[fd]()
 
     def _note_ready(self, guest: _Guest) -> None:
@@ -270,7 +276,10 @@ class Keeper:
     def _give(self, client: socket, shape: Shape) -> bool:
         self._used = monotonic()
         waiting = [guest for guest in self._guests if guest.waits and guest.ready and guest.shape == shape]
-        return bool(waiting) and waiting[0].hand_over(client)
+        if not waiting or not waiting[0].hand_over(client):
+            return False
+        self._given = monotonic()
+        return True
 
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "take":

@@ -10,8 +10,8 @@ plan; then, as the set-up says, a listening socket for further requests, the one
 
 from __future__ import annotations
 
+import _signal as signal  # the module of that name makes enums of it: 4 ms
 import os
-import signal
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
@@ -142,7 +142,8 @@ class Monitor:
                 error.hint = error.hint or self._last_words()
                 raise
             self._tell_of_memory()
-            self._power_off()
+            if any(share.writable for share in settings["shares"]):
+                self._power_off()  # without, there is nothing it could have to write out
             return self._first.code
         finally:
             signal_pid(self._booting.pidfd, signal.SIGKILL)

@@ -6,8 +6,8 @@ killed, the monitor sees the end of the connection and kills the one in the gues
 
 from __future__ import annotations
 
+import _signal as signal  # the module of that name makes enums of it: 4 ms
 import os
-import signal
 from _socket import socket
 from fcntl import ioctl
 from select import POLLIN, poll
