@@ -15,8 +15,8 @@ _COLOURS = ("#1f6feb", "#bc4c00", "#8250df", "#57606a", "#1a7f37", "#bf3989")
 _LEFT, _WIDTH, _BAR, _GAP = 210, 560, 16, 18
 
 
-def write(path: Path, title: str, jobs: Mapping[str, Mapping[str, Figures]]) -> None:
-    """Write the picture. ``jobs``: title -> contender -> figures in milliseconds."""
+def write(path: Path, title: str, jobs: Mapping[str, Mapping[str, Figures]], unit: str = "ms") -> None:
+    """Write the picture. ``jobs``: title -> contender -> figures in milliseconds, or what ``unit`` says."""
     names = list(dict.fromkeys(name for figures in jobs.values() for name in figures))
     colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
     longest = max(figure.median for figures in jobs.values() for figure in figures.values())
@@ -47,7 +47,7 @@ def write(path: Path, title: str, jobs: Mapping[str, Mapping[str, Figures]]) -> 
         keys.append(f'<rect x="{x}" y="34" width="11" height="11" fill="{colours[name]}"/>{_text(x + 16, 44, name)}')
         x += 34 + 7 * len(name)
     head = _text(_LEFT, 20, title, "start", 14)
-    foot = _text(_LEFT + _WIDTH, y + 18, "ms: least (dark) / median", "end", 10)
+    foot = _text(_LEFT + _WIDTH, y + 18, f"{unit}: least (dark) / median", "end", 10)
     size = f'width="{_LEFT + _WIDTH + 110}" height="{y + 28}"'
     paper = '<rect width="100%" height="100%" fill="white"/>'
     path.parent.mkdir(parents=True, exist_ok=True)

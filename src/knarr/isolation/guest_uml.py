@@ -91,16 +91,16 @@ def _taken(settings: Settings, shares: tuple[uml.Share, ...]) -> Booting | None:
         finally:
             moved.release()
 
+    def settled() -> None:
+        moved.acquire()
+        if failed:
+            raise failed[0]
+
     moved.acquire()
     start_new_thread(move, ())
-    try:
-        uml.show(taken.pidfd, shares)
-    finally:
-        moved.acquire()
-    if failed:
-        raise failed[0]
+    uml.show(taken.pidfd, shares)
     taken.life.detach()  # open until this process ends, and then the keeper ends the guest
-    return Booting(taken.pid, taken.pidfd, taken.channel, taken.console, window=_WINDOW)
+    return Booting(taken.pid, taken.pidfd, taken.channel, taken.console, window=_WINDOW, settled=settled)
 
 
 def _children(pid: int) -> list[int]:

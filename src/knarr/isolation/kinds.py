@@ -6,6 +6,7 @@ from knarr.base.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 NAMESPACE, KERNEL, VM = "namespace", "kernel", "vm"
@@ -49,7 +50,8 @@ class Booting(Record):
 
     ``channel``: a non-blocking descriptor of the frames' byte stream. ``console``: one to read what its kernel says, -1
     without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up
-    by itself; not below 2048. ``patience``: seconds it may take to say hello.
+    by itself; not below 2048. ``patience``: seconds it may take to say hello. ``settled()`` blocks until it is in the
+    cgroups it belongs to, None for one that was begun there; nothing foreign may run before. Raises KnarrError.
     """
 
     pid: int
@@ -58,6 +60,7 @@ class Booting(Record):
     console: int
     window: int = 0
     patience: float = 20.0
+    settled: Callable[[], None] | None = None
 
 
 class Mounted(Record):

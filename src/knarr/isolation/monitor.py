@@ -136,6 +136,8 @@ class Monitor:
             self._guest = Guest(self._booting.channel, self._booting.window)
             try:
                 self._boot()
+                if self._booting.settled is not None:
+                    self._booting.settled()
                 self._spawn_first()
                 self._loop()
             except KnarrError as error:
