@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +17,11 @@ import pytest
 from knarr.bundle.apparmor_profile import NAME, profile_text
 from knarr.content.digest import sha256_of
 from knarr.engine.apparmor import ABI, MARKER
+from knarr.spec.capabilities import CAPABILITIES
+from knarr.spec.defaults import default_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 # Policy is the whole machine's: these load it, replace it, and take it out.
 pytestmark = pytest.mark.skipif(
@@ -106,6 +110,63 @@ def test_what_only_the_profile_forbids(
     assert "ermission denied" in refused.stderr
     allowed = knarr(*words, "--security-opt", "apparmor=unconfined", where, "--", *command)
     assert (allowed.returncode, allowed.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", ["/proc/kcore", "/sys/firmware/acpi/tables/DSDT"])
+def test_what_only_the_profile_keeps_from_being_read(image: str, path: str) -> None:
+    said(image, "true")
+    words = ("run", "--rm", "--privileged", "--security-opt")  # else masks are in the way
+    refused = knarr(*words, f"apparmor={NAME}", image, "head", "-c", "1", path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "ermission denied" in refused.stderr
+    assert len(said("--privileged", image, "sh", "-c", f"head -c 4 {path} | wc -c")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("securityfs", "/sys/kernel/security"), ("debugfs", "/sys/kernel/debug"), ("tracefs", "/sys/kernel/tracing")],
+)
+def test_nor_are_these_where_they_are_mounted(image: str, tmp_path: Path, kind: str, place: str) -> None:
+    said(image, "true")
+    file = next(path for path in sorted(Path(place).glob("*")) if path.is_file() and path.stat().st_mode & 0o400)
+    mounts = [{"destination": place, "type": kind, "source": kind, "options": []}]
+    script = f"busybox head -c 1 {file} > /dev/null"
+    assert "ermission denied" in bundled(tmp_path, script, NAME, mounts=mounts).stderr
+    assert bundled(tmp_path, script, "", mounts=mounts).returncode == 0
+
+
+def test_only_its_like_may_be_looked_into(image: str, tmp_path: Path) -> None:
+    """What of another process takes ptrace's rights to read, with the capability for it and no pid namespace."""
+    said(image, "true")
+    with subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            script = f"busybox cat /proc/{other.pid}/maps"
+            refused = bundled(tmp_path, script, NAME)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert "ermission denied" in refused.stderr
+            assert "stack" in bundled(tmp_path, script, "").stdout
+        finally:
+            other.kill()
+    script = "busybox sleep 9 & busybox sleep 1; busybox cat /proc/$!/maps; kill $!"
+    assert "stack" in bundled(tmp_path, script, NAME).stdout
+
+
+def bundled(
+    folder: Path, script: str, profile: str, *, mounts: Sequence[Mapping[str, object]] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in a bundle with all capabilities and in the host's pid namespace."""
+    (folder / "rootfs/bin").mkdir(parents=True, exist_ok=True)
+    for name in ("busybox", "sh"):
+        shutil.copy("/bin/busybox", folder / "rootfs/bin" / name)
+    config = default_config()
+    config["process"].update(args=["/bin/sh", "-c", script], terminal=False, apparmorProfile=profile)
+    config["process"]["capabilities"] = {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")}
+    spaces = config["linux"]["namespaces"]
+    config["linux"]["namespaces"] = [space for space in spaces if space["type"] != "pid"]
+    config["mounts"] += mounts
+    (folder / "config.json").write_text(json.dumps(config))
+    words = [os.environ["KNARR_TEST_RUNTIME"], "run", "--bundle", str(folder), f"a{os.urandom(4).hex()}"]
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_another_profile(image: str) -> None:

@@ -293,10 +293,10 @@ def _code_disk(folder: Path, command: list[str]) -> Path:
         "run": 'exec >"$(echo /dev/vport*p1)" 2>&1\necho knarr-vm-begins\n'
         "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8\n"
         "export KNARR_VM=1 KNARR_TEST_RUNTIME={0}/knarr-runtime KNARR_TEST_INSTALLED=1\n"
-        f"cd {{0}}/checkout\n{shlex.join(command)}\necho knarr-vm-status $?",
+        f"cd {PLACE}/checkout\n{shlex.join(command)}\necho knarr-vm-status $?",
     }
     for name, text in programs.items():
-        (tree / name).write_text(f"#!/bin/sh\n{text.format(PLACE)}\n")
+        (tree / name).write_text("#!/bin/sh\n" + text.replace("{0}", PLACE) + "\n")
         (tree / name).chmod(0o755)
     _image(tree, folder / "code.ext4", "256M")
     shutil.rmtree(tree)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EACCES, EINVAL, EPERM
+from errno import EACCES, EINVAL, EPERM, EROFS
 
 from knarr.base.errors import FileError, Unsupported
 from knarr.base.files import read_file
@@ -106,7 +106,7 @@ def label_layers(path: str) -> None:
     try:
         relabel(path, label)
     except FileError as error:
-        if error.number not in (EACCES, EPERM):  # it is the administrator's to say then: docs/security.md
+        if error.number not in (EACCES, EPERM, EROFS):  # it is the administrator's to say then: docs/security.md
             raise
 
 
