@@ -17,6 +17,7 @@ from knarr.base.record import Record
 from knarr.kernel.userns import default_map
 from knarr.plan.container import Options, plan_container
 from knarr.plan.host import LANDLOCK
+from knarr.plan.mountopts import MS_PRIVATE, MS_REC
 from knarr.plan.mounts import MountContext, mount_ops, source_op
 from knarr.plan.namespaces import CLONE_FLAG
 from knarr.plan.ops import NO_SLOT, Op, encode
@@ -182,8 +183,11 @@ def tightened(plan: ContainerPlan, mounts: int, *, fixed: bool = False) -> Conta
     """
     kept: list[Op] = []
     named = {f"/mounts/{number}" for number in range(mounts)}
+    cloned = False
     for op in plan.ops:
+        cloned = cloned or op.kind == "clone"
         if op.kind == "root_tree":
+            kept.append(Op("propagation", (MS_PRIVATE | MS_REC,), ("/",)))
             kept.append(
                 Op("new_tree", (op.ints[0], _NOSUID | _NODEV | _NOEXEC), ("tmpfs", "none", "mode=755", "size=64k"))
             )
@@ -191,8 +195,9 @@ def tightened(plan: ContainerPlan, mounts: int, *, fixed: bool = False) -> Conta
             kept.append(Op("pdeathsig", (9,)))  # after the change of user, which clears it; exec does not
             kept += [Op("personality", (_NO_RANDOMIZE,))] if fixed else []
         devices = op.kind in ("mknod", "symlink") or (op.kind == "bind" and op.pointer not in named)
-        unwanted = devices or (op.kind == "open_source" and op.pointer == "/root/path")
-        if not unwanted and not (op.kind == "pdeathsig" and op.ints == (0,)):
+        # What the first stage would do for a root of the host's, with a mount namespace of its own.
+        root = not cloned and (op.kind in ("unshare", "propagation") or op.pointer == "/root/path")
+        if not devices and not root and not (op.kind == "pdeathsig" and op.ints == (0,)):
             kept.append(op)
     made: ContainerPlan = plan.replace(ops=tuple(kept))
     return made
