@@ -37,6 +37,7 @@ LOCKS = ".locks"
 PATIENCE = 10.0
 """Seconds to wait for another command's hold on a container."""
 _LIMIT = 32 << 20
+_SMALL = 64 << 10
 
 
 class State(Record):
@@ -236,7 +237,7 @@ def open_below(root_fd: int, id: str) -> int:
 
 def load(fd: int, id: str) -> State:
     """Read the container's state. Raises FileError (ENOENT: its creation was interrupted at once), SpecError."""
-    data = _read(STATE, fd)
+    data = _small(STATE, fd) or _read(STATE, fd)
     try:
         document = fastjson.loads_own(data)
     except (ValueError, StopIteration, RecursionError, SystemError):
@@ -255,6 +256,21 @@ def config(fd: int) -> dict[str, Any]:
     """Read the configuration the container was made from (validated then)."""
     document: dict[str, Any] = fastjson.loads(_read(CONFIG, fd), CONFIG, limit=_LIMIT)
     return document
+
+
+def _small(name: str, fd: int) -> bytes:
+    """A file of up to 64 KiB with one read, which is what a list of a thousand takes; nothing where it is not one."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=fd)
+    except OSError:
+        return b""
+    try:
+        data = os.read(file, _SMALL)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+    return data if len(data) < _SMALL else b""
 
 
 def _read(name: str, fd: int) -> bytes:
