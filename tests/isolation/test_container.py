@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,3 +199,19 @@ def test_an_annotation_that_is_no_kind(runtime: Runtime, bundle: Bundle) -> None
     done = runtime("run", "-b", bundle.write("true"), runtime.new_id())
     assert done.returncode != 0
     assert "'moat' is not namespace, kernel or vm" in done.stderr
+
+
+def test_the_name_is_not_weakened(runtime: Runtime, bundle: Bundle) -> None:
+    """An engine chose knarr-runtime-kernel; an annotation of its user's asks for less."""
+    need("kernel")
+    program = Path(sys.prefix, "bin", "knarr-runtime-kernel")
+    if not program.exists():
+        pytest.skip(f"knarr is not installed in {sys.prefix} (make build)")
+    runtime.command[:-2] = [str(program)]
+    done = run(runtime, bundle, "cat", "/proc/sys/kernel/osrelease")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() != os.uname().release
+    bundle.config["annotations"] = {ISOLATION: "namespace"}
+    done = run(runtime, bundle, "true")
+    assert done.returncode != 0
+    assert "'namespace' is not the kernel of knarr-runtime-kernel" in done.stderr

@@ -119,6 +119,17 @@ def cannot_honour(config: dict[str, Any], kind: str, *, preserved: int = 0, arch
     return found
 
 
+# What the kernel puts into each new network namespace by itself, once their modules are loaded; all of them are down.
+_FALLBACK = frozenset(
+    ("lo", "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0", "teql0")
+)
+
+
+def devices_that_count(names: list[str]) -> list[str]:
+    """Those network devices of a namespace that somebody put into it."""
+    return [name for name in names if name not in _FALLBACK]
+
+
 def demand(config: dict[str, Any], kind: str, *, preserved: int = 0, arch: str = "x86_64") -> None:
     """Raise Unsupported for the first thing that cannot be honoured; the others are in its hint."""
     found = cannot_honour(config, kind, preserved=preserved, arch=arch)

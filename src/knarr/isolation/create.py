@@ -69,7 +69,7 @@ class Relayed(Control):
     ``pid`` and ``pidfd`` are the monitor's, or those of what stands for a further process.
     """
 
-    __slots__ = ("_on_ready", "_on_sync", "_waits", "early", "pid", "pidfd", "synced")
+    __slots__ = ("_on_sync", "pid", "pidfd", "synced")
 
     def __init__(
         self,
@@ -79,14 +79,12 @@ class Relayed(Control):
         *,
         failed: Callable[[int, int, bytes], KnarrError],
         on_sync: Callable[[int], bytes],
-        on_ready: Callable[[], None],
     ) -> None:
         super().__init__(sock, failed)
         self.pid = pid
         self.pidfd = pidfd
         self.synced = 0
         self._on_sync = on_sync
-        self._on_ready = on_ready
 
     def handle(self, kind: int, value: int) -> None:
         if kind == 1:  # PID: the guest's number, of no use here
@@ -100,7 +98,6 @@ class Relayed(Control):
     def ended(self) -> None:
         if self.synced < ops.SYNC_READY:
             raise InitError("", "set up the container in the guest", 0, why="its init ended without a word")
-        self._on_ready()
 
     def kill(self, patience: float) -> None:
         """End the monitor, and with it the guest. Raises KernelError when it does not end."""
@@ -194,7 +191,7 @@ class Isolated(Created):
             launch.run(None, self.stop)
             launch.close()
             self.launch = Relayed(  # type: ignore[assignment]  # what its drivers use of a Launch
-                ours, launch.pid, launch.pidfd, failed=self._failed, on_sync=self._guest_sync, on_ready=self._ready
+                ours, launch.pid, launch.pidfd, failed=self._failed, on_sync=self._guest_sync
             )
             ours = None  # type: ignore[assignment]  # it is the Relayed's
         finally:
@@ -218,12 +215,27 @@ class Isolated(Created):
 
     def _guest_sync(self, code: int) -> bytes:
         """What the container's init waits for: hooks, and that the record says it is ready."""
+        if code == ops.SYNC_READY:
+            self._demand_no_network()
         if code in (ops.SYNC_HOOKS, ops.SYNC_READY):
             return self.on_sync(code)
         return b""
 
-    def _ready(self) -> None:
-        pass
+    def _demand_no_network(self) -> None:
+        """Refuse a network that hooks or whoever made the namespace put into it: the guest would not have it."""
+        try:
+            with open(f"/proc/{self.pid}/net/dev", encoding="ascii") as file:
+                names = [line.partition(":")[0].strip() for line in file if ":" in line]
+        except OSError as error:
+            raise FileError("read", f"/proc/{self.pid}/net/dev", error.errno or 0) from None
+        found = convert.devices_that_count(names)
+        if found:
+            spaces = (self.config.get("linux") or {}).get("namespaces") or ()
+            number = next((n for n, entry in enumerate(spaces) if entry["type"] == "network"), 0)
+            what = f"the network device {found[0]} in a container with isolation {self._kind}"
+            why = "the guest has loopback alone and cannot use the host's network"
+            pointer = f"/linux/namespaces/{number}"
+            raise Unsupported(what, why, pointer=pointer, hint="engines: --network none")
 
     def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
         told = monitor_error(index, number, detail)

@@ -140,7 +140,7 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
         except OSError as error:
             raise FileError("ask", f"the monitor of container {made.id}", error.errno or 0) from None
         pid = _stand_in(monitor.fileno(), terminal)
-        launch = Relayed(ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync, on_ready=lambda: None)
+        launch = Relayed(ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync)
         ours = None  # type: ignore[assignment]  # it is the launch's
         return launch
     finally:
