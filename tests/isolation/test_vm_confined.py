@@ -293,6 +293,6 @@ def test_kvm_itself_is_tried(parts: Parts) -> None:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("there is no /dev/kvm")
     begin = time.monotonic()
-    why = accel.why_not(parts[0], settings(parts).replace(accelerator="kvm", tsc=0))
+    why = accel.why_not(parts[0], settings(parts).replace(accelerator="kvm", tsc=0), accel.DEVICE)
     assert time.monotonic() - begin < accel.PATIENCE + 3
     assert why == "" or "QEMU ended" in why or "did not begin" in why

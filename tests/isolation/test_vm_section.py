@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from behind import ISOLATION, need
 from blackbox import left_behind, needs_busybox
 
-from knarr.isolation import kernels
+from knarr.isolation import accel, guest_vm, kernels
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from blackbox import Bundle, Runtime
 
 pytestmark = needs_busybox
@@ -92,3 +92,52 @@ def test_memory_and_processors_follow_the_limits(runtime: Runtime, machine: Bund
     cpus, memory = done.stdout.splitlines()
     assert cpus == "2"
     assert 64 << 10 < int(memory.split()[1]) < 160 << 10
+
+
+def test_kvm_is_tried_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial itself, with emulation in the place of KVM and a device that can be opened."""
+    need("vm")
+    monkeypatch.setenv("KNARR_CACHE", str(tmp_path))
+    monkeypatch.setattr(accel, "TRIED", accel.TCG.replace("128", "64"))
+    monkeypatch.setattr(accel, "DEVICE", "/dev/null")
+    monkeypatch.setattr(accel, "PATIENCE", 60.0)
+    assert guest_vm.find_guest({})["accelerator"] == accel.TRIED
+    monkeypatch.setattr(accel, "find", None)  # not asked again
+    assert guest_vm.find_guest({})["accelerator"] == accel.TRIED
+    assert "KVM" in guest_vm.described()
+
+
+def test_it_tells_why_kvm_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("vm")
+    monkeypatch.setenv("KNARR_CACHE", str(tmp_path))
+    assert "KVM is tried at the first use" in guest_vm.described()
+    found = guest_vm.find_guest({})
+    told = guest_vm.described()
+    if found["accelerator"] == accel.TCG:
+        reasons = ("there is no /dev/kvm", "may not be opened", "QEMU ended: ", "did not begin within")
+        assert any(reason in told for reason in reasons), told
+    else:
+        assert told.endswith(", KVM")
+
+
+def helpers_of(pid: int) -> list[int]:
+    """The processes below it that are a virtiofsd."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            if Path(f"/proc/{child}/comm").read_text().startswith("virtiofsd"):
+                found.append(child)
+            found += helpers_of(child)
+    return found
+
+
+def test_without_virtiofsd_the_container_ends(runtime: Runtime, machine: Bundle) -> None:
+    """Its files are gone: a true state, and nothing left."""
+    id = runtime.new_id()
+    runtime.ok("run", "-d", "-b", machine.write("sleep", "100"), id)
+    assert runtime.state(id)["status"] == "running"
+    (helper,) = helpers_of(runtime.state(id)["pid"])
+    os.kill(helper, signal.SIGKILL)
+    runtime.wait_for(id, "stopped", 5)
+    runtime.ok("delete", id)
+    assert left_behind(runtime, id, 5) == []

@@ -63,6 +63,7 @@ def gather() -> dict[str, Any]:
     from knarr.engine import containers, driver, host, selinux
     from knarr.engine.images import listing
     from knarr.engine.paths import places
+    from knarr.isolation.kinds import KERNEL, VM, described
     from knarr.runtime.launch import init_path
 
     where = places()
@@ -108,6 +109,7 @@ def gather() -> dict[str, Any]:
             "PidsLimit": 2048 if facts.cgroup_limits else "none",
             "OpenFiles": f"{min(1024, facts.nofile_hard)}:{facts.nofile_hard}",
         },
+        "Isolation": {"Namespace": "the host's kernel", "Kernel": described(KERNEL), "Vm": described(VM)},
         "Warnings": _warnings(),
     }
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0
 """Seconds a guest has to say something under KVM; where KVM works it takes a tenth of that."""
+TRIED = "kvm"
+DEVICE = "/dev/kvm"
 TCG = "tcg,thread=multi,tb-size=128"  # MiB at most for translated code; QEMU's own limit is a GiB
 _RDTSC = b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0\xc3"  # rdtsc; shl rdx,32; or rax,rdx; ret
 _SAMPLE = 0.05
@@ -66,13 +68,13 @@ def remembered(hypervisor: Hypervisor, cache: str) -> Acceleration | None:
     return _remembered(f"{cache}/{_name(hypervisor)}") if cache else None
 
 
-def find(hypervisor: Hypervisor, cache: str, small: Settings, device: str = "/dev/kvm") -> Acceleration:
+def find(hypervisor: Hypervisor, cache: str, small: Settings, device: str = "") -> Acceleration:
     """KVM if a guest boots with it, emulation otherwise; kept in ``cache``, unless that is "".
 
-    ``small`` is the smallest guest that says something on its channel, with KVM.
+    ``small`` is the smallest guest that says something on its channel, with KVM and the counter's frequency.
     """
-    why = why_not(hypervisor, small, device)
-    found = Acceleration(TCG if why else "kvm", why, tsc_khz() if why else 0)
+    why = why_not(hypervisor, small, device or DEVICE)
+    found = Acceleration(TCG if why else TRIED, why, small.tsc)
     if cache:
         text = f"{found.name}\n{found.why}\n{found.tsc}\n"
         write_atomic(f"{cache}/{_name(hypervisor)}", text.encode(), mode=0o600)
@@ -94,7 +96,7 @@ def _remembered(path: str) -> Acceleration | None:
     return None if end or not tsc.isdecimal() else Acceleration(name, why, int(tsc))
 
 
-def why_not(hypervisor: Hypervisor, small: Settings, device: str = "/dev/kvm") -> str:
+def why_not(hypervisor: Hypervisor, small: Settings, device: str) -> str:
     """Why KVM is not used, in a few words; empty when a guest booted with it."""
     from knarr.isolation import vm
 

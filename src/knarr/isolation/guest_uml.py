@@ -35,6 +35,12 @@ def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def described() -> str:
+    """The program and its version. Raises Unsupported, FileError."""
+    kernel = uml.find(os.environ)
+    return f"user-mode Linux {kernel.release} ({kernel.path})"
+
+
 def before() -> tuple[tuple[str, Mounted], ...]:
     """Nothing: its hostfs shows each share by itself."""
     return ()

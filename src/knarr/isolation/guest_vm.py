@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from _thread import start_new_thread
 
 from knarr.base.errors import FileError, KnarrError, Unsupported
 from knarr.base.files import read_file, write_all
@@ -10,6 +11,7 @@ from knarr.isolation import accel, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
 from knarr.isolation.uml import Share
+from knarr.kernel.process import ended, signal_pid
 from knarr.runtime.launch import init_path
 
 TYPE_CHECKING = False
@@ -57,19 +59,40 @@ def find_guest(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def described() -> str:
+    """QEMU, the kernel, and what is known of KVM. Raises Unsupported, FileError."""
+    hypervisor = qemu.find(os.environ)
+    qemu.find_helper(os.environ)
+    kernel = os.path.basename(kernels.find()).removeprefix("vmlinuz-")
+    known = accel.remembered(hypervisor, accel.cache_directory())
+    if known is None:
+        how = "KVM is tried at the first use"
+    else:
+        how = "KVM" if not known.why else f"emulated, without KVM: {known.why}"
+    return f"QEMU {'.'.join(map(str, hypervisor.version))}, Linux {kernel}, {how}"
+
+
 def _acceleration(hypervisor: qemu.Hypervisor, kernel: kernels.Kernel, cache: str) -> accel.Acceleration:
     """Ask what the cache knows; else try, with a guest that says hello and nothing else."""
     known = accel.remembered(hypervisor, cache)
     if known is not None:
         return known
-    fd = os.memfd_create("knarr-initramfs", os.MFD_CLOEXEC)
+    path = f"{os.environ.get('TMPDIR') or '/tmp'}/knarr-{os.urandom(8).hex()}"
     try:
-        write_all(fd, _initramfs(kernel.modules, ""))
-        path = f"/proc/{os.getpid()}/fd/{fd}"
-        small = vm.Settings(kernel=kernel.path, initramfs=path, memory=_SMALLEST, accelerator="kvm")
-        return accel.find(hypervisor, cache, small)
+        _write(path, _initramfs(kernel.modules, ""))
+        return accel.find(
+            hypervisor,
+            cache,
+            vm.Settings(
+                kernel=kernel.path,
+                initramfs=path,
+                memory=_SMALLEST,
+                accelerator=accel.TRIED,
+                tsc=accel.tsc_khz(),
+            ),
+        )
     finally:
-        os.close(fd)
+        os.unlink(path)
 
 
 def _of(pointer: str, find: Any, *arguments: Any) -> Any:
@@ -105,8 +128,7 @@ def boot(settings: Settings) -> Booting:
     found = settings.found
     asked = vmconfig.wanted(found["section"])
     path, version, arch = found["hypervisor"]
-    with open(settings.initramfs, "wb", opener=_private) as file:
-        file.write(_initramfs(found["modules"], asked.initrd))
+    _write(settings.initramfs, _initramfs(found["modules"], asked.initrd))
     launched = vm.launch(
         qemu.Hypervisor(path, tuple(version), arch),
         vm.Settings(
@@ -122,8 +144,27 @@ def boot(settings: Settings) -> Booting:
             parameters=asked.parameters,
         ),
     )
+    if launched.helper is not None:
+        start_new_thread(_end_together, (launched.helper.pidfd, launched.pidfd))
     return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, patience=_PATIENCE)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+def _end_together(helper: int, guest: int) -> None:
+    """Kill QEMU when virtiofsd ends: the guest would wait for its files for ever."""
+    ended(helper, None)
+    try:
+        signal_pid(guest, 9)
+    except OSError:
+        pass  # it has ended before, and its descriptor is closed
+
+
+def _write(path: str, data: bytes) -> None:
+    """Make the file, of which only its owner knows. Raises FileError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise FileError("write", path, error.errno or 0) from None

@@ -81,6 +81,17 @@ def find(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def described(kind: str) -> str:
+    """What a guest of this kind would run on here, in a few words, or why it cannot be had. Nothing is booted."""
+    from knarr.base.errors import KnarrError
+
+    try:
+        text: str = _module(kind).described()
+    except KnarrError as error:
+        return f"no: {error}"
+    return text
+
+
 def before(kind: str) -> tuple[tuple[str, Mounted], ...]:
     """Where a guest of this kind mounts what, before its shares (pure)."""
     how: tuple[tuple[str, Mounted], ...] = _module(kind).before()
