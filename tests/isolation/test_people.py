@@ -15,7 +15,9 @@ from knarr.base.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: an ordinary user's host: is put together by mounts")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root: an ordinary user's host: is put together by mounts"
+)
 
 
 def test_one_program_on_two_kernels(kind: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from behind import ISOLATION, need
+from behind import GUESTS, ISOLATION, need
 from blackbox import cgroup_of, left_behind, needs_busybox
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ MEMORY = 96 << 20
 class Templates:
     """``knarr template`` with a keeper of the test's own."""
 
-    def __init__(self, place: Path, knarr: str) -> None:
+    def __init__(self, kind: str, place: Path, knarr: str) -> None:
+        self.kind = kind
         self._knarr = knarr
         self._environment = {**os.environ, "KNARR_TEMPLATES": str(place)}
 
@@ -42,20 +43,22 @@ class Templates:
         return sorted(rows, key=lambda row: row["State"])
 
     def expect(self, *states: str) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while [row["State"] for row in self.listed()] != list(states):
             assert time.monotonic() < deadline, self.listed()
             time.sleep(0.05)
         return self.listed()
 
 
-@pytest.fixture
-def templates(tmp_path: Path, knarr: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Templates]:
-    need("kernel")
+@pytest.fixture(params=GUESTS)
+def templates(
+    request: pytest.FixtureRequest, tmp_path: Path, knarr: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Templates]:
+    need(request.param)
     place = tmp_path / "templates"
     monkeypatch.setenv("KNARR_TEMPLATES", str(place))
-    made = Templates(place, knarr)
-    made("start", "--memory", str(MEMORY))
+    made = Templates(request.param, place, knarr)
+    made("start", "--isolation", request.param, "--memory", str(MEMORY))
     yield made
     made("stop")
     deadline = time.monotonic() + 10
@@ -65,9 +68,9 @@ def templates(tmp_path: Path, knarr: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def small(bundle: Bundle, tmp_path: Path) -> Bundle:
+def small(templates: Templates, bundle: Bundle, tmp_path: Path) -> Bundle:
     """A container whose memory is that of the template, with a volume and a file of the host's."""
-    bundle.config["annotations"] = {ISOLATION: "kernel"}
+    bundle.config["annotations"] = {ISOLATION: templates.kind}
     bundle.config["linux"]["resources"] = {"memory": {"limit": MEMORY}}
     (tmp_path / "volume").mkdir()
     (tmp_path / "alone").write_text("from the host\n")

@@ -89,7 +89,9 @@ def test_limits_bind_inside(runtime: Runtime, bundle: Bundle) -> None:
     bundle.config["linux"]["resources"] |= {"memory": {"limit": 48 << 20}, "pids": {"limit": 20}}
     bundle.config["linux"]["resources"]["cpu"] = {"quota": 50000, "period": 100000}
     bundle.config["linux"]["namespaces"].append({"type": "cgroup"})
-    bundle.config["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]})
+    bundle.config["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
+    )
     id = runtime.new_id()
     words = ["sh", "-c", "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max; cat /proc/self/cgroup"]
     done = runtime("run", "-b", bundle.write(*words), id)

@@ -273,7 +273,8 @@ def test_shares_can_come_after_the_boot(parts: Parts, folder: Path) -> None:
     guest = Guest(parts, shares=None)
     try:
         assert guest.run("busybox ls /s") in ("ready", "")
-        vm.show(guest.facts, (Share(str(folder)), Share(str(folder / "file"))))
+        assert guest.facts.helper is not None
+        vm.show(guest.facts.helper.pidfd, (Share(str(folder)), Share(str(folder / "file"))))
         assert guest.run("busybox cat /s/0/file /s/1/file") == "later\nlater"
         assert "Read-only" in guest.run("echo x >/s/0/new")
     finally:

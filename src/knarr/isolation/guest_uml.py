@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock, start_new_thread
 
-from knarr.base.errors import KnarrError
 from knarr.base.files import read_file
 from knarr.isolation import uml
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
+from knarr.isolation.taking import taken
 from knarr.runtime.launch import init_path
 
 TYPE_CHECKING = False
@@ -56,9 +55,11 @@ def boot(settings: Settings) -> Booting:
     shares = None
     if settings.shares is not None:
         shares = tuple(uml.Share(each.source, each.writable) for each in settings.shares)
-        taken = _taken(settings, shares) if settings.templates else None
-        if taken is not None:
-            return taken
+        given = shares
+        waited = taken(settings, lambda guest: uml.show(guest.pidfd, given))
+        if waited is not None:
+            guest, settled = waited
+            return Booting(guest.pid, guest.pidfd, guest.channel, guest.console, window=_WINDOW, settled=settled)
     found = settings.found
     modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
     archive = initramfs(read_file(init_path(), 16 << 20), modules)
@@ -73,45 +74,6 @@ def boot(settings: Settings) -> Booting:
         filters=settings.filters,
     )
     return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW)
-
-
-def _taken(settings: Settings, shares: tuple[uml.Share, ...]) -> Booting | None:
-    """A guest that has booted already, brought into our cgroups and shown its shares; None when none waits."""
-    from knarr.isolation import template
-
-    taken = template.take(template.Shape(settings.kind, settings.memory, settings.cpus), settings.templates)
-    if taken is None:
-        return None
-    from knarr.runtime import cgroup
-
-    failed: list[KnarrError] = []
-    moved = allocate_lock()
-
-    def move() -> None:
-        # On v1 each group waits for RCU, 7 to 13 ms: beside the rest, and over before anything foreign runs.
-        try:
-            for pid in (taken.pid, *_children(taken.pid)):
-                cgroup.join_recorded(settings.groups, pid)
-        except KnarrError as error:
-            failed.append(error)
-        finally:
-            moved.release()
-
-    def settled() -> None:
-        moved.acquire()
-        if failed:
-            raise failed[0]
-
-    moved.acquire()
-    start_new_thread(move, ())
-    uml.show(taken.pidfd, shares)
-    taken.life.detach()  # open until this process ends, and then the keeper ends the guest
-    return Booting(taken.pid, taken.pidfd, taken.channel, taken.console, window=_WINDOW, settled=settled)
-
-
-def _children(pid: int) -> list[int]:
-    """The processes of a guest that waits: all are its own children, and none comes or goes."""
-    return [int(word) for word in read_file(f"/proc/{pid}/task/{pid}/children", 1 << 16).split()]
 
 
 def _private(path: str, flags: int) -> int:

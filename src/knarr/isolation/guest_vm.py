@@ -10,6 +10,7 @@ from knarr.base.files import read_file, write_all
 from knarr.isolation import accel, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
+from knarr.isolation.taking import taken
 from knarr.isolation.uml import Share
 from knarr.kernel.process import ended, signal_pid
 from knarr.runtime.launch import init_path
@@ -18,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
+
+    from knarr.isolation.template import Taken
 
 OVERHEAD = 96 << 20
 """Its kernel, page tables, the initramfs, and the pages of a root's overlay."""
@@ -124,9 +127,17 @@ def mounted(number: int) -> Mounted:
 
 
 def boot(settings: Settings) -> Booting:
-    """Begin a guest. Raises as ``vm.launch``."""
+    """Begin a guest, or take one that waits. Raises as ``vm.launch``."""
     found = settings.found
     asked = vmconfig.wanted(found["section"])
+    shares = None
+    if settings.shares is not None:
+        shares = tuple(Share(each.source, each.writable) for each in settings.shares)
+        given = shares
+        waited = taken(settings, lambda guest: _show(given, guest)) if asked == vmconfig.Wanted() else None
+        if waited is not None:
+            guest, settled = waited
+            return Booting(guest.pid, guest.pidfd, guest.channel, guest.console, patience=_PATIENCE, settled=settled)
     path, version, arch = found["hypervisor"]
     _write(settings.initramfs, _initramfs(found["modules"], asked.initrd))
     launched = vm.launch(
@@ -136,17 +147,30 @@ def boot(settings: Settings) -> Booting:
             initramfs=settings.initramfs,
             memory=asked.memory or settings.memory,
             cpus=asked.cpus or settings.cpus,
-            shares=tuple(Share(each.source, each.writable) for each in settings.shares or ()),
+            shares=shares,
             accelerator=found["accelerator"],
             tsc=found["tsc"],
             device_tree=asked.device_tree,
             words=asked.words,
             parameters=asked.parameters,
         ),
+        filters=settings.filters,
     )
     if launched.helper is not None:
         start_new_thread(_end_together, (launched.helper.pidfd, launched.pidfd))
-    return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, patience=_PATIENCE)
+    helpers = () if launched.helper is None else (launched.helper.pid,)
+    return Booting(
+        launched.pid, launched.pidfd, launched.channel, launched.console, patience=_PATIENCE, helpers=helpers
+    )
+
+
+def _show(shares: tuple[Share, ...], guest: Taken) -> None:
+    """Mount the shares where its virtiofsd sees them."""
+    pidfd = os.pidfd_open(guest.helpers[0])
+    try:
+        vm.show(pidfd, shares)
+    finally:
+        os.close(pidfd)
 
 
 def _end_together(helper: int, guest: int) -> None:

@@ -28,7 +28,10 @@ MOST_MEMORY = 4 << 30
 _SETTLE = 0.2
 """Seconds after one was taken before another is booted: the container that took it shall have the processors."""
 _LISTENING = "listening"
-_ENVIRONMENT = ("KNARR_UML", "XDG_RUNTIME_DIR", "HOME", "LC_ALL")
+_ENVIRONMENT = (
+    *("KNARR_UML", "KNARR_QEMU", "KNARR_VIRTIOFSD", "KNARR_KERNELS", "KNARR_CACHE", "XDG_CACHE_HOME"),
+    *("XDG_RUNTIME_DIR", "HOME", "LC_ALL", "TMPDIR"),
+)
 IDLE = 1800.0
 """Seconds after which a keeper ends when none was taken."""
 
@@ -89,7 +92,7 @@ def main(place: str, idle: float) -> None:
     keeper.run()
 
 
-def _boot(shape: Shape, place: str) -> tuple[int, int, int, int]:
+def _boot(shape: Shape, place: str) -> tuple[int, int, int, int, tuple[int, ...]]:
     """Begin a guest that will be shown its files later."""
     begun = kinds.boot(
         kinds.Settings(
@@ -102,20 +105,23 @@ def _boot(shape: Shape, place: str) -> tuple[int, int, int, int]:
             filters=f"{place}/.seccomp",
         )
     )
-    return begun.pid, begun.pidfd, begun.channel, begun.console
+    return begun.pid, begun.pidfd, begun.channel, begun.console, begun.helpers
 
 
 class _Guest:
     """A guest of the keeper's; ``taker`` is the connection of who took it."""
 
-    __slots__ = ("channel", "console", "pid", "pidfd", "ready", "shape", "since", "taker")
+    __slots__ = ("channel", "console", "helpers", "pid", "pidfd", "ready", "shape", "since", "taker")
 
-    def __init__(self, shape: Shape, pid: int, pidfd: int, channel: int, console: int) -> None:
+    def __init__(
+        self, shape: Shape, pid: int, pidfd: int, channel: int, console: int, helpers: tuple[int, ...] = ()
+    ) -> None:
         self.shape = shape
         self.pid = pid
         self.pidfd = pidfd
         self.channel = channel
         self.console = console
+        self.helpers = helpers
         self.ready = False
         self.since = monotonic()
         self.taker: socket | None = None
@@ -128,7 +134,7 @@ class _Guest:
         """Send the descriptors; False when nobody is there any more."""
         rights = [(SOL_SOCKET, SCM_RIGHTS, pack("iii", self.pidfd, self.channel, self.console))]
         try:
-            taker.sendmsg([fastjson.dumps({"pid": self.pid})], rights)
+            taker.sendmsg([fastjson.dumps({"pid": self.pid, "helpers": list(self.helpers)})], rights)
         except OSError:
             return False
         self.taker = taker
@@ -141,6 +147,9 @@ class _Guest:
         signal_pid(self.pidfd, 9)
         ended(self.pidfd, 10.0)
         reap(self.pidfd, wait=False)
+        for pid in self.helpers:
+            os.kill(pid, 9)  # our child, not reaped yet
+            os.waitpid(pid, 0)
         for fd in (self.pidfd, self.channel, self.console):
             if fd >= 0:
                 os.close(fd)
@@ -149,9 +158,9 @@ class _Guest:
 
 
 class Keeper:
-    """The process that holds templates. ``launch(shape)`` begins a guest: its pid, pidfd, channel and console."""
+    """The process that holds templates. ``launch(shape)`` begins a guest: what ``_Guest`` takes."""
 
-    def __init__(self, place: str, launch: Callable[[Shape], tuple[int, int, int, int]], idle: float = IDLE) -> None:
+    def __init__(self, place: str, launch: Callable[[Shape], tuple[Any, ...]], idle: float = IDLE) -> None:
         self._launch = launch
         self._idle = idle
         self._wanted: dict[tuple[str, int, int], int] = {}

@@ -52,6 +52,7 @@ class Booting(Record):
     without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up
     by itself; not below 2048. ``patience``: seconds it may take to say hello. ``settled()`` blocks until it is in the
     cgroups it belongs to, None for one that was begun there; nothing foreign may run before. Raises KnarrError.
+    ``helpers``: pids of further children of this process that it does not live without.
     """
 
     pid: int
@@ -61,6 +62,7 @@ class Booting(Record):
     window: int = 0
     patience: float = 20.0
     settled: Callable[[], None] | None = None
+    helpers: tuple[int, ...] = ()
 
 
 class Mounted(Record):

@@ -36,12 +36,16 @@ class Shape(Record):
 
 
 class Taken(Record):
-    """A guest that was taken: as ``Launched`` of its kind, and the connection that keeps it alive."""
+    """A guest that was taken: as ``Booting``, and the connection that keeps it alive.
+
+    Its ``pid`` and its ``helpers`` are the keeper's children, which it does not reap before the connection ends.
+    """
 
     pid: int
     pidfd: int
     channel: int
     console: int
+    helpers: tuple[int, ...]
     life: socket
 
 
@@ -66,7 +70,7 @@ def take(shape: Shape, place: str) -> Taken | None:
         connection.close()
         return None
     pidfd, channel, console = descriptors
-    return Taken(int(answer["pid"]), pidfd, channel, console, connection)
+    return Taken(int(answer["pid"]), pidfd, channel, console, tuple(map(int, answer["helpers"])), connection)
 
 
 def kept(place: str) -> list[dict[str, Any]] | None:

@@ -66,10 +66,13 @@ class Launched(Record):
     helper: Confined | None
 
 
-def launch(hypervisor: qemu.Hypervisor, settings: Settings, *, deadline: float | None = None) -> Launched:
+def launch(
+    hypervisor: qemu.Hypervisor, settings: Settings, *, filters: str = "", deadline: float | None = None
+) -> Launched:
     """Boot a guest behind its wall; on return QEMU runs.
 
-    It dies with the thread that called, virtiofsd with it. Raises as ``confine.start``; nothing is left then.
+    It dies with the thread that called, virtiofsd with it. ``filters`` as in ``confine.start``, whose errors it raises;
+    nothing is left then.
     """
     channel, theirs = socket.socketpair(socket.AF_UNIX)
     console, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -79,10 +82,10 @@ def launch(hypervisor: qemu.Hypervisor, settings: Settings, *, deadline: float |
     try:
         handed = [theirs.fileno(), said]
         if settings.shares is None or settings.shares:
-            helper, connection = _serve(settings, (null, said, said), deadline)
+            helper, connection = _serve(settings, (null, said, said), filters, deadline)
             handed.append(connection.fileno())
         stdio = Stdio(null, said, said, preserve=tuple(handed))
-        process = start(confinement(hypervisor, settings), stdio, deadline=deadline)
+        process = start(confinement(hypervisor, settings), stdio, filters=filters, deadline=deadline)
         channel.setblocking(False)
         closed.remove(console)
         return Launched(process.pid, process.pidfd, channel.detach(), console, helper)
@@ -99,10 +102,12 @@ def launch(hypervisor: qemu.Hypervisor, settings: Settings, *, deadline: float |
                 each.close()
 
 
-def show(launched: Launched, shares: Sequence[Share]) -> None:
-    """Give shares to a guest that was launched without. Takes root. Raises as ``confine.attach``."""
-    if launched.helper is not None:
-        attach(launched.helper.pidfd, shown(shares))
+def show(helper: int, shares: Sequence[Share]) -> None:
+    """Give shares to a guest that was launched without; ``helper`` is a pidfd of its virtiofsd.
+
+    Takes root. Raises as ``confine.attach``.
+    """
+    attach(helper, shown(shares))
 
 
 def shown(shares: Sequence[Share]) -> list[View]:
@@ -164,7 +169,9 @@ def _program_views(path: str) -> list[View]:
 # -- the shares --------------------------------------------------------------------------------------------------------
 
 
-def _serve(settings: Settings, stdio: tuple[int, int, int], deadline: float | None) -> tuple[Confined, socket.socket]:
+def _serve(
+    settings: Settings, stdio: tuple[int, int, int], filters: str, deadline: float | None
+) -> tuple[Confined, socket.socket]:
     """Start virtiofsd on the shares; returns it and the connection for QEMU."""
     wall = helper_confinement(qemu.find_helper(os.environ), settings.shares)
     folder = f"{os.environ.get('TMPDIR') or '/tmp'}/knarr-{os.urandom(8).hex()}"  # a directory of our own
@@ -183,7 +190,9 @@ def _serve(settings: Settings, stdio: tuple[int, int, int], deadline: float | No
                 os.unlink(f"{folder}/shares")
             finally:
                 os.rmdir(folder)
-            return start(wall, Stdio(*stdio, preserve=(listener.fileno(),)), deadline=deadline), connection
+            return start(
+                wall, Stdio(*stdio, preserve=(listener.fileno(),)), filters=filters, deadline=deadline
+            ), connection
     except BaseException:
         connection.close()
         raise

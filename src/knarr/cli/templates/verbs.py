@@ -21,7 +21,7 @@ def parse_start() -> Parser:
         "[options]",
         "  knarr template start\n  knarr template start --memory 256m --count 4 --idle 3600",
     )
-    parser.add_argument("--isolation", default="kernel", choices=("kernel",), help="for this kind (%(default)s)")
+    parser.add_argument("--isolation", default="kernel", choices=("kernel", "vm"), help="for this kind (%(default)s)")
     parser.add_argument("-m", "--memory", default="512m", metavar="SIZE", help="of the containers (%(default)s)")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of the containers (%(default)s)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="how many are ready (%(default)s)")
