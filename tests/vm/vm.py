@@ -116,11 +116,15 @@ def main(words: list[str]) -> int:
     try:
         if words[:1] == ["--"] or any(not word.startswith("-") for word in words):
             return boot(command, timeout, more)
-        # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place.
+        # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place; then what
+        # power cuts leave of a store.
+        import powercut
+
         return (
             boot([*command, *TESTS], timeout, more)
             or boot([*command, *V1_TESTS], timeout, V1)
             or boot(["runcon", SHELL_OF_ROOT, *command, *SELINUX_TESTS], timeout, SELINUX)
+            or powercut.main([])
         )
     except NoVm as error:
         sys.stderr.write(f"knarr: {error}\n")
