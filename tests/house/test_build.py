@@ -33,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source archive of a copy of the tree, unpacked."""
     work = tmp_path_factory.mktemp("source")
     copy = work / "tree"
-    made = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", "*.egg-info", "knarr-init", ".*_cache")
+    made = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", "*.egg-info", "knarr-init", ".*cache")
     shutil.copytree(ROOT, copy, ignore=made)
     code = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
     command = [sys.executable, "-c", code, str(work)]

@@ -360,7 +360,7 @@ def check_program(path: Path) -> None:
     assert all(header[1] & 3 != 3 for header in loads)
     stack = next(header for header in headers if header[0] == 0x6474E551)
     assert stack[1] & 1 == 0
-    assert sum(header[5] for header in loads) < 32 * 1024
+    assert sum(header[5] for header in loads) < 48 * 1024
     assert sum(header[6] for header in loads if header[1] & 2) < 200 * 1024
 
 

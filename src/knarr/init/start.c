@@ -226,6 +226,16 @@ static int has_control_socket(void)
     return kcall(getsockopt, CONTROL, SOL_SOCKET_, SO_TYPE_, &type, &size) == 0 && type == SOCK_SEQPACKET_;
 }
 
+/* The first process of a kernel is started from its initramfs, which the kernel makes a tmpfs or a ramfs; the first
+ * process of a container that executes /proc/self/exe is started from the container's root. */
+static int begins_a_guest(void)
+{
+    struct statfs fs;
+
+    return kcall(getpid) == 1 && kcall(statfs, "/", &fs) == 0 &&
+           (fs.f_type == 0x01021994 /* TMPFS_MAGIC */ || fs.f_type == 0x858458f6 /* RAMFS_MAGIC */);
+}
+
 /* A stranger who starts the program by hand has no control socket: say what it is. */
 static void explain_oneself(void)
 {
@@ -300,7 +310,7 @@ void knarr_main(void)
 {
     relocate();
     if (!has_control_socket()) {
-        if (kcall(getpid) == 1)
+        if (begins_a_guest())
             guest_main();
         explain_oneself();
     }
