@@ -1,6 +1,6 @@
 """crane (go-containerregistry) and knarr, both ways: what one wrote the other reads, digests unchanged.
 
-crane is in no distribution: built by hand (docs/comparison.md), it is found on PATH, else the tests are skipped.
+crane is in no distribution: built by hand (docs/imaging.md, Peers built by hand), it is found on PATH, else the tests are skipped.
 """
 
 from __future__ import annotations

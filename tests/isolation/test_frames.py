@@ -162,6 +162,12 @@ def test_a_guest_that_lies_is_found_out(pair: Pair, lie: list[tuple[int, int, in
         pair.says(*(frame(*each) for each in lie))
 
 
+def test_nothing_comes_of_a_process_before_it_was_said_to_be_there(pair: Pair) -> None:
+    work = pair.guest.spawn(b"plan", b"", terminal=False, stdin=False, done=lambda _: None)
+    with pytest.raises(SafetyViolation, match="no such process"):
+        pair.says(frame(frames.DATA, work.id, frames.STDOUT, b"x"))
+
+
 def test_what_a_process_does_arrives(pair: Pair) -> None:
     work = pair.work()
     heard: list[object] = []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from knarr.base.errors import Unsupported, UsageError
-from knarr.isolation import keeper, template
+from knarr.isolation import template
 from knarr.isolation.keeper import Keeper
 from knarr.isolation.template import Shape
 
@@ -152,8 +152,19 @@ def test_one_that_dies_is_replaced(running: Running) -> None:
 def test_what_cannot_boot_is_not_tried_for_ever(running: Running) -> None:
     running.broken = True
     template.keep(SMALL, 2, running.place)
-    wait_until(lambda: running.keeper._wanted[keeper._key(SMALL)] == 0, "it goes on trying")
+    wait_until(lambda: running.keeper._wanted[SMALL] == 0, "it goes on trying")
     assert running.states() == []
+
+
+def test_what_ends_while_it_boots_is_not_booted_for_ever(running: Running) -> None:
+    running.quiet = True
+    template.keep(SMALL, 1, running.place)
+    running.expect(["booting"])
+    os.kill(running.pids[0], 9)
+    running.expect([])
+    assert template.status(running.place)["failed"] == ["it ended before it said hello"]
+    time.sleep(0.2)
+    assert len(running.pids) == 1
 
 
 def test_stopping_lets_those_in_use_end_first(running: Running) -> None:

@@ -28,6 +28,7 @@ from knarr.base.errors import KnarrError
 from knarr.isolation import confine, uml
 from knarr.isolation.confine import View
 from knarr.isolation.initramfs import initramfs
+from knarr.isolation.kinds import Share
 from knarr.kernel.landlock import landlock_version
 from knarr.kernel.process import reap, signal_pid
 from knarr.plan.syscalls import numbers
@@ -110,7 +111,7 @@ class Starter:
         self.archive = archive
         self.guests: list[Guest] = []
 
-    def __call__(self, *words: str, shares: tuple[uml.Share, ...] = ()) -> Guest:
+    def __call__(self, *words: str, shares: tuple[Share, ...] = ()) -> Guest:
         launched = uml.launch(
             self.kernel,
             initramfs=str(self.archive),
@@ -160,7 +161,7 @@ def break_out(kernel: uml.Kernel, exerciser: Path, work: Path, *, later: bool = 
     (work / "rw" / "upward").symlink_to("../../../../../../etc/passwd")
     (work / "initramfs").write_bytes(b"x")
     (work / "file").write_text("alone")
-    shares = (uml.Share(str(work / "ro")), uml.Share(str(work / "rw"), writable=True), uml.Share(str(work / "file")))
+    shares = (Share(str(work / "ro")), Share(str(work / "rw"), writable=True), Share(str(work / "file")))
     wall = uml.confinement(kernel, initramfs=str(work / "initramfs"), memory=64 << 20, shares=None if later else shares)
     views = tuple(
         View(str(exerciser), view.inside, program=True) if view.inside == "/linux" else view for view in wall.views
@@ -227,6 +228,7 @@ def test_who_breaks_out_stands_in_an_empty_place(
     assert opened["/tmp/x"] == opened["/shares/1/x"] == "0"
     assert opened["/shares/1/absolute"] == opened["/shares/1/upward"] == "2"  # no such file in there
     assert all(opened[path] in ("13", "30") for path in ("/x", "/initramfs", "/shares/0/x"))  # EACCES, EROFS
+    assert set(answers(text, "own").values()) == {"30"}  # EROFS: the nodes below /dev are the host's
     assert answers(text, "kill") == {"others": "3"}  # there is nobody else
     calls = answers(text, "call")
     assert {name: calls[name] for name in FOREIGN} == dict.fromkeys(FOREIGN, ENOSYS)
@@ -450,7 +452,7 @@ def test_a_guest_that_panics_ends_with_its_last_words(boot: Starter) -> None:
 def test_a_failed_start_leaves_nothing(boot: Starter, work: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KnarrError, match="no such file"):
-        boot(shares=(uml.Share(str(work / "gone")),))
+        boot(shares=(Share(str(work / "gone")),))
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

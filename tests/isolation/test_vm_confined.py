@@ -23,7 +23,7 @@ import pytest
 from knarr.base.errors import KnarrError
 from knarr.isolation import accel, kernels, qemu, vm
 from knarr.isolation.initramfs import Entry, initramfs
-from knarr.isolation.uml import Share
+from knarr.isolation.kinds import Share
 from knarr.kernel.process import ended, reap, signal_pid
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.base.errors import KnarrError
+    from knarr.isolation.kinds import Share
     from knarr.plan.container import ContainerPlan
 
     Ranges = tuple[tuple[int, int, int], ...]
@@ -144,7 +145,8 @@ def _places(later: str) -> list[dict[str, Any]]:
 
 
 def _mount(view: View) -> dict[str, Any]:
-    options = ["rbind", "rw" if view.writable or view.device else "rro", "rnosuid"]
+    # A device can be written to on a read-only mount, and there nobody changes its owner or mode, which are the host's.
+    options = ["rbind", "rw" if view.writable else "rro", "rnosuid"]
     options += [] if view.device else ["rnodev"]
     options += [] if view.program or view.asked else ["rnoexec"]
     return {"destination": view.inside, "type": "bind", "source": view.source, "options": options}
@@ -203,6 +205,15 @@ def tightened(plan: ContainerPlan, mounts: int, *, fixed: bool = False) -> Conta
     return made
 
 
+def shown(shares: Sequence[Share], folder: str, *, asked: bool = False) -> list[View]:
+    """Shares, each at its number below a folder inside; a file in there by its name, not the directory it lies in."""
+    views = []
+    for number, share in enumerate(shares):
+        name = "" if os.path.isdir(share.source) else f"/{os.path.basename(share.source)}"
+        views.append(View(share.source, f"{folder}/{number}{name}", writable=share.writable, asked=asked))
+    return views
+
+
 class Confined(Process):
     """The program behind its wall: ``pid``, ``pidfd``, ``wait()``. It dies with the thread that started it."""
 
@@ -240,8 +251,7 @@ def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, f
             process.launch.run(deadline)
             process.launch.close()
     except BaseException:
-        process.kill()
-        process.close()
+        process.undo()
         raise
     return process
 

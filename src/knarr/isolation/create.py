@@ -9,7 +9,6 @@ first process is the monitor.
 from __future__ import annotations
 
 import os
-import sys
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from errno import EEXIST
 
@@ -19,6 +18,7 @@ from knarr.base.ids import check_id
 from knarr.isolation import convert, frames, guest, kinds, template
 from knarr.isolation.kinds import Share
 from knarr.isolation.monitor import SETUP_FAILED
+from knarr.isolation.python import python_command
 from knarr.plan import ops
 from knarr.plan.cgroup import CgroupHost, CgroupPlan
 from knarr.plan.container import ContainerPlan, Options, own_id_alone, own_maps, plan_container
@@ -28,7 +28,7 @@ from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.root import Root, image_ops, root_ops
 from knarr.runtime import cgroup, record
-from knarr.runtime.create import Created, Stdio, compiled_seccomp, rootfs_path, undo
+from knarr.runtime.create import Created, Stdio, after_start, compiled_seccomp, rootfs_path, set_up, undo
 from knarr.runtime.launch import Control, Launch, memfd
 from knarr.runtime.monitored import SOCKET
 
@@ -270,7 +270,7 @@ class Isolated(Created):
             "place": self._place,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
             "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],
-            "controllers": [],
+            "controllers": list(groups.directories[0].controllers) if groups is not None else [],
             "slots": [places[name] for name in self._inside.slots],
             "terminal": bool(process.get("terminal")),
             "size": [size.get("height", 0), size.get("width", 0)],
@@ -426,7 +426,7 @@ def host_plan(
     plan += [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"), Op("sync", (ops.SYNC_READY,))]
     plan.append(Op("pdeathsig", (0,)))
     plan += [Op("keep_fd", (handed.index(name), 3 + number)) for number, name in enumerate(names)]
-    words = monitor_command()
+    words = python_command("monitor")
     plan += [
         Op("host_program", (), (words[0],)),
         Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8")),
@@ -446,13 +446,6 @@ def host_plan(
             for n, hook in enumerate((config.get("hooks") or {}).get(kind) or ())
         ),
     )
-
-
-def monitor_command() -> list[str]:
-    """The command line of the monitor: this very Python, isolated from its user's settings."""
-    place = __file__.removesuffix("/knarr/isolation/create.py")
-    code = f"import sys; sys.path.append({place!r}); from knarr.isolation.monitor import main; main()"
-    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", code]
 
 
 def begin(
@@ -534,7 +527,7 @@ def begin(
 
 
 def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:
-    """Whether each source of a bind mount is a directory; one that is missing is made, as engines expect. FileError."""
+    """Whether each source of a bind mount is a directory. Raises FileError for one that is missing."""
     found = {}
     for source in convert.sources(config, bundle):
         try:
@@ -548,21 +541,12 @@ def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:
 def create(kind: str, *where: Any, deadline: float | None = None, **more: Any) -> Isolated:
     """``begin()`` and block until the container is set up, as ``runtime.create.create``."""
     created = begin(kind, *where, **more)
-    try:
-        created.drive(deadline)
-        created.finish()
-    except BaseException as error:
-        undo(created, error)
-        raise
+    set_up(created, deadline)
     return created
 
 
 def run(kind: str, *where: Any, **more: Any) -> Isolated:
     """``create()`` without waiting for a start, as ``runtime.create.run``."""
     created = create(kind, *where, wait_start=False, **more)
-    try:
-        created.poststart()
-    except BaseException as error:
-        undo(created, error)
-        raise
+    after_start(created)
     return created

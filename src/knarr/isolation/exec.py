@@ -6,7 +6,6 @@ A process of the host's stands for it (stand_in.py): its pid, signals, terminal 
 from __future__ import annotations
 
 import os
-import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
 from struct import pack
 
@@ -14,11 +13,13 @@ from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KnarrError, Unsupported, WrongStatus
 from knarr.isolation import convert, frames
 from knarr.isolation.create import Relayed, guest_host, monitor_error
+from knarr.isolation.python import python_command
 from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
 from knarr.runtime import record
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
+from knarr.runtime.exec import until_it_runs
 from knarr.runtime.launch import memfd
 from knarr.runtime.monitored import connect
 
@@ -48,11 +49,6 @@ class GuestExeced(Process):
 
     def document(self) -> dict[str, Any]:
         return record.document(self._state, "running")
-
-    def undo(self) -> None:
-        """End the process and forget it."""
-        self.kill()
-        self.close()
 
 
 def begin_exec(
@@ -154,9 +150,7 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
 
 def _stand_in(monitor: int, terminal: int) -> int:
     """Start the process that stands for one in the guest; its pid, a child of ours."""
-    place = __file__.removesuffix("/knarr/isolation/exec.py")
-    code = f"import sys; sys.path.append({place!r}); from knarr.isolation.stand_in import main; main({terminal >= 0})"
-    words = [sys.executable, "-I", "-S", "-X", "utf8", "-c", code]
+    words = python_command("stand_in", repr(terminal >= 0))
     actions: list[Any] = []
     moved: list[int] = []
     for target, source in ((3, monitor), (4, terminal)):
@@ -199,10 +193,5 @@ def exec_process(
     made = begin_exec(
         state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused, cgroups=cgroups
     )
-    try:
-        if made.launch is not None:
-            made.launch.run(deadline, stop)
-    except BaseException:
-        made.undo()
-        raise
+    until_it_runs(made, deadline, stop)
     return made

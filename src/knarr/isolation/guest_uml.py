@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from knarr.base.files import read_file
+from knarr.base.files import read_file, write_atomic
 from knarr.isolation import uml
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
@@ -52,19 +52,15 @@ def mounted(number: int) -> Mounted:
 
 def boot(settings: Settings) -> Booting:
     """Begin a guest, or take one that waits. Raises as ``uml.launch``."""
-    shares = None
-    if settings.shares is not None:
-        shares = tuple(uml.Share(each.source, each.writable) for each in settings.shares)
-        given = shares
-        waited = taken(settings, lambda guest: uml.show(guest.pidfd, given))
+    shares = settings.shares
+    if shares is not None:
+        waited = taken(settings, lambda guest: uml.show(guest.pidfd, shares))
         if waited is not None:
             guest, settled = waited
             return Booting(guest.pid, guest.pidfd, guest.channel, guest.console, window=_WINDOW, settled=settled)
     found = settings.found
     modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
-    archive = initramfs(read_file(init_path(), 16 << 20), modules)
-    with open(settings.initramfs, "wb", opener=_private) as file:
-        file.write(archive)
+    write_atomic(settings.initramfs, initramfs(read_file(init_path(), 16 << 20), modules))
     kernel = uml.Kernel(found["path"], found["release"], tuple((inside, file) for inside, file in found["libraries"]))
     launched = uml.launch(
         kernel,
@@ -74,7 +70,3 @@ def boot(settings: Settings) -> Booting:
         filters=settings.filters,
     )
     return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -6,12 +6,11 @@ import os
 from _thread import start_new_thread
 
 from knarr.base.errors import FileError, KnarrError, Unsupported
-from knarr.base.files import read_file, write_all
+from knarr.base.files import read_file, write_atomic
 from knarr.isolation import accel, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
 from knarr.isolation.taking import taken
-from knarr.isolation.uml import Share
 from knarr.kernel.process import ended, signal_pid
 from knarr.runtime.launch import init_path
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from knarr.isolation.kinds import Share
     from knarr.isolation.template import Taken
 
 OVERHEAD = 96 << 20
@@ -82,7 +82,7 @@ def _acceleration(hypervisor: qemu.Hypervisor, kernel: kernels.Kernel, cache: st
         return known
     path = f"{os.environ.get('TMPDIR') or '/tmp'}/knarr-{os.urandom(8).hex()}"
     try:
-        _write(path, _initramfs(kernel.modules, ""))
+        write_atomic(path, _initramfs(kernel.modules, ""))
         return accel.find(
             hypervisor,
             cache,
@@ -130,16 +130,14 @@ def boot(settings: Settings) -> Booting:
     """Begin a guest, or take one that waits. Raises as ``vm.launch``."""
     found = settings.found
     asked = vmconfig.wanted(found["section"])
-    shares = None
-    if settings.shares is not None:
-        shares = tuple(Share(each.source, each.writable) for each in settings.shares)
-        given = shares
-        waited = taken(settings, lambda guest: _show(given, guest)) if asked == vmconfig.Wanted() else None
+    shares = settings.shares
+    if shares is not None:
+        waited = taken(settings, lambda guest: _show(shares, guest)) if asked == vmconfig.Wanted() else None
         if waited is not None:
             guest, settled = waited
             return Booting(guest.pid, guest.pidfd, guest.channel, guest.console, patience=_PATIENCE, settled=settled)
     path, version, arch = found["hypervisor"]
-    _write(settings.initramfs, _initramfs(found["modules"], asked.initrd))
+    write_atomic(settings.initramfs, _initramfs(found["modules"], asked.initrd))
     launched = vm.launch(
         qemu.Hypervisor(path, tuple(version), arch),
         vm.Settings(
@@ -157,7 +155,9 @@ def boot(settings: Settings) -> Booting:
         filters=settings.filters,
     )
     if launched.helper is not None:
-        start_new_thread(_end_together, (launched.helper.pidfd, launched.pidfd))
+        # With descriptors of its own: whoever has the guest may close theirs, and the number be another guest's then.
+        start_new_thread(_end_together, (os.dup(launched.helper.pidfd), os.dup(launched.pidfd)))
+        launched.helper.close()
     helpers = () if launched.helper is None else (launched.helper.pid,)
     return Booting(
         launched.pid, launched.pidfd, launched.channel, launched.console, patience=_PATIENCE, helpers=helpers
@@ -176,19 +176,6 @@ def _show(shares: tuple[Share, ...], guest: Taken) -> None:
 def _end_together(helper: int, guest: int) -> None:
     """Kill QEMU when virtiofsd ends: the guest would wait for its files for ever."""
     ended(helper, None)
-    try:
-        signal_pid(guest, 9)
-    except OSError:
-        pass  # it has ended before, and its descriptor is closed
-
-
-def _write(path: str, data: bytes) -> None:
-    """Make the file, of which only its owner knows. Raises FileError."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, data)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise FileError("write", path, error.errno or 0) from None
+    signal_pid(guest, 9)
+    os.close(helper)
+    os.close(guest)

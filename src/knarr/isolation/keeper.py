@@ -6,15 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+from fcntl import ioctl
 from select import POLLHUP, POLLIN, poll
 from socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET, socket
 from struct import pack, unpack
+from termios import FIONREAD
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, TimedOut, UsageError
 from knarr.isolation import kinds
+from knarr.isolation.python import python_command
 from knarr.isolation.template import MESSAGE, PATIENCE, SOCKET, Shape, connect, status, words_of
 from knarr.kernel.process import ended, reap, signal_pid
 
@@ -43,10 +46,8 @@ def shape_of(kind: str, memory: int, cpus: int) -> Shape:
 
 def begin(place: str, idle: float) -> None:
     """Start a keeper as a process of its own and wait until it listens. Raises FileError, KnarrError when it fails."""
-    code = f"from knarr.isolation.keeper import main; main({place!r}, {idle!r})"
-    package = __file__.removesuffix("/knarr/isolation/keeper.py")
     started = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "utf8", "-c", f"import sys; sys.path.append({package!r}); {code}"],
+        python_command("keeper", repr(place), repr(idle)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -163,10 +164,10 @@ class Keeper:
     def __init__(self, place: str, launch: Callable[[Shape], tuple[Any, ...]], idle: float = IDLE) -> None:
         self._launch = launch
         self._idle = idle
-        self._wanted: dict[tuple[str, int, int], int] = {}
+        self._wanted: dict[Shape, int] = {}
         self._guests: list[_Guest] = []
         self._clients: list[socket] = []
-        self._failed: dict[tuple[str, int, int], str] = {}
+        self._failed: dict[Shape, str] = {}
         self._stopping = False
         self._used = monotonic()
         self._given = 0.0
@@ -212,21 +213,24 @@ class Keeper:
 
     def _refill(self) -> None:
         """Begin one guest that is wanted, so that who asks does not wait for all of them."""
-        for key in self._lacking()[:1] if self._settles() <= 0 else ():
-            shape = Shape(*key)
+        for shape in self._lacking()[:1] if self._settles() <= 0 else ():
             try:
                 self._guests.append(_Guest(shape, *self._launch(shape)))
             except KnarrError as error:
-                self._failed[key] = str(error)
-                self._wanted[key] = 0  # it would fail again, at once and for ever
+                self._give_up(shape, str(error))
+
+    def _give_up(self, shape: Shape, why: str) -> None:
+        """Boot no more of a shape: they would fail again, at once and for ever."""
+        self._failed[shape] = why
+        self._wanted[shape] = 0
 
     def _settles(self) -> float:
         return self._given + _SETTLE - monotonic()
 
-    def _lacking(self) -> list[tuple[str, int, int]]:
+    def _lacking(self) -> list[Shape]:
         """The shapes of which there are less than wanted."""
-        have = [_key(guest.shape) for guest in self._guests if guest.waits]
-        return [] if self._stopping else [key for key, count in self._wanted.items() if have.count(key) < count]
+        have = [guest.shape for guest in self._guests if guest.waits]
+        return [] if self._stopping else [shape for shape, count in self._wanted.items() if have.count(shape) < count]
 
     def _serve(self, timeout: float) -> None:
         poller = poll()
@@ -241,7 +245,7 @@ class Keeper:
         for client in self._clients:
             watch(client.fileno(), lambda client=client: self._answer(client))  # type: ignore[misc]
         for guest in self._guests:
-            watch(guest.pidfd, lambda guest=guest: self._drop([guest]))  # type: ignore[misc]
+            watch(guest.pidfd, lambda guest=guest: self._ended(guest))  # type: ignore[misc]
             if guest.taker is not None:
                 watch(guest.taker.fileno(), lambda guest=guest: self._drop([guest]))  # type: ignore[misc]
             elif not guest.ready:
@@ -250,9 +254,14 @@ class Keeper:
             handlers[fd]()
 
     def _note_ready(self, guest: _Guest) -> None:
-        # Its greeting is there, and left for whoever takes it.
+        # Its greeting is there, and left for whoever takes it; at the end of one that died there is nothing.
         if guest in self._guests:
-            guest.ready = True
+            guest.ready = int.from_bytes(ioctl(guest.channel, FIONREAD, bytes(4)), sys.byteorder) > 0
+
+    def _ended(self, guest: _Guest) -> None:
+        if guest in self._guests and not guest.ready:
+            self._give_up(guest.shape, "it ended before it said hello")
+        self._drop([guest])
 
     def _accept(self) -> None:
         try:
@@ -304,21 +313,17 @@ class Keeper:
         return {"error": "it does not know that request"}
 
     def _keep(self, shape: Shape, count: int) -> dict[str, Any]:
-        wanted = {**self._wanted, _key(shape): count}
+        wanted = {**self._wanted, shape: count}
         if sum(wanted.values()) > MOST_GUESTS:
             return {"error": f"it holds {MOST_GUESTS} guests at most"}
-        if sum(memory * number for (_, memory, _), number in wanted.items()) > MOST_MEMORY:
+        if sum(each.memory * number for each, number in wanted.items()) > MOST_MEMORY:
             return {"error": f"its guests may have {MOST_MEMORY >> 20} MiB altogether at most"}
         self._used = monotonic()
         self._wanted = wanted
-        self._failed.pop(_key(shape), None)
+        self._failed.pop(shape, None)
         spare = [guest for guest in self._guests if guest.waits and guest.shape == shape][count:]
         self._drop(spare)
         return {}
-
-
-def _key(shape: Shape) -> tuple[str, int, int]:
-    return shape.kind, shape.memory, shape.cpus
 
 
 def _shape(words: dict[str, Any]) -> Shape:

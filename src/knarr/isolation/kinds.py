@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-NAMESPACE, KERNEL, VM = "namespace", "kernel", "vm"
-KINDS = (NAMESPACE, KERNEL, VM)
-"""On the host's kernel; under a Linux kernel of its own as a process (user-mode Linux); in a microVM."""
+KERNEL, VM = "kernel", "vm"
+"""Under a Linux kernel of its own as a process (user-mode Linux); in a microVM."""
 
 
 class Share(Record):

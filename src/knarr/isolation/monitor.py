@@ -16,7 +16,7 @@ from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQP
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
 from select import POLLIN, poll
-from struct import iter_unpack, pack
+from struct import pack
 from time import monotonic
 
 from knarr.base import fastjson
@@ -26,6 +26,7 @@ from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
+from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
 from knarr.runtime.monitored import PAUSED
 
@@ -301,12 +302,7 @@ class Monitor:
             if error.errno in (EAGAIN, EINTR):
                 return
             data, rights = b"", []
-        given = [
-            fd
-            for level, kind, part in rights
-            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-            for (fd,) in iter_unpack("i", part)
-        ]
+        given = descriptors(rights)
         if not data:
             self._forget(connection)
             return

@@ -9,13 +9,13 @@ memory altogether and for how long is bounded.
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET, socket
 from errno import ECONNREFUSED, ENOENT
-from struct import iter_unpack
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, UsageError
 from knarr.base.record import Record
+from knarr.kernel.passed import descriptors
 from knarr.runtime.record import default_root
 
 TYPE_CHECKING = False
@@ -60,16 +60,16 @@ def take(shape: Shape, place: str) -> Taken | None:
     if connection is None:
         return None
     try:
-        answer, descriptors = _ask(connection, {"do": "take", "shape": words_of(shape)})
+        answer, given = _ask(connection, {"do": "take", "shape": words_of(shape)})
     except KnarrError:
         connection.close()
         return None
-    if len(descriptors) != 3:
-        for fd in descriptors:
+    if len(given) != 3:
+        for fd in given:
             os.close(fd)
         connection.close()
         return None
-    pidfd, channel, console = descriptors
+    pidfd, channel, console = given
     return Taken(int(answer["pid"]), pidfd, channel, console, tuple(map(int, answer["helpers"])), connection)
 
 
@@ -122,16 +122,11 @@ def _ask(connection: socket, request: dict[str, Any]) -> tuple[dict[str, Any], l
         data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(12), MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise FileError("ask", "the keeper of templates", error.errno or 0) from None
-    descriptors = [
-        fd
-        for level, kind, numbers in rights
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-        for (fd,) in iter_unpack("i", numbers[: len(numbers) // 4 * 4])
-    ]
+    given = descriptors(rights)
     answer = fastjson.loads(data, "the keeper's answer") if data else {"error": "it is ending"}
     if "error" in answer:
         raise UsageError(f"the keeper of templates refuses: {answer['error']}")
-    return answer, descriptors
+    return answer, given
 
 
 def _once(place: str, request: dict[str, Any]) -> dict[str, Any] | None:

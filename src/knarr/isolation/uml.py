@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from knarr.isolation.confine import Confinement, View
+    from knarr.isolation.confine import Confinement
+    from knarr.isolation.kinds import Share
 
 PROGRAM = "linux.uml"
 VARIABLE = "KNARR_UML"
@@ -240,13 +241,6 @@ def calls() -> tuple[dict[str, Any], ...]:
     return (*rules, *({"names": ["ioctl"], "action": allow, "args": [each]} for each in asked))
 
 
-class Share(Record):
-    """A file or directory of the host's that the guest may see; only what is ``writable`` may it change."""
-
-    path: str
-    writable: bool = False
-
-
 class Launched(Record):
     """A guest that boots, a child of this process.
 
@@ -310,7 +304,7 @@ def confinement(
     kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] | None = (), words: Sequence[str] = ()
 ) -> Confinement:
     """What a guest's user-mode Linux may have."""
-    from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit
+    from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit, shown
 
     arguments = command_line(
         "/linux", memory=memory, initramfs="/initramfs", run=TEMPORARY, channel=3, shares=_SHARES, words=words
@@ -319,7 +313,7 @@ def confinement(
     views += [View(source, inside, program=True) for inside, source in kernel.libraries]
     views += [View("/proc/cpuinfo", "/proc/cpuinfo")]
     views += [View("/dev/null", "/dev/null", device=True), View("/dev/urandom", "/dev/random", device=True)]
-    views += _shown(shares or ())
+    views += shown(shares or (), _SHARES, asked=True)
     return Confinement(
         id="guest",
         arguments=tuple(arguments),
@@ -334,19 +328,8 @@ def confinement(
     )
 
 
-def _shown(shares: Sequence[Share]) -> list[View]:
-    from knarr.isolation.confine import View
-
-    views = []
-    for number, share in enumerate(shares):
-        # A file alone, not the directory it lies in.
-        name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
-        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable, asked=True))
-    return views
-
-
 def show(pidfd: int, shares: Sequence[Share]) -> None:
     """Give shares to a guest that was launched without. Takes root. Raises as ``confine.attach``."""
-    from knarr.isolation.confine import attach
+    from knarr.isolation.confine import attach, shown
 
-    attach(pidfd, _shown(shares))
+    attach(pidfd, shown(shares, _SHARES, asked=True))

@@ -13,7 +13,7 @@ import subprocess
 from knarr.base.errors import FileError, Unsupported
 from knarr.base.record import Record
 from knarr.isolation import qemu
-from knarr.isolation.confine import Confinement, View, attach, descriptor_limit, start
+from knarr.isolation.confine import Confinement, View, attach, descriptor_limit, shown, start
 from knarr.isolation.programs import libraries
 from knarr.runtime.create import Stdio
 
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.isolation.confine import Confined
-    from knarr.isolation.uml import Share
+    from knarr.isolation.kinds import Share
 
 _SHARES = "/shares"
 _FIRMWARE = ("/usr/share/qemu", "/usr/share/seabios")
 _SCRATCH = 1 << 20
 _NEW_NAMESPACES = 0x7E020000
-OVERHEAD = 96 << 20
-"""Bytes of the guest's memory that its kernel, its page tables and the initramfs take, with some to work in."""
 
 
 class Settings(Record):
@@ -107,16 +105,7 @@ def show(helper: int, shares: Sequence[Share]) -> None:
 
     Takes root. Raises as ``confine.attach``.
     """
-    attach(helper, shown(shares))
-
-
-def shown(shares: Sequence[Share]) -> list[View]:
-    """Where virtiofsd finds each share: at its number; a file in there by its name."""
-    views = []
-    for number, share in enumerate(shares):
-        name = "" if os.path.isdir(share.path) else f"/{os.path.basename(share.path)}"
-        views.append(View(share.path, f"{_SHARES}/{number}{name}", writable=share.writable))
-    return views
+    attach(helper, shown(shares, _SHARES))
 
 
 def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
@@ -209,7 +198,7 @@ def helper_confinement(program: str, shares: Sequence[Share] | None) -> Confinem
     return Confinement(
         id="guest-shares",
         arguments=tuple(qemu.helper_command(program, rust=rust, listener=3, directory=_SHARES)),
-        views=(*views, *shown(shares or ())),
+        views=(*views, *shown(shares or (), _SHARES)),
         calls=calls(_HELPER_CALLS),
         scratch=_SCRATCH,
         descriptors=descriptor_limit(),

@@ -6,9 +6,10 @@ termios(3), ioctl_tty(2), unix(7) SCM_RIGHTS.
 from __future__ import annotations
 
 import os
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from fcntl import ioctl
-from struct import iter_unpack
+
+from knarr.kernel.passed import descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,12 +71,7 @@ def resize(master: int, size: bytes) -> None:
 def receive_fd(sock: socket) -> int:
     """Take one descriptor (close-on-exec) from a socket; -1 when the message brought none. Raises OSError."""
     _, ancillary, _, _ = sock.recvmsg(4096, CMSG_SPACE(4 * 4), MSG_CMSG_CLOEXEC)
-    found = [
-        fd
-        for level, kind, data in ancillary
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-        for (fd,) in iter_unpack("i", data)
-    ]
+    found = descriptors(ancillary)
     for fd in found[1:]:
         os.close(fd)
     return found[0] if found else -1

@@ -158,6 +158,11 @@ class Process:
     def join_cgroup(self) -> None:
         """Put the process into its cgroups, if that has not been done yet."""
 
+    def undo(self) -> None:
+        """End it and forget it."""
+        self.kill()
+        self.close()
+
     def kill(self) -> None:
         """End it, whatever it is doing, and reap it."""
         if self.launch is not None:
@@ -500,6 +505,25 @@ def undo(created: Created, error: BaseException) -> None:
         error.add_note(f"and while undoing it: {trouble}")
 
 
+def set_up(created: Created, deadline: float | None) -> None:
+    """Block until what ``begin`` began is set up, or undo it. Raises as ``create``."""
+    try:
+        created.drive(deadline)
+        created.finish()
+    except BaseException as error:
+        undo(created, error)
+        raise
+
+
+def after_start(created: Created) -> None:
+    """Run the poststart hooks of a program that runs, or undo all of it. Raises HookError."""
+    try:
+        created.poststart()
+    except BaseException as error:
+        undo(created, error)
+        raise
+
+
 def compiled_seccomp(config: dict[str, Any], host: Host, state_root: str = "") -> bytes | None:
     """linux.seccomp as a filter, from (and into) the cache below ``state_root`` if that is given.
 
@@ -561,12 +585,7 @@ def create(
         rootless=rootless,
         stop=stop,
     )
-    try:
-        created.drive(deadline)
-        created.finish()
-    except BaseException as error:
-        undo(created, error)
-        raise
+    set_up(created, deadline)
     return created
 
 
@@ -604,9 +623,5 @@ def run(
         deadline=deadline,
         stop=stop,
     )
-    try:
-        created.poststart()
-    except BaseException as error:
-        undo(created, error)
-        raise
+    after_start(created)
     return created

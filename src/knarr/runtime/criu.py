@@ -6,12 +6,12 @@ https://criu.org/RPC. The process that CRIU restores becomes a child of this pro
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+from _socket import AF_UNIX, CMSG_SPACE, SOCK_SEQPACKET, socket, socketpair
 from errno import ENOENT
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from struct import unpack
 
 from knarr.base.errors import FileError, InitError, Unsupported
+from knarr.kernel.passed import descriptors
 from knarr.plan import criu
 
 TYPE_CHECKING = False
@@ -77,12 +77,7 @@ class Criu:
             raise InitError("", "understand CRIU", 0, why=f"its answer to request {kind} is damaged: {error}") from None
 
     def _notified(self, told: dict[int, Any], control: Any, on_notify: Callable[[str, int, int], None] | None) -> None:
-        fds = [
-            fd
-            for level, kind, content in control
-            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-            for fd in unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
-        ]
+        fds = descriptors(control)
         answer = {"type": criu.NOTIFY, "notify_success": True}
         try:
             if on_notify is not None:

@@ -52,8 +52,7 @@ class Execed(Process):
         """End the process and forget it."""
         if self._state.cgroup is not None and self.pid and freezer.frozen(self._state.cgroup):
             cgroup.expel(self._state.cgroup, self.pid)
-        self.kill()
-        self.close()
+        super().undo()
 
 
 def begin_exec(
@@ -162,10 +161,15 @@ def exec_process(
     made = begin_exec(
         state_root, id, process, io=io, options=options, host=host, ignore_paused=ignore_paused, cgroups=cgroups
     )
+    until_it_runs(made, deadline, stop)
+    return made
+
+
+def until_it_runs(made: Process, deadline: float | None, stop: int) -> None:
+    """Block until what ``begin_exec`` began runs, or undo it. Raises as ``exec_process``."""
     try:
         if made.launch is not None:
             made.launch.run(deadline, stop)
     except BaseException:
         made.undo()
         raise
-    return made
