@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from knarr.runtime.exec import Execed
 
 ANNOTATION = "org.knarr.isolation"
-NAMES = ("namespace", "kernel", "vm")
+GUESTS = ("kernel", "vm")
+NAMES = ("namespace", *GUESTS)
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -26,6 +27,13 @@ def kind_of(config: dict[str, Any]) -> str:
         why = f"{asked!r} is not namespace, kernel or vm"
         raise SpecError("config.json", [SpecFinding(f"/annotations{pointer_token(ANNOTATION)}", why)])
     return asked
+
+
+def in_guest(state_root: str, id: str) -> bool:
+    """Whether a container of that id is in a guest (which says nothing of whether it is there)."""
+    from knarr.runtime.monitored import SOCKET  # not for those who make one
+
+    return os.path.exists(f"{state_root}/{id}/{SOCKET}")
 
 
 def begin(state_root: str, id: str, bundle: str, config: dict[str, Any], **more: Any) -> Created:
@@ -42,7 +50,7 @@ def begin(state_root: str, id: str, bundle: str, config: dict[str, Any], **more:
 
 def begin_exec(state_root: str, id: str, process: dict[str, Any], **more: Any) -> Execed | GuestExeced:
     """``runtime.exec.begin_exec``, or its like for a container in a guest. Raises the same."""
-    if not os.path.exists(f"{state_root}/{id}/guest"):
+    if not in_guest(state_root, id):
         from knarr.runtime.exec import begin_exec as begin_here
 
         return begin_here(state_root, id, process, **more)

@@ -12,6 +12,7 @@ from struct import pack
 from knarr.base.errors import FileError, NotFound, SpecError, SpecFinding, UsageError
 from knarr.base.fastjson import pointer_token
 from knarr.base.files import read_file, write_atomic
+from knarr.isolation.choose import ANNOTATION, GUESTS, in_guest, kind_of
 from knarr.plan.container import Options
 from knarr.spec.validate import parse_config
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from knarr.runtime.exec import Execed
 
 PIDFD_RECEIVER = "run.oci.pidfd_receiver"
-ISOLATION = "org.knarr.isolation"
-ISOLATED = ("kernel", "vm")
-"""Kinds of isolation beside the host's kernel: a name of this program ends so, or the annotation says it."""
 CONSOLE_PATIENCE = 10.0
 """Seconds the listener of a console socket may take to accept."""
 
@@ -62,14 +60,13 @@ def isolation(config: dict[str, Any]) -> str:
     weaken what the engine was told to use.
     """
     name = sys.argv[0].rpartition("/")[2]
-    named = next((kind for kind in ISOLATED if name.endswith(f"-{kind}")), "")
-    asked = (config.get("annotations") or {}).get(ISOLATION, "")
-    if asked in ("", named):
-        return named
-    if named or asked not in ("namespace", *ISOLATED):
-        why = f"{asked!r} is not the {named} of {name}" if named else f"{asked!r} is not namespace, kernel or vm"
-        raise SpecError("config.json", [SpecFinding(f"/annotations{pointer_token(ISOLATION)}", why)])
-    return asked if asked in ISOLATED else ""
+    named = next((kind for kind in GUESTS if name.endswith(f"-{kind}")), "")
+    asked = (config.get("annotations") or {}).get(ANNOTATION, "")
+    if named and asked not in ("", named):
+        why = f"{asked!r} is not the {named} of {name}"
+        raise SpecError("config.json", [SpecFinding(f"/annotations{pointer_token(ANNOTATION)}", why)])
+    kind = named or kind_of(config)
+    return kind if kind in GUESTS else ""
 
 
 def makers(config: dict[str, Any]) -> tuple[Callable[..., Created], Callable[..., Created]]:
@@ -96,11 +93,6 @@ def executor(root: str, id: str) -> Callable[..., Execed | GuestExeced]:
     from knarr.runtime.exec import exec_process
 
     return exec_process
-
-
-def in_guest(root: str, id: str) -> bool:
-    """Whether a container of that id is in a guest (which says nothing of whether it is there)."""
-    return os.path.exists(f"{root}/{id}/guest")
 
 
 def wishes(options: dict[str, Any], context: Context) -> Options:
