@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import ENOENT, ESRCH
+from errno import ENOENT, EPERM, ESRCH
 
 from knarr.base.errors import InitError, KernelError, KnarrError, Unsupported, WrongStatus
 from knarr.kernel.process import ended, open_pid
@@ -41,8 +41,13 @@ class Execed(Process):
         return record.document(self._state, self._status)
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
-        if number == ESRCH and index < len(self.plan.ops) and self.plan.ops[index].kind == "setns":
-            return WrongStatus(self.id, "exec in", "stopped")
+        if number in (ESRCH, EPERM) and index < len(self.plan.ops) and self.plan.ops[index].kind == "setns":
+            if number == ESRCH:
+                return WrongStatus(self.id, "exec in", "stopped")
+            if self._status == "created":  # its init is not dumpable (CVE-2016-9962), and not root's in the host's eyes
+                return WrongStatus(
+                    self.id, "exec in", "created", hint="only root may look into it before its program runs: start it"
+                )
         error = super().failed(index, number, detail)
         if isinstance(error, InitError):
             error.pointer = ""  # points into the container's config.json, which is not where this process comes from
