@@ -285,6 +285,7 @@ def test_the_process_as_the_host_sees_it(boot: Starter) -> None:
     assert re.findall(r"(\w+):", devices) == ["lo"]
     links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
     assert not {link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/tmp"))}
+    assert os.sched_getaffinity(pid) < os.sched_getaffinity(0) or os.cpu_count() == 1  # it runs on one processor
 
 
 # -- a guest -----------------------------------------------------------------------------------------------------------

@@ -292,12 +292,27 @@ def launch(
         process = start(wall, stdio, deadline=deadline, filters=filters)
         opened.remove(console)
         ours.setblocking(False)
+        stay_on_one_processor(process.pid)
         return Launched(process.pid, process.pidfd, ours.detach(), console)
     finally:
         ours.close()
         theirs.close()
         for fd in opened:
             os.close(fd)
+
+
+def stay_on_one_processor(pid: int) -> None:
+    """Keep a guest that has begun to boot, and the processes it will make, on one processor of those allowed.
+
+    It has one processor, so one of its processes runs at a time; at each of their calls and faults one wakes another.
+    On the same processor that is a switch, on another one that sleeps an interrupt as well: compiling took 1.7 times
+    as long. Which one follows from the pid, so that guests are spread.
+    """
+    try:
+        allowed = sorted(os.sched_getaffinity(pid))
+        os.sched_setaffinity(pid, allowed[pid % len(allowed) :][:1])
+    except OSError:
+        pass  # it has ended, which its reader hears; or a cpuset changed at this moment
 
 
 def confinement(
