@@ -1,10 +1,11 @@
-"""Docker, containerd's ctr and Podman, unmodified, with knarr-runtime-kernel: each container on a Linux of its own."""
+"""Docker, containerd's ctr and Podman, unmodified, with knarr-runtime-kernel and -vm: each container on its own Linux.
+
+A boot of a microVM without KVM takes seconds, so that one container does as much as it can.
+"""
 
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +15,24 @@ from engine_containerd import IMAGE, Containerd
 from engine_docker import Docker
 from engine_podman import Podman
 from enginebox import box
+from scripts_docker import SHELL
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "isolation"))
+from behind import GUESTS, need  # pyright: ignore[reportMissingImports]  # it lies in tests/isolation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transcript import Recorder
 
-CODE = "cat /proc/sys/kernel/osrelease; cat; echo err >&2; exit 7"
+CODE = "cat /proc/sys/kernel/osrelease; cat /v/seed; cat; echo made > /v/made; hostname; id -u; echo err >&2; exit 7"
+NONE = ("--network", "none")
 
 
-@pytest.fixture(scope="module")
-def runtime() -> str:
-    path = Path(sys.prefix, "bin", "knarr-runtime-kernel")
-    if platform.machine() != "x86_64" or shutil.which("linux.uml") is None:
-        pytest.skip("user-mode-linux is not installed (x86_64 only)")
+@pytest.fixture(scope="module", params=GUESTS)
+def runtime(request: pytest.FixtureRequest) -> str:
+    need(request.param)
+    path = Path(sys.prefix, "bin", f"knarr-runtime-{request.param}")
     if not path.exists():
         pytest.skip(f"knarr is not installed in {sys.prefix} (make build)")
     return str(path)
@@ -35,19 +40,19 @@ def runtime() -> str:
 
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory, runtime: str, docker_archive: Path) -> Iterator[Docker]:
-    with box(tmp_path_factory.mktemp("docker-kernel")) as inside:
+    with box(tmp_path_factory.mktemp("docker-guest")) as inside:
         yield Docker(inside, runtime, docker_archive)
 
 
 @pytest.fixture(scope="module")
 def containerd(tmp_path_factory: pytest.TempPathFactory, runtime: str, docker_archive: Path) -> Iterator[Containerd]:
-    with box(tmp_path_factory.mktemp("containerd-kernel")) as inside:
+    with box(tmp_path_factory.mktemp("containerd-guest")) as inside:
         yield Containerd(inside, runtime, docker_archive)
 
 
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory, runtime: str, docker_archive: Path) -> Iterator[Podman]:
-    with box(tmp_path_factory.mktemp("podman-kernel")) as inside:
+    with box(tmp_path_factory.mktemp("podman-guest")) as inside:
         yield Podman(inside, runtime, docker_archive)
 
 
@@ -58,36 +63,52 @@ def another_kernel(out: str) -> bool:
 def life(d: Recorder, folder: Path) -> None:
     """What Docker and Podman say alike."""
     (folder / "seed").write_text("from the host\n")
-    none = ("--network", "none")
-    done = d.quiet("run", "--rm", "-i", *none, "small", "sh", "-c", CODE, stdin="through\n")
+    more = ("-v", f"{folder}:/v", "--hostname", "box", "-u", "1000")
+    folder.chmod(0o777)
+    done = d.quiet("run", "--rm", "-i", *NONE, *more, "small", "sh", "-c", CODE, stdin="through\n")
     assert another_kernel(done.stdout), done
-    assert (done.stdout.splitlines()[1:], done.stderr, done.returncode) == (["through"], "err\n", 7)
-    words = ("sh", "-c", "cat /v/seed; id; echo made > /v/made; hostname")
-    done = d.quiet("run", "--rm", *none, "-v", f"{folder}:/v", "--hostname", "box", "-u", "0", "small", *words)
-    assert done.stdout.splitlines()[0] == "from the host", done
-    assert done.stdout.splitlines()[-1] == "box"
+    lines = done.stdout.splitlines()[1:]
+    assert (lines, done.stderr, done.returncode) == (["from the host", "through", "box", "1000"], "err\n", 7), done
     assert (folder / "made").read_text() == "made\n"
-    done = d.quiet("run", "-d", "--name", "stays", *none, "--memory", "64m", "small", "sleep", "1000")
+    done = d.quiet("run", "-d", "--name", "stays", *NONE, "--memory", "64m", "small", "sh", "-c", "echo up; sleep 1000")
     assert done.returncode == 0, done
     done = d.quiet("exec", "stays", "sh", "-c", "cat /proc/sys/kernel/osrelease; exit 4")
     assert (another_kernel(done.stdout), done.returncode) == (True, 4), done
     done = d.quiet("exec", "-i", "stays", "cat", stdin="x" * 100_000)
     assert len(done.stdout) == 100_000
+    assert d.quiet("logs", "stays").stdout == "up\n"
     assert d.quiet("pause", "stays").returncode == 0
     assert d.quiet("unpause", "stays").returncode == 0
     assert d.quiet("inspect", "--format", "{{.State.Status}}", "stays").stdout == "running\n"
-    assert d.quiet("kill", "stays").returncode == 0
+    done = d.quiet("stop", "-t", "1", "stays")  # the first process of a pid namespace does not hear SIGTERM
+    assert done.returncode == 0, done
     assert d.quiet("wait", "stays").stdout.strip() == "137"
     assert d.quiet("rm", "stays").returncode == 0
-    done = d.quiet("run", "--rm", *none, "small", "no-such-program")
+    done = d.quiet("run", "--rm", *NONE, "small", "no-such-program")
     assert done.returncode == 127
     assert "no-such-program" in done.stderr
+
+
+def terminal(d: Recorder) -> None:
+    """A person at a keyboard: size, its change, Ctrl-C, the exit code."""
+    talk = d.terminal("run", "-it", "--rm", *NONE, "small", *SHELL, size=(33, 101))
+    talk.ask("> ", "until stty size 2>&1 | grep '^[1-9]'; do sleep 0.1; done; tty")
+    talk.until("33 101\r\n/dev/pts/0\r\n")
+    talk.resize(44, 99)
+    talk.ask("> ", "until stty size | grep '^44'; do sleep 0.1; done")
+    talk.until("44 99\r\n")
+    talk.ask("> ", "sh -c 'echo re\"\"ady; exec sleep 100'; echo $?")
+    talk.until("ready\r\n")
+    talk.send("\x03")
+    talk.ask("> ", "exit 5")
+    talk.end(5)
 
 
 def test_docker(docker: Docker, tmp_path: Path) -> None:
     d = docker.recorder()
     try:
         life(d, tmp_path)
+        terminal(d)
         for network in ("host", "bridge"):
             done = d.quiet("run", "--rm", "--network", network, "small", "true")
             assert done.returncode == 125, done

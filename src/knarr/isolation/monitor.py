@@ -202,6 +202,7 @@ class Monitor:
             ioctl(terminal, _TIOCSCTTY, 0)
             self._console.close()
             streams = (terminal, terminal, -1)
+            _leave_stdio()
         self._first = Relay(self._guest, streams, self._control, terminal=setup["terminal"])
         plan = _content(PLAN)
         self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
@@ -412,6 +413,14 @@ def _accept(listener: socket) -> socket | None:
     except OSError:
         return None
     return socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+
+
+def _leave_stdio() -> None:
+    """Let go of our own 0, 1, 2: of a container with a terminal they are the creator's, whose reader waits for its end."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _has_input(fd: int) -> bool:
