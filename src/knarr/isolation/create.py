@@ -269,7 +269,7 @@ class Isolated(Created):
             },
             "place": self._place,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
-            "steps": [*root_steps(self._shares, self._kind), *cgroup_steps(groups)],
+            "steps": [*root_steps(self._shares, self._kind, memory // 2), *cgroup_steps(groups)],
             "controllers": list(groups.directories[0].controllers) if groups is not None else [],
             "slots": [places[name] for name in self._inside.slots],
             "terminal": bool(process.get("terminal")),
@@ -301,8 +301,8 @@ def step(request: tuple[int, int, bytes], doing: str, pointer: str = "", fine: t
     }
 
 
-def root_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
-    """Mount the shares, and the root: an overlay of the first share and the guest's memory.
+def root_steps(shares: tuple[Share, ...], kind: str, room: int) -> list[dict[str, Any]]:
+    """Mount the shares, and the root: an overlay of the first share and ``room`` bytes of the guest's memory.
 
     The files of the image stay as they are, owned by whom the host shows; what is written gets the right owner, which
     a file system of the host's would not give it.
@@ -322,7 +322,7 @@ def root_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
     layer = "/run/layer"
     steps += [
         step(guest.mkdir(layer), f"make {layer}"),
-        step(guest.mount("tmpfs", layer, "tmpfs", 0, "mode=700"), "mount a tmpfs"),
+        step(guest.mount("tmpfs", layer, "tmpfs", 0, f"mode=700,size={room >> 10}k"), "mount a tmpfs"),
         step(guest.mkdir(f"{layer}/upper"), "make the upper layer"),
         step(guest.mkdir(f"{layer}/work", 0o700), "make the work directory"),
         step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}"),
