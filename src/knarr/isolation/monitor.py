@@ -416,7 +416,7 @@ def _accept(listener: socket) -> socket | None:
 
 
 def _leave_stdio() -> None:
-    """Let go of our own 0, 1, 2: of a container with a terminal they are the creator's, whose reader waits for its end."""
+    """Let go of our 0, 1, 2: with a terminal they are the creator's, who waits for the end of what he reads."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
