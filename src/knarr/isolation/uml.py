@@ -126,8 +126,8 @@ def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[
 
 
 # Initcalls that a container does not need and that take time. The RAID one measures its own speed for 0.85 s.
-# The one of the crypto layer asks for a module that would test each algorithm, by starting /sbin/modprobe, which is not
-# there: 0.01 s. Without it an algorithm is tested when it is first used (crypto_larval_wait), and /proc/crypto is missing.
+# The one of the crypto layer asks for a module that would test each algorithm, by starting /sbin/modprobe, not there:
+# 0.01 s. Without it an algorithm is tested when it is first used (crypto_larval_wait), and /proc/crypto is missing.
 # Of devices, each that appears makes the kernel start /sbin/hotplug, not there either: 64 serial lines, 0.02 s.
 _SKIPPED = (
     *("raid6_select_algo", "strp_dev_init", "init_zswap", "init_jfs_fs", "init_btrfs_fs", "init_xfs_fs"),
