@@ -66,10 +66,27 @@ def test_the_installed_one_and_its_libraries() -> None:
     assert tuple(map(int, kernel.release.split(".")[:2])) >= (5, 12)
     assert all(os.path.isfile(file) for _, file in kernel.libraries)
     assert any("libc.so" in inside for inside, _ in kernel.libraries)
-    (overlay,) = uml.modules(kernel.release, ["overlay"])
+    (overlay,) = uml.modules(kernel, ["overlay"])
     assert overlay.endswith("/overlay.ko")
     with pytest.raises(Unsupported, match="has no module nothing"):
-        uml.modules(kernel.release, ["overlay", "nothing"])
+        uml.modules(kernel, ["overlay", "nothing"])
+
+
+def test_the_modules_of_a_package_that_was_only_unpacked(tmp_path: Path) -> None:
+    folder = tmp_path / "usr/lib/uml/modules/6.12.1"
+    folder.mkdir(parents=True)
+    (folder / "modules.dep").write_text("kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n")
+    found = uml.modules(uml.Kernel(str(tmp_path / "usr/bin/linux.uml"), "6.12.1"), ["a"])
+    assert found == [f"{folder}/kernel/b.ko", f"{folder}/kernel/a.ko"]
+
+
+@pytest.mark.parametrize(("release", "later"), [("6.1.141", False), ("6.9.0", False), ("6.12.113", True), ("7.2", True)])
+def test_the_filter_lets_pass_what_that_kernel_needs(release: str, *, later: bool) -> None:
+    rules = uml.calls(release)
+    names = {name for rule in rules for name in rule["names"]}
+    assert ({"memfd_create", "execveat", "prctl", "personality"} <= names) == later
+    asked = {name: [rule.get("args") for rule in rules if name in rule["names"]] for name in ("prctl", "personality")}
+    assert all(args for each in asked.values() for args in each)  # these only with the arguments it needs
 
 
 def test_the_command_line() -> None:

@@ -30,7 +30,7 @@ def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
         "path": kernel.path,
         "release": kernel.release,
         "libraries": [list(each) for each in kernel.libraries],
-        "modules": uml.modules(kernel.release, ["overlay"]),
+        "modules": uml.modules(kernel, ["overlay"]),
     }
 
 

@@ -16,7 +16,7 @@ from knarr.base.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from knarr.isolation.confine import Confinement
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROGRAM = "linux.uml"
 VARIABLE = "KNARR_UML"
 _FOLDERS = ("/usr/local/bin", "/usr/bin")
-_MODULES = "/usr/lib/uml/modules"
+_MODULES = "lib/uml/modules"
 _OLDEST = (5, 12)  # knarr-init needs mount_setattr(2)
 _PATIENCE = 10.0
 _ADVICE = f"apt-get install user-mode-linux, or name the program in {VARIABLE}"
@@ -64,13 +64,17 @@ def check(path: str) -> Kernel:
     if machine != "x86_64":
         raise Unsupported("isolation kernel", f"user-mode Linux does not run on {machine}")
     release = _asked(path)
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    numbers = _numbers(release)
     if len(numbers) != 2:
         raise Unsupported("isolation kernel", f"{path} --version does not answer as user-mode Linux does", hint=_ADVICE)
     if numbers < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise Unsupported("isolation kernel", f"{path} is Linux {release}, older than {oldest}", hint=_ADVICE)
     return Kernel(path, release, _libraries(path))
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.partition("-")[0].split(".")[:2] if part.isdigit())
 
 
 def _asked(path: str) -> str:
@@ -104,12 +108,15 @@ def _libraries(path: str) -> tuple[tuple[str, str], ...]:
     return found
 
 
-def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[str]:
-    """The files of these kernel modules ("overlay") for a kernel of that release, those they need first.
+def modules(kernel: Kernel, names: Sequence[str]) -> list[str]:
+    """The files of these kernel modules ("overlay"), those they need first, from the package the kernel came in.
 
     Raises Unsupported without one.
     """
-    top = f"{folder}/{release}"
+    release = kernel.release
+    top = f"{os.path.dirname(os.path.dirname(kernel.path))}/{_MODULES}/{release}"  # of a package only unpacked
+    if not os.path.isdir(top):
+        top = f"/usr/{_MODULES}/{release}"
     try:
         lines = read_file(f"{top}/modules.dep", 16 << 20).decode("utf-8", "surrogateescape").splitlines()
     except FileError as error:
@@ -130,7 +137,7 @@ def modules(release: str, names: Sequence[str], folder: str = _MODULES) -> list[
 # 0.01 s. Without it an algorithm is tested when it is first used (crypto_larval_wait), and /proc/crypto is missing.
 # Of devices, each that appears makes the kernel start /sbin/hotplug, not there either: 64 serial lines, 0.02 s.
 _SKIPPED = (
-    *("raid6_select_algo", "strp_dev_init", "init_zswap", "init_jfs_fs", "init_btrfs_fs", "init_xfs_fs"),
+    *("raid6_select_algo", "raid6_init", "strp_dev_init", "init_zswap", "init_jfs_fs", "init_btrfs_fs", "init_xfs_fs"),
     *("crypto_algapi_init", "ssl_init"),
 )
 CHANNEL = "tty1"
@@ -163,6 +170,7 @@ def command_line(
         "con=none",
         f"con1=fd:{channel}",
         "console=stderr0",
+        "stderr=1",  # from Linux 6.8 on it has to be asked for that console
         "quiet",
         "noreboot",
         "panic=-1",
@@ -210,9 +218,14 @@ _CALLS = (
     *("readlink", "readlinkat", "mkdir", "rmdir", "unlink", "unlinkat", "link", "symlink", "rename", "renameat2"),
     *("mknod", "mknodat", "chmod", "fchmod", "chown", "fchown", "lchown", "utimes", "utimensat", "futimesat"),
 )
+# Later kernels': each process begins as a small program in a memfd, the idle loop waits for signals.
+_LATER_CALLS = ("memfd_create", "execveat", "close_range", "signalfd4")
+_LATER = (6, 10)
 _NEW_NAMESPACES = 0x7E020000
 _AF_UNIX = 1
 _SIGABRT = 6
+_PRCTL = {"PR_SET_PDEATHSIG": 1, "PR_SET_NAME": 15}
+_ADDR_NO_RANDOMIZE = 0x40000
 _IOCTLS = {
     "TCGETS": 0x5401,
     "TCSETS": 0x5402,
@@ -225,8 +238,8 @@ _IOCTLS = {
 }
 
 
-def calls() -> tuple[dict[str, Any], ...]:
-    """The system calls user-mode Linux makes, as rules of config.json's linux.seccomp.
+def calls(release: str) -> tuple[dict[str, Any], ...]:
+    """The system calls user-mode Linux makes, of this ``uname -r``, as rules of config.json's linux.seccomp.
 
     clone makes no namespace, a socket is a Unix one, ioctl asks about terminals. kill sends no SIGABRT: a kernel that
     panics sends itself one until it dies or is refused, and the first process of a pid namespace does not die of it.
@@ -239,9 +252,19 @@ def calls() -> tuple[dict[str, Any], ...]:
         {"names": ["clone"], "action": allow, "args": [no_namespace]},
         {"names": ["socket"], "action": allow, "args": [unix]},
         {"names": ["kill"], "action": allow, "args": [{"index": 1, "value": _SIGABRT, "op": "SCMP_CMP_NE"}]},
+        *_each("ioctl", 1, _IOCTLS.values()),
     ]
-    asked = [{"index": 1, "value": number, "op": "SCMP_CMP_EQ"} for number in _IOCTLS.values()]
-    return (*rules, *({"names": ["ioctl"], "action": allow, "args": [each]} for each in asked))
+    if _numbers(release) >= _LATER:
+        rules.append({"names": list(_LATER_CALLS), "action": allow})
+        rules += _each("prctl", 0, _PRCTL.values())
+        rules += _each("personality", 0, (_ADDR_NO_RANDOMIZE,))
+    return tuple(rules)
+
+
+def _each(name: str, index: int, values: Iterable[int]) -> list[dict[str, Any]]:
+    """A rule for each value this argument of the call may have."""
+    arguments = [[{"index": index, "value": value, "op": "SCMP_CMP_EQ"}] for value in values]
+    return [{"names": [name], "action": "SCMP_ACT_ALLOW", "args": each} for each in arguments]
 
 
 class Launched(Record):
@@ -336,7 +359,7 @@ def confinement(
         id="guest",
         arguments=tuple(arguments),
         views=tuple(views),
-        calls=calls(),
+        calls=calls(kernel.release),
         scratch=memory + _BESIDE,
         descriptors=descriptor_limit(),
         later=_SHARES if shares is None else "",
