@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def test_many_changes_are_one_write(store: Store, monkeypatch: pytest.MonkeyPatc
         renames.append(args)
         rename(*args, **named)
 
-    monkeypatch.setattr(os, "rename", spy)
+    for module in (os, posix):
+        monkeypatch.setattr(module, "rename", spy)
     with store.changing() as names:
         for number in range(1000):
             names.tag(f"n:{number}", one)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import posix
 import random
 import shutil
 import signal
@@ -564,8 +565,9 @@ def test_data_is_on_disk_before_its_name_and_its_name_before_the_record(
         steps.append(f"rename {source.removeprefix(store.path)} {target.removeprefix(store.path)}")
         rename(source, target, **options)
 
-    monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(os, "rename", spy_rename)
+    for module in (os, posix):
+        monkeypatch.setattr(module, "fsync", spy_fsync)
+        monkeypatch.setattr(module, "rename", spy_rename)
     made = store.put(io.BytesIO(b"abc"), blob(b"abc"))
     store.tag("x", made)
     encoded = made["digest"][7:]

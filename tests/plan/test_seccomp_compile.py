@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from knarr.base.errors import SpecError, Unsupported
 from knarr.plan import seccomp
-from knarr.plan.seccomp import ACTIONS, compile_filter, filter_flags
+from knarr.plan.seccomp import ACTIONS, compile_filter
+from knarr.plan.seccomp_filter import filter_flags
 from knarr.plan.syscall_tables import ARCHES, NUMBERS
 from knarr.plan.syscalls import ABIS, IPC, MACHINES, SOCKETCALL, X32_BIT
 

@@ -125,7 +125,7 @@ def not_refused_here(condition: str) -> str:
     if condition == "cpuset" and PURE_V2 and not Path("/sys/fs/cgroup/cpuset.cpus.effective").exists():
         return "no cgroup controller cpuset"
     if condition == "apparmor" and Path("/sys/module/apparmor/parameters/enabled").exists():
-        return "there is AppArmor: tests/runtime/test_labels.py"
+        return "there is AppArmor: tests/vm/test_apparmor.py"
     if condition == "selinux" and Path("/sys/fs/selinux/enforce").exists():
         return "there is SELinux"
     if condition == "landlock" and "landlock" not in _security_modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import stat
 import subprocess
 import tempfile
@@ -168,7 +169,7 @@ def test_a_root_in_a_directory_of_somebody_else_is_refused(owner: int, mode: int
     ],
 )
 def test_where_state_lives(euid: int, inside: bool, user: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    monkeypatch.setattr(posix, "geteuid", lambda: euid)
     monkeypatch.setattr(record, "in_user_namespace", lambda: inside)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     monkeypatch.setenv("USER", user)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from knarr.base.errors import SpecError
+from knarr.plan import seccomp
 from knarr.plan.seccomp import compile_filter
 from knarr.runtime import seccomp_cache
 from knarr.runtime.seccomp_cache import cached_filter, filter_key
@@ -28,7 +29,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(arch)
         return compile_filter(profile, arch)
 
-    monkeypatch.setattr(seccomp_cache, "compile_filter", counting)
+    monkeypatch.setattr(seccomp, "compile_filter", counting)
     return calls
 
 

@@ -8,7 +8,7 @@ table, and a test demands an entry for every class.
 
 from __future__ import annotations
 
-import os
+import posix
 
 
 class KnarrError(Exception):
@@ -245,11 +245,11 @@ class KernelError(KnarrError, OSError):
         self.call = call
         self.operand = operand
         self.errno = number
-        self.strerror = os.strerror(number)
+        self.strerror = posix.strerror(number)
 
     def sentence(self) -> str:
         on = f" {self.operand}" if self.operand else ""
-        return f"{self.call}{on}: {os.strerror(self.errno or 0).lower()}"
+        return f"{self.call}{on}: {posix.strerror(self.errno or 0).lower()}"
 
     __str__ = KnarrError.__str__
 
@@ -264,7 +264,7 @@ class FileError(KnarrError):
         self.number = number
 
     def sentence(self) -> str:
-        return f"cannot {self.doing} {self.path}: {os.strerror(self.number).lower()}"
+        return f"cannot {self.doing} {self.path}: {posix.strerror(self.number).lower()}"
 
 
 class HookError(KnarrError):
@@ -292,7 +292,7 @@ class InitError(KnarrError):
 
     def sentence(self) -> str:
         where = f"config.json {self.pointer}: " if self.pointer else ""
-        return f"{where}{self.doing}: {self.why or os.strerror(self.number).lower()}"
+        return f"{where}{self.doing}: {self.why or posix.strerror(self.number).lower()}"
 
 
 class CommandNotFound(InitError):

@@ -7,11 +7,12 @@ Python retries interrupted calls itself (PEP 475).
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 import stat
 from errno import EACCES, EAGAIN, EFBIG, EINVAL, EISDIR, ENOENT, EPERM, EROFS
 
 from knarr.base.errors import FileError, InUse
+from knarr.base.paths import dirname
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def read_file(path: str, limit: int, dir_fd: int | None = None) -> bytes:
     """
     try:
         # O_NONBLOCK: a FIFO named config.json must not hang us (runc 1.1 does hang).
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=dir_fd)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY, dir_fd=dir_fd)
     except OSError as error:
         raise FileError("read", path, error.errno or EINVAL) from None
     except ValueError:  # a NUL in the path
         raise FileError("read", path, EINVAL, hint="the path holds a NUL") from None
     try:
-        facts = os.fstat(fd)
+        facts = posix.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             if stat.S_ISDIR(facts.st_mode):
                 raise FileError("read", path, EISDIR)
@@ -54,7 +55,7 @@ def read_file(path: str, limit: int, dir_fd: int | None = None) -> bytes:
         left = limit + 1
         ask = facts.st_size + 1  # one more than there should be, so the usual file needs one read and a check
         while left:
-            part = os.read(fd, min(left, max(ask, 4096)))
+            part = posix.read(fd, min(left, max(ask, 4096)))
             if not part:
                 break
             parts.append(part)
@@ -66,14 +67,14 @@ def read_file(path: str, limit: int, dir_fd: int | None = None) -> bytes:
     except OSError as error:
         raise FileError("read", path, error.errno or EINVAL) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
     """Write all of ``data`` to ``fd``; raises OSError."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[posix.write(fd, view) :]
 
 
 def write_atomic(path: str, data: bytes, *, mode: int = 0o600, dir_fd: int | None = None, sync: bool = False) -> None:
@@ -85,41 +86,41 @@ def write_atomic(path: str, data: bytes, *, mode: int = 0o600, dir_fd: int | Non
     """
     if "\0" in path:
         raise FileError("write", path, EINVAL, hint="the path holds a NUL")
-    folder = os.path.dirname(path)
-    temporary = f"{folder}{'/' if folder else ''}{TEMPORARY}{os.urandom(8).hex()}"
+    folder = dirname(path)
+    temporary = f"{folder}{'/' if folder else ''}{TEMPORARY}{posix.urandom(8).hex()}"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600, dir_fd=dir_fd)
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        fd = posix.open(temporary, flags, 0o600, dir_fd=dir_fd)
     except OSError as error:
         raise FileError("write", path, error.errno or EINVAL) from None
     made = False
     try:
         write_all(fd, data)
-        os.fchmod(fd, mode)
+        posix.fchmod(fd, mode)
         if sync:
-            os.fsync(fd)
-        os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            posix.fsync(fd)
+        posix.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         made = True
         if sync:
             sync_directory(folder or ".", dir_fd)
     except OSError as error:
         raise FileError("write", path, error.errno or EINVAL) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
         if not made:
             try:
-                os.unlink(temporary, dir_fd=dir_fd)
+                posix.unlink(temporary, dir_fd=dir_fd)
             except OSError:
                 pass  # the first error is the one worth telling
 
 
 def sync_directory(path: str, dir_fd: int | None = None) -> None:
     """Put the entries of a directory on disk; raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        os.fsync(fd)
+        posix.fsync(fd)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 class Lock:
@@ -154,7 +155,7 @@ class Lock:
                         return
                 finally:
                     if fd >= 0:
-                        os.close(fd)
+                        posix.close(fd)
         except OSError as error:
             if error.errno == EAGAIN:
                 raise InUse("lock", self.path, "another process") from None
@@ -163,20 +164,20 @@ class Lock:
             raise FileError("lock", self.path, EINVAL, hint="the path holds a NUL") from None
 
     def _open(self) -> int:
-        common = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
+        common = posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NOCTTY | posix.O_NONBLOCK
         try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | common, 0o600, dir_fd=self.dir_fd)
+            return posix.open(self.path, posix.O_RDWR | posix.O_CREAT | common, 0o600, dir_fd=self.dir_fd)
         except OSError as error:
             # A directory, or a place we may only read: flock needs no right to write (NFS apart).
             if error.errno not in (EISDIR, EROFS, EACCES, EPERM):
                 raise
-        return os.open(self.path, os.O_RDONLY | common, dir_fd=self.dir_fd)
+        return posix.open(self.path, posix.O_RDONLY | common, dir_fd=self.dir_fd)
 
     def _current(self, fd: int) -> bool:
         """Whether the locked file is still the one at the path: the holder before us may have removed it."""
-        ours = os.fstat(fd)
+        ours = posix.fstat(fd)
         try:
-            there = os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
+            there = posix.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
         except OSError as error:
             if error.errno != ENOENT:
                 raise
@@ -187,7 +188,7 @@ class Lock:
         """Let the lock go; does nothing when it is not held."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            os.close(fd)
+            posix.close(fd)
 
     def __enter__(self) -> Self:
         self.acquire()

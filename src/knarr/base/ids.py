@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import InvalidId
 
@@ -30,4 +30,4 @@ def check_id(text: str, kind: str = "container id") -> str:
 
 def new_id() -> str:
     """Return a fresh random id: 64 hexadecimal digits (256 bits)."""
-    return os.urandom(32).hex()
+    return posix.urandom(32).hex()

@@ -7,7 +7,7 @@ show its last line of level ``error`` to the user, so names and order of the fie
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 from errno import EINVAL
 
@@ -106,7 +106,7 @@ class Log:
         """Close the file, if this log opened it."""
         if self.owned:
             self.owned = False
-            os.close(self.fd)
+            posix.close(self.fd)
 
 
 def open_log(path: str | None, *, format: str = "text", level: str = "info") -> Log:
@@ -118,9 +118,9 @@ def open_log(path: str | None, *, format: str = "text", level: str = "info") -> 
     if path is not None:
         try:
             # O_NONBLOCK: a FIFO without a reader fails at once instead of hanging the runtime.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-            log.fd = os.open(path, flags, 0o644)
-            os.set_blocking(log.fd, True)
+            flags = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT
+            log.fd = posix.open(path, flags | posix.O_CLOEXEC | posix.O_NOCTTY | posix.O_NONBLOCK, 0o644)
+            posix.set_blocking(log.fd, True)
         except OSError as error:
             raise FileError("open log", path, error.errno or EINVAL) from None
         except ValueError:

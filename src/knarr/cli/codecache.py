@@ -4,7 +4,9 @@ Imports nothing of ours before it watches: what is loaded by then would be missi
 """
 
 from __future__ import annotations
+import __future__
 
+import ast
 import marshal
 import os
 import sys
@@ -80,17 +82,35 @@ def _entry(name: str) -> tuple[str, str, int, int, bool, CodeType] | None:
     spec = module.__spec__
     if spec is None or module.__file__ is None or not isinstance(spec.loader, SourceFileLoader):
         return None
-    # No docstrings and no line numbers, which nobody asks for (--debug, which prints tracebacks, does not come here): a
-    # third of the bytes, and half a millisecond of every call.
+    # No docstrings and no line numbers, which nobody asks for (--debug, which prints tracebacks, does not come here),
+    # and no annotations but those of classes, which records are made from: two fifths of the bytes.
     try:
         facts = os.stat(module.__file__)
         source = spec.loader.get_data(module.__file__)
-        code = _without_lines(compile(source, module.__file__, "exec", dont_inherit=True, optimize=2))
+        tree = _WithoutAnnotations().visit(ast.parse(source))
+        flags = __future__.annotations.compiler_flag
+        code = _without_lines(compile(tree, module.__file__, "exec", flags, dont_inherit=True, optimize=2))
     except (OSError, SyntaxError, ValueError):
         return None  # it is being replaced
     return name, module.__file__, facts.st_mtime_ns, facts.st_size, hasattr(module, "__path__"), code
 
 
+class _WithoutAnnotations(ast.NodeTransformer):
+    """What functions promise about types, and the import of ``__future__``, whose word is a flag of the compiler's."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.module == "__future__" else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        names = node.args
+        for each in (*names.posonlyargs, *names.args, *names.kwonlyargs, names.vararg, names.kwarg):
+            if each is not None:
+                each.annotation = None
+        self.generic_visit(node)
+        return node
+
+
 def _without_lines(code: CodeType) -> CodeType:
     constants = [_without_lines(each) if isinstance(each, CodeType) else each for each in code.co_consts]
-    return code.replace(co_linetable=b"", co_consts=tuple(constants))
+    return code.replace(co_linetable=b"", co_qualname=code.co_name, co_consts=tuple(constants))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from knarr.base.errors import SpecError, SpecFinding
 from knarr.base.fastjson import pointer_token
+from knarr.base.paths import exists
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def in_guest(state_root: str, id: str) -> bool:
     """Whether a container of that id is in a guest (which says nothing of whether it is there)."""
     from knarr.runtime.monitored import SOCKET  # not for those who make one
 
-    return os.path.exists(f"{state_root}/{id}/{SOCKET}")
+    return exists(f"{state_root}/{id}/{SOCKET}")
 
 
 def begin(state_root: str, id: str, bundle: str, config: dict[str, Any], **more: Any) -> Created:

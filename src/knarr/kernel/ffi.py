@@ -7,7 +7,7 @@ is released during a call. Numbers differ per architecture, so callers name the 
 from __future__ import annotations
 
 import _ctypes
-import os
+import posix
 from errno import EINTR
 
 from knarr.base.errors import KernelError
@@ -43,7 +43,7 @@ _NUMBERS = {
     "landlock_create_ruleset": (444, 444),
 }
 
-MACHINE = os.uname().machine
+MACHINE = posix.uname().machine
 _COLUMN = {"x86_64": 0, "aarch64": 1}.get(MACHINE, 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from _socket import SCM_RIGHTS, SOL_SOCKET
-from struct import iter_unpack
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
     """All of them, in order, from what recvmsg gave beside the data; they are the caller's to close."""
     return [
-        fd
+        int.from_bytes(data[at : at + 4], byteorder)
         for level, kind, data in ancillary
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)
-        for (fd,) in iter_unpack("i", data[: len(data) // 4 * 4])
+        for at in range(0, len(data) - 3, 4)
     ]

@@ -8,12 +8,13 @@ O_PATH walk in user space cannot promise is refused instead.
 
 from __future__ import annotations
 
-import os
+import posix
 import stat
 from errno import E2BIG, EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOSYS, ENOTDIR, ENOTEMPTY, EXDEV
-from struct import Struct
+from sys import byteorder
 
 from knarr.base.errors import KernelError, SafetyViolation, Unsupported
+from knarr.base.paths import fsdecode, fsencode
 from knarr.kernel.ffi import syscall
 
 # linux/openat2.h
@@ -32,7 +33,6 @@ BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _TRIES = 1024
 _DEEPEST = 200  # directories held open at once while a tree is removed
 
-_pack_how = Struct("=QQQ").pack
 _hows: dict[tuple[int, int, int], bytes] = {}
 
 
@@ -42,13 +42,13 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int 
     ``flags`` are open(2)'s, ``mode`` counts only with O_CREAT (and is subject to the umask). EAGAIN is tried
     again. Raises KernelError, or Unsupported where the kernel has no openat2 or not these rules.
     """
-    raw = os.fsencode(path)
+    raw = fsencode(path)
     if b"\0" in raw:
         raise KernelError("openat2", printable(raw), EINVAL, hint="the path holds a NUL")
-    key = (flags | os.O_CLOEXEC, mode, resolve)
+    key = (flags | posix.O_CLOEXEC, mode, resolve)
     how = _hows.get(key)
     if how is None:
-        how = _hows[key] = _pack_how(*key)
+        how = _hows[key] = b"".join([number.to_bytes(8, byteorder) for number in key])
     tries = 0
     while True:
         try:
@@ -60,7 +60,7 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int 
             if error.errno in (ENOSYS, E2BIG):
                 raise Unsupported(
                     "opening files safely inside an image",
-                    f"openat2 answers {os.strerror(error.errno).lower()}",
+                    f"openat2 answers {posix.strerror(error.errno).lower()}",
                     hint="Linux 5.12 or newer is needed, and no seccomp filter that hides openat2",
                 ) from None
             error.operand = printable(raw)
@@ -69,7 +69,7 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int, mode: int 
 
 def printable(path: str | bytes) -> str:
     """Return a path as it may be shown on a terminal: control and undecodable bytes escaped."""
-    text = os.fsdecode(path)
+    text = fsdecode(path)
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -83,7 +83,7 @@ def resolve(root_fd: int, path: str | bytes, *, follow: bool = True) -> int:
 
     Works for any type of file, without opening it. Raises KernelError.
     """
-    return openat2(root_fd, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW), IN_ROOT)
+    return openat2(root_fd, path, posix.O_PATH | (0 if follow else posix.O_NOFOLLOW), IN_ROOT)
 
 
 def mkdir_all(root_fd: int, path: str | bytes, mode: int = 0o755) -> int:
@@ -93,8 +93,8 @@ def mkdir_all(root_fd: int, path: str | bytes, mode: int = 0o755) -> int:
     directory there is; ``..`` in that part is refused (SafetyViolation), a dangling link is ENOTDIR or ENOENT.
     Raises KernelError.
     """
-    raw = os.fsencode(path)
-    directory = os.O_PATH | os.O_DIRECTORY
+    raw = fsencode(path)
+    directory = posix.O_PATH | posix.O_DIRECTORY
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
     made = len(parts)
     while True:  # the deepest prefix that is there
@@ -110,19 +110,19 @@ def mkdir_all(root_fd: int, path: str | bytes, mode: int = 0o755) -> int:
             if part == b"..":
                 raise SafetyViolation("making directory", printable(raw), "it goes up from one that does not exist")
             try:
-                os.mkdir(part, mode, dir_fd=fd)
+                posix.mkdir(part, mode, dir_fd=fd)
             except FileExistsError:
                 pass  # somebody was faster, or it is a dangling link: the next step tells
-            deeper = openat2(fd, part, directory | os.O_NOFOLLOW, BENEATH)
-            os.close(fd)
+            deeper = openat2(fd, part, directory | posix.O_NOFOLLOW, BENEATH)
+            posix.close(fd)
             fd = deeper
     except OSError as error:
-        os.close(fd)
+        posix.close(fd)
         if isinstance(error, KernelError):
             raise
         raise KernelError("mkdir", printable(raw), error.errno or EINVAL) from None
     except SafetyViolation:
-        os.close(fd)
+        posix.close(fd)
         raise
     return fd
 
@@ -133,13 +133,13 @@ def remove_tree(dir_fd: int, name: str | bytes) -> None:
     By descriptor only: no symbolic link is followed and no mount is crossed (SafetyViolation names it; also a
     bind mount of the same file system). Any depth needs few descriptors. Raises KernelError.
     """
-    raw = os.fsencode(name)
+    raw = fsencode(name)
     if raw in (b"", b".", b"..") or b"/" in raw:
         raise SafetyViolation("removing", printable(raw), "it must be a plain name")
     try:
         if not _unlink(dir_fd, raw):
             empty_directory(dir_fd, raw)
-            os.rmdir(raw, dir_fd=dir_fd)
+            posix.rmdir(raw, dir_fd=dir_fd)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -148,7 +148,7 @@ def remove_tree(dir_fd: int, name: str | bytes) -> None:
 
 def empty_directory(dir_fd: int, name: str | bytes) -> None:
     """Remove all that is below directory ``name`` of ``dir_fd``, but not the directory. See remove_tree."""
-    raw = os.fsencode(name)
+    raw = fsencode(name)
     top = _enter(dir_fd, raw)
     try:
         moved = 0
@@ -160,8 +160,8 @@ def empty_directory(dir_fd: int, name: str | bytes) -> None:
                 if not left:
                     stack.pop()
                     if stack:
-                        os.close(fd)
-                        os.rmdir(own, dir_fd=stack[-1][0])
+                        posix.close(fd)
+                        posix.rmdir(own, dir_fd=stack[-1][0])
                     continue
                 child = left.pop()
                 if _unlink(fd, child):
@@ -169,8 +169,8 @@ def empty_directory(dir_fd: int, name: str | bytes) -> None:
                 if len(stack) >= _DEEPEST:
                     # Hang the deep directory on the top one, to be done later: descriptors stay few.
                     moved += 1
-                    fresh = b".knarr-removed-%d-%d" % (os.getpid(), moved)
-                    os.rename(child, fresh, src_dir_fd=fd, dst_dir_fd=top)
+                    fresh = b".knarr-removed-%d-%d" % (posix.getpid(), moved)
+                    posix.rename(child, fresh, src_dir_fd=fd, dst_dir_fd=top)
                     stack[0][2].append(fresh)
                     continue
                 deeper = _enter(fd, child)
@@ -178,21 +178,21 @@ def empty_directory(dir_fd: int, name: str | bytes) -> None:
                 stack[-1][2].extend(_names(deeper))
         finally:
             for fd, _own, _left in stack[1:]:
-                os.close(fd)
+                posix.close(fd)
     except OSError as error:
         raise _told(error, raw) from None
     finally:
-        os.close(top)
+        posix.close(top)
 
 
 def _unlink(dir_fd: int, name: bytes) -> bool:
     """Unlink anything but a directory; False when it is one."""
     try:
-        os.unlink(name, dir_fd=dir_fd)
+        posix.unlink(name, dir_fd=dir_fd)
     except IsADirectoryError:
         return False
     except PermissionError:  # POSIX says EPERM for a directory, and some file systems do
-        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        if not stat.S_ISDIR(posix.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
             raise
         return False
     except FileNotFoundError:
@@ -202,25 +202,25 @@ def _unlink(dir_fd: int, name: bytes) -> bool:
 
 def _enter(dir_fd: int, name: bytes) -> int:
     """Open a directory to empty it: not a link, not another mount; made accessible if it is ours and closed."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW
     rules = BENEATH | RESOLVE_NO_XDEV
     try:
         fd = openat2(dir_fd, name, flags, rules)
-        if os.geteuid() and os.fstat(fd).st_mode & 0o300 != 0o300:
-            os.fchmod(fd, 0o700)
+        if posix.geteuid() and posix.fstat(fd).st_mode & 0o300 != 0o300:
+            posix.fchmod(fd, 0o700)
         return fd
     except KernelError as error:
-        if error.errno != EACCES or not os.geteuid():
+        if error.errno != EACCES or not posix.geteuid():
             raise
     # Mode 0000 and the like, made by an image; chmod has no way to take an O_PATH descriptor, and the name was
     # not a link a moment ago. Only the owner reaches this place, and chmod gives the owner nothing he has not.
-    if stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        os.chmod(name, 0o700, dir_fd=dir_fd)
+    if stat.S_ISDIR(posix.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        posix.chmod(name, 0o700, dir_fd=dir_fd)
     return openat2(dir_fd, name, flags, rules)
 
 
 def _names(fd: int) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listdir(fd)]
+    return [fsencode(name) for name in posix.listdir(fd)]
 
 
 def _told(error: OSError, top: bytes) -> SafetyViolation | KernelError:

@@ -7,7 +7,7 @@ trusted: it is compared with the start time the kernel gave the process (docs/se
 from __future__ import annotations
 
 import _signal
-import os
+import posix
 from errno import ECHILD, ENOENT, ESRCH
 from select import POLLIN, poll
 
@@ -20,19 +20,19 @@ GONE = frozenset("ZX")
 def process_stat(pid: int) -> tuple[str, int] | None:
     """Return (state letter, start time in clock ticks since boot) of a process, None when there is none."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
         if error.errno == ENOENT:
             return None
         raise KernelError("open", f"/proc/{pid}/stat", error.errno or 0) from None
     try:
-        data = os.read(fd, 4096)
+        data = posix.read(fd, 4096)
     except OSError as error:
         if error.errno == ESRCH:
             return None
         raise KernelError("read", f"/proc/{pid}/stat", error.errno or 0) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
     # pid (comm) state ppid …: the name may hold blanks and parentheses, so count from the last one.
     fields = data[data.rfind(b")") + 2 :].split()
     return fields[0].decode(), int(fields[19])
@@ -41,28 +41,28 @@ def process_stat(pid: int) -> tuple[str, int] | None:
 def in_user_namespace() -> bool:
     """Whether ids are mapped: the initial namespace has the one line ``0 0 4294967295`` (user_namespaces(7))."""
     try:
-        fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open("/proc/self/uid_map", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return True
     try:
-        return os.read(fd, 4096).split() != [b"0", b"0", b"4294967295"]
+        return posix.read(fd, 4096).split() != [b"0", b"0", b"4294967295"]
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def boot_id() -> str:
     """Return the kernel's random id of this boot."""
-    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    fd = posix.open("/proc/sys/kernel/random/boot_id", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return os.read(fd, 64).decode().strip()
+        return posix.read(fd, 64).decode().strip()
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def open_pid(pid: int, starttime: int = 0) -> int | None:
     """Return a pidfd of a live process, None when it is gone or, with ``starttime``, when the pid is another's now."""
     try:
-        fd = os.pidfd_open(pid)
+        fd = posix.pidfd_open(pid)
     except OSError as error:
         if error.errno == ESRCH:
             return None
@@ -70,7 +70,7 @@ def open_pid(pid: int, starttime: int = 0) -> int | None:
     # Looked up after the pidfd was opened: if the start time fits now, the descriptor is that process.
     stat = process_stat(pid)
     if stat is None or stat[0] in GONE or (starttime and stat[1] != starttime):
-        os.close(fd)
+        posix.close(fd)
         return None
     return fd
 
@@ -99,14 +99,14 @@ def reap(pidfd: int, *, wait: bool = True) -> int | None:
     None when it has not ended (``wait`` False), is not our child, or was already taken by somebody else.
     """
     try:
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | (0 if wait else os.WNOHANG))
+        result = posix.waitid(posix.P_PIDFD, pidfd, posix.WEXITED | (0 if wait else posix.WNOHANG))
     except OSError as error:
         if error.errno == ECHILD:
             return None
         raise KernelError("waitid", "", error.errno or 0) from None
     if result is None:
         return None
-    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+    return result.si_status if result.si_code == posix.CLD_EXITED else 128 + result.si_status
 
 
 def set_scheduler(

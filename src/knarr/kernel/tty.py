@@ -5,7 +5,7 @@ termios(3), ioctl_tty(2), unix(7) SCM_RIGHTS.
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from fcntl import ioctl
 
@@ -73,5 +73,5 @@ def receive_fd(sock: socket) -> int:
     _, ancillary, _, _ = sock.recvmsg(4096, CMSG_SPACE(4 * 4), MSG_CMSG_CLOEXEC)
     found = descriptors(ancillary)
     for fd in found[1:]:
-        os.close(fd)
+        posix.close(fd)
     return found[0] if found else -1

@@ -124,7 +124,7 @@ def seccomp_ops(config: dict[str, Any], seccomp: bytes | None) -> list[Op]:
     """The operation that loads the filter."""
     if seccomp is None:
         return []
-    from knarr.plan.seccomp import filter_flags  # cold: only with a profile
+    from knarr.plan.seccomp_filter import filter_flags  # only with a profile
 
     profile = (config.get("linux") or {}).get("seccomp") or {}
     pointer = "/linux/seccomp"

@@ -11,8 +11,6 @@ filled by operations; an operation names the slot, never a descriptor number.
 
 from __future__ import annotations
 
-from struct import pack
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -248,11 +246,16 @@ def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
             parts += (length.to_bytes(8, "little"), text, end)
             size += 8 + length + len(end)
         numbers = [value & 0xFFFFFFFFFFFFFFFF for value in ints]
-        body.append(pack(f"<IIII{len(ints)}Q", number, len(ints), len(strs), size, *numbers))
+        body += (_words(4, number, len(ints), len(strs), size), _words(8, *numbers))
         body += parts
         count += 1
     blob = b"".join(body)
-    return MAGIC + pack("<IIII", 24 + len(blob), count, inherited_slots, 0) + blob
+    return MAGIC + _words(4, 24 + len(blob), count, inherited_slots, 0) + blob
+
+
+def _words(size: int, *numbers: int) -> bytes:
+    """Unsigned numbers of ``size`` bytes, little-endian; ``struct`` would be two files more to load."""
+    return b"".join([number.to_bytes(size, "little") for number in numbers])
 
 
 def _fits(names: tuple[str, ...], count: int) -> bool:

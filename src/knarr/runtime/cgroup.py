@@ -8,11 +8,12 @@ plain value recorded before the first directory is made.
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EROFS
 
 from knarr.base.errors import Exists, InitError, InUse, KernelError, Unsupported
 from knarr.base.files import read_file
+from knarr.base.paths import isdir, lexists
 from knarr.plan.cgroup import CGROUPFS, DISABLED, SYSTEMD, CgroupDirectory, CgroupPlan, plan_cgroup
 from knarr.runtime import freezer
 from knarr.runtime.cgroup_fs import (
@@ -104,9 +105,9 @@ def _first_limit(resources: dict[str, Any]) -> str:
 def _may_make(planned: CgroupPlan) -> bool:
     for directory in planned.directories:
         path = directory.path
-        while not os.path.isdir(f"{directory.mountpoint}{path}"):
+        while not isdir(f"{directory.mountpoint}{path}"):
             path = path.rpartition("/")[0]
-        if not os.access(f"{directory.mountpoint}{path}", os.W_OK | os.X_OK, effective_ids=True):
+        if not posix.access(f"{directory.mountpoint}{path}", posix.W_OK | posix.X_OK, effective_ids=True):
             return False
     return True
 
@@ -119,13 +120,13 @@ def intent(planned: CgroupPlan) -> Intent:
     groups = []
     for directory in planned.directories:
         path, parents = directory.path.rpartition("/")[0], 0
-        if os.path.lexists(directory.mountpoint + directory.path):
+        if lexists(directory.mountpoint + directory.path):
             fd = open_group(directory.mountpoint, directory.path)
             try:
                 _check_left_over(fd, directory)
             finally:
-                os.close(fd)
-        while path and not os.path.isdir(directory.mountpoint + path):
+                posix.close(fd)
+        while path and not isdir(directory.mountpoint + path):
             path, parents = path.rpartition("/")[0], parents + 1
         groups.append([directory.mountpoint, directory.path, parents])
     if planned.scope is None:
@@ -163,9 +164,9 @@ def create(planned: CgroupPlan, *, devices: bool = True, doors: list[int] | None
         try:
             _limit(fd, directory, planned)
             if doors is not None and not planned.clone_into:
-                doors.append(os.open("cgroup.procs", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd))
+                doors.append(posix.open("cgroup.procs", posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd))
         finally:
-            os.close(fd)
+            posix.close(fd)
     if devices:
         restrict_devices(planned)
 
@@ -194,7 +195,7 @@ def restrict_devices(planned: CgroupPlan) -> None:
                 if by_program:
                     _attach_devices(fd, planned)
             finally:
-                os.close(fd)
+                posix.close(fd)
 
 
 def is_device_rule(limit: Write) -> bool:
@@ -209,7 +210,7 @@ def make_group(directory: CgroupDirectory, *, v2: bool, adopt: bool = False) -> 
     """
     parts = directory.path.strip("/").split("/")
     for _ in range(_RESTARTS):
-        at = os.open(directory.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        at = posix.open(directory.mountpoint, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
             for number, part in enumerate(parts):
                 if v2:
@@ -221,14 +222,14 @@ def make_group(directory: CgroupDirectory, *, v2: bool, adopt: bool = False) -> 
                     if "cpuset" in directory.controllers and not v2 and (made or marked(below)):
                         _inherit_cpuset(at, below)
                 except BaseException:
-                    os.close(below)
+                    posix.close(below)
                     raise
-                os.close(at)
+                posix.close(at)
                 at = below
             if v2:
                 _check_type(at, directory)
         except BaseException as error:
-            os.close(at)
+            posix.close(at)
             # The end of another container may have taken an empty parent away: begin again.
             if isinstance(error, OSError) and error.errno in (ENOENT, ENODEV):
                 continue
@@ -243,7 +244,7 @@ def _child(at: int, part: str, shown: str) -> tuple[int, bool]:
     """The descriptor of a child group, and whether it was made now."""
     made = True
     try:
-        os.mkdir(part, 0o755, dir_fd=at)
+        posix.mkdir(part, 0o755, dir_fd=at)
     except OSError as error:
         if error.errno != EEXIST:
             raise KernelError("mkdir", shown, error.errno or EINVAL) from None
@@ -349,7 +350,7 @@ def join(planned: CgroupPlan, pid: int, doors: Sequence[int] = ()) -> None:
             try:
                 _limit(fd, directory, planned)
             finally:
-                os.close(fd)
+                posix.close(fd)
     elif not planned.clone_into:
         _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid, doors)
 
@@ -368,13 +369,13 @@ def _join(groups: list[tuple[str, str]], pid: int, doors: Sequence[int] = ()) ->
     for number, (mountpoint, path) in enumerate(groups):
         try:
             if doors:
-                os.write(doors[number], b"%d" % pid)
+                posix.write(doors[number], b"%d" % pid)
                 continue
             fd = open_group(mountpoint, path)
             try:
                 write(fd, "cgroup.procs", str(pid))
             finally:
-                os.close(fd)
+                posix.close(fd)
         except OSError as error:
             hint = ""
             if error.errno == ENOSPC:
@@ -400,7 +401,7 @@ def expel(recorded: Intent, pid: int) -> None:
             except OSError as error:
                 raise KernelError("take out of the frozen cgroup", f"process {pid}", error.errno or EINVAL) from None
             finally:
-                os.close(fd)
+                posix.close(fd)
 
 
 def entered(recorded: Intent | None, pid: int) -> Intent | None:
@@ -416,7 +417,7 @@ def entered(recorded: Intent | None, pid: int) -> Intent | None:
             if not read(fd, "cgroup.subtree_control").strip():
                 return recorded
         finally:
-            os.close(fd)
+            posix.close(fd)
     except OSError:
         pass
     from knarr.runtime.cgroup_below import of_process  # containers that manage cgroups themselves

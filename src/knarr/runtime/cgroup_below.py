@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import FileError, KernelError, NotFound, UsageError
 from knarr.base.files import read_file
@@ -31,7 +31,7 @@ def below(recorded: Intent, words: list[str], host: CgroupHost) -> Intent:
         groups.append([mountpoint, f"{path}/{part}" if part else path, parents])
         if part:
             try:
-                os.close(open_group(mountpoint, f"{path}/{part}"))
+                posix.close(open_group(mountpoint, f"{path}/{part}"))
             except KernelError:
                 raise NotFound("cgroup", f"{mountpoint}{path}/{part}") from None
     unknown = sorted(paths.keys() - used - {""})

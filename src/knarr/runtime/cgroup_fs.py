@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EBUSY, EINVAL, ENODEV, ENOENT, ENOTEMPTY
 
 from knarr.base.errors import KernelError
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY
 _RULES = BENEATH | RESOLVE_NO_XDEV
 # trusted.* cannot be written without CAP_SYS_ADMIN, user.* by whoever may write to the group (Linux 5.7).
 _MARKS = ("trusted.knarr", "user.knarr")
@@ -21,13 +21,13 @@ _MARKS = ("trusted.knarr", "user.knarr")
 def open_group(mountpoint: str, path: str) -> int:
     """A descriptor of the group ``path`` below the hierarchy's mount point. Raises KernelError."""
     try:
-        top = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        top = posix.open(mountpoint, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     except OSError as error:
         raise KernelError("open", mountpoint, error.errno or 0) from None
     try:
         return openat2(top, path.strip("/") or ".", _DIRECTORY, _RULES)
     finally:
-        os.close(top)
+        posix.close(top)
 
 
 def enter(above: int, name: str) -> int:
@@ -46,13 +46,13 @@ def tree(fd: int) -> Iterator[int]:
         try:
             yield from tree(below)
         finally:
-            os.close(below)
+            posix.close(below)
 
 
 def children(fd: int) -> list[str]:
     """The names of the groups right below; none where the group is gone."""
     try:
-        with os.scandir(fd) as entries:
+        with posix.scandir(fd) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
@@ -70,30 +70,30 @@ def members(fd: int) -> list[int]:
 
 def write(fd: int, file: str, value: str) -> None:
     """Put a value into a file of the group, all at once as cgroupfs wants it. Raises OSError."""
-    into = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    into = posix.open(file, posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd)
     try:
-        os.write(into, value.encode())
+        posix.write(into, value.encode())
     finally:
-        os.close(into)
+        posix.close(into)
 
 
 def read(fd: int, file: str, limit: int = 4096) -> str:
     """Read a file of the group. Raises OSError."""
-    out = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    out = posix.open(file, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd)
     try:
         text = b""
-        while len(text) < limit and (part := os.read(out, min(limit, 1 << 16))):
+        while len(text) < limit and (part := posix.read(out, min(limit, 1 << 16))):
             text += part
         return text.decode()
     finally:
-        os.close(out)
+        posix.close(out)
 
 
 def mark(fd: int) -> None:
     """Mark a group as made by knarr, where the kernel lets us."""
     for name in _MARKS:
         try:
-            os.setxattr(fd, name, b"1")
+            posix.setxattr(fd, name, b"1")
             return
         except OSError:  # no privilege, or a kernel that keeps no such attributes on cgroups
             continue
@@ -103,7 +103,7 @@ def marked(fd: int) -> bool:
     """Whether knarr made this group."""
     for name in _MARKS:
         try:
-            os.getxattr(fd, name)
+            posix.getxattr(fd, name)
             return True
         except OSError:
             continue
@@ -113,7 +113,7 @@ def marked(fd: int) -> bool:
 def rmdir(above: int, name: str, shown: str) -> bool:
     """Remove an empty group, which may be gone; False for one that is not empty."""
     try:
-        os.rmdir(name, dir_fd=above)
+        posix.rmdir(name, dir_fd=above)
     except OSError as error:
         if error.errno in (EBUSY, ENOTEMPTY):
             return False

@@ -5,7 +5,7 @@ They are found by what was recorded before they were made (runtime/cgroup.py, ``
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 from errno import EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 
@@ -62,7 +62,7 @@ def _set_frozen(recorded: Intent, *, frozen: bool) -> str:
                         doing = "freeze" if frozen else "thaw"
                         raise KernelError(doing, "container", error.errno or EINVAL) from None
         finally:
-            os.close(fd)
+            posix.close(fd)
     return ""
 
 
@@ -74,7 +74,7 @@ def pids(recorded: Intent) -> list[int]:
             for group in tree(fd):
                 found.update(members(group))
         finally:
-            os.close(fd)
+            posix.close(fd)
         if found:
             break  # every hierarchy has the same processes
     return sorted(found)
@@ -96,7 +96,7 @@ def signal_all(recorded: Intent, number: int) -> None:
             if error.errno not in (ENOENT, EOPNOTSUPP):
                 raise KernelError("kill", "container's processes", error.errno or EINVAL) from None
         finally:
-            os.close(fd)
+            posix.close(fd)
     # Without cgroup.kill; and with it what a killed runtime had not brought into the unified group yet.
     for tries in range(200):
         if tries:
@@ -119,7 +119,7 @@ def _signal_members(recorded: Intent, number: int) -> int:
     try:
         for pid in listed:
             try:
-                opened.append((pid, os.pidfd_open(pid)))
+                opened.append((pid, posix.pidfd_open(pid)))
             except OSError:
                 continue
         # Still a member after it was opened: the number was not given to another process in between.
@@ -134,7 +134,7 @@ def _signal_members(recorded: Intent, number: int) -> int:
                     raise KernelError("kill", f"process {pid}", error.errno or EINVAL) from None
     finally:
         for _, pidfd in opened:
-            os.close(pidfd)
+            posix.close(pidfd)
     return len(listed)
 
 
@@ -164,7 +164,7 @@ def _remove_group(mountpoint: str, path: str) -> bool:
     """Remove a group and all below it; False while something is in it."""
     try:
         # Mostly this is all. By its plain path: cgroupfs has no links, and only what is empty goes.
-        os.rmdir(mountpoint + path)
+        posix.rmdir(mountpoint + path)
     except OSError:
         pass
     else:
@@ -186,14 +186,14 @@ def _remove_group(mountpoint: str, path: str) -> bool:
                 raise KernelError("rmdir", mountpoint + path, EBUSY, hint=hint)
             _remove_below(fd, mountpoint + path)
         finally:
-            os.close(fd)
+            posix.close(fd)
         return rmdir(above, name, mountpoint + path)
     except KernelError as error:
         if error.errno in (ENOENT, ENODEV):
             return True
         raise
     finally:
-        os.close(above)
+        posix.close(above)
 
 
 def _remove_below(fd: int, shown: str) -> None:
@@ -203,7 +203,7 @@ def _remove_below(fd: int, shown: str) -> None:
             try:
                 _remove_below(below, f"{shown}/{name}")
             finally:
-                os.close(below)
+                posix.close(below)
             rmdir(fd, name, f"{shown}/{name}")
 
 
@@ -217,14 +217,14 @@ def _remove_parents(mountpoint: str, path: str, parents: int) -> None:
             try:
                 ours = parents > 0 or marked(fd)
             finally:
-                os.close(fd)
+                posix.close(fd)
             if not ours:
                 return
             above = open_group(mountpoint, folder)
             try:
-                os.rmdir(name, dir_fd=above)
+                posix.rmdir(name, dir_fd=above)
             finally:
-                os.close(above)
+                posix.close(above)
         except OSError as error:
             if error.errno != ENOENT:
                 return  # another container is in it

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from knarr.base.files import read_file
+from knarr.base.paths import exists
 from knarr.plan.cgroup import CgroupHost, CgroupMount
 
 _LIMIT = 1 << 24  # mountinfo of a host with a hundred thousand mounts
@@ -27,13 +26,13 @@ def probe() -> CgroupHost | None:
 def _usual(own: list[tuple[tuple[str, ...], str]]) -> CgroupHost | None:
     """The hierarchies if each is where systemd and cgroupfs-mount put it, with our own group in it."""
     places = []
-    pure = os.path.exists(f"{_USUAL}/cgroup.controllers")
+    pure = exists(f"{_USUAL}/cgroup.controllers")
     for names, path in own:
         if not names:
             place = _USUAL if pure else f"{_USUAL}/unified"
         else:
             place = f"{_USUAL}/{','.join(name.removeprefix('name=') for name in names)}"
-        if not os.path.exists(f"{place}{path}/cgroup.procs"):
+        if not exists(f"{place}{path}/cgroup.procs"):
             return None
         places.append((names, place, path))
     if pure and len(places) > 1:

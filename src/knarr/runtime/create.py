@@ -12,7 +12,7 @@ them inside ``step()``: drive such a one from a thread.
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from errno import EACCES, ESRCH
 
@@ -173,7 +173,7 @@ class Process:
         if self.launch is not None:
             self.launch.close()
             if self.launch.pidfd >= 0:
-                os.close(self.launch.pidfd)
+                posix.close(self.launch.pidfd)
                 self.launch.pidfd = -1
 
 
@@ -262,7 +262,7 @@ class Created(Process):
             if listening is not None:
                 listening.close()
             for name in {"cgroup", *files}.intersection(slots):
-                os.close(slots[name])
+                posix.close(slots[name])
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
 
@@ -291,7 +291,7 @@ class Created(Process):
 
     def _close_doors(self) -> None:
         while self._doors:
-            os.close(self._doors.pop())
+            posix.close(self._doors.pop())
 
     def on_sync(self, code: int) -> bytes:
         if code == SYNC_CGROUP and self.plan.cgroup is not None:
@@ -397,7 +397,7 @@ class Created(Process):
             self._lock = None
         for fd in (self.fd, self._root_fd):
             if fd >= 0:
-                os.close(fd)
+                posix.close(fd)
         self.fd = self._root_fd = -1
 
 
@@ -420,12 +420,12 @@ def _demand_descriptors(fd: int, count: int) -> None:
     spare: list[int] = []
     try:
         for _ in range(count):
-            spare.append(os.dup(fd))  # noqa: PERF401  # those made before a failure must be closed
+            spare.append(posix.dup(fd))  # noqa: PERF401  # those made before a failure must be closed
     except OSError as error:
         raise KernelError("open", "files", error.errno or 0, hint="raise RLIMIT_NOFILE: ulimit -n") from None
     finally:
         for each in spare:
-            os.close(each)
+            posix.close(each)
 
 
 def begin(
@@ -487,7 +487,7 @@ def begin(
         _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots) + (len(groups.directories) if groups else 0))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
     except BaseException:
-        os.close(root_fd)
+        posix.close(root_fd)
         raise
     try:
         created.prepare(stdio, raw, wait_start=wait_start, notify=wishes.notify)
@@ -531,7 +531,7 @@ def compiled_seccomp(config: dict[str, Any], host: Host, state_root: str = "") -
     """
     annotations = config.get("annotations") or {}
     if RAW_FILTER in annotations:
-        from knarr.plan.seccomp import raw_filter
+        from knarr.plan.seccomp_filter import raw_filter
 
         return raw_filter(annotations[RAW_FILTER])
     profile = (config.get("linux") or {}).get("seccomp")

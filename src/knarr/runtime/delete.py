@@ -6,7 +6,7 @@ itself killed can be repeated.
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EBUSY, ENOENT
 
 from knarr.base import fastjson
@@ -53,8 +53,8 @@ def delete(state_root: str, id: str, *, force: bool = False) -> list[str]:
                 raise WrongStatus(id, "delete", status, hint="--force kills it first")
         return destroy(root_fd, fd, state, None)
     finally:
-        os.close(fd)
-        os.close(root_fd)
+        posix.close(fd)
+        posix.close(root_fd)
 
 
 def destroy(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) -> list[str]:
@@ -112,7 +112,7 @@ def _kill(state: State) -> None:
             raise KernelError("kill", f"process {state.pid} of container {state.id}", EBUSY, hint=_waits(state.pid))
         reap(pidfd, wait=False)  # if it is ours
     finally:
-        os.close(pidfd)
+        posix.close(pidfd)
 
 
 def _waits(pid: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import ENOENT, EPERM, ESRCH
 
 from knarr.base.errors import InitError, KernelError, KnarrError, Unsupported, WrongStatus
@@ -128,19 +128,19 @@ def begin_exec(
     finally:
         for used in (fd, pidfd, groups_fd, root_fd):
             if used >= 0:
-                os.close(used)
+                posix.close(used)
 
 
 def root_of(state: State, pidfd: int) -> int:
     """The root of a container without a mount namespace. Raises WrongStatus, KernelError."""
     try:
-        root_fd = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root_fd = posix.open(f"/proc/{state.pid}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     except OSError as error:
         if error.errno in (ESRCH, ENOENT):
             raise WrongStatus(state.id, "exec in", "stopped") from None
         raise KernelError("open", f"/proc/{state.pid}/root", error.errno or 0) from None
     if ended(pidfd, 0):  # then the number may have been somebody else's already
-        os.close(root_fd)
+        posix.close(root_fd)
         raise WrongStatus(state.id, "exec in", "stopped")
     return root_fd
 

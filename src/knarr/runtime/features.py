@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr import __version__
 from knarr.plan.mountopts import PROPAGATION
-from knarr.plan.seccomp import ACTIONS, FLAGS, OPERATORS
+from knarr.plan.seccomp import ACTIONS, OPERATORS
+from knarr.plan.seccomp_filter import FLAGS
 from knarr.plan.syscalls import MACHINES
 from knarr.spec.capabilities import CAPABILITIES
 from knarr.spec.runtime import HOOKS, MEMORY_FLAGS, MEMORY_MODES, NAMESPACES, OCI_VERSION, OCI_VERSION_MIN
@@ -44,7 +45,7 @@ def features() -> dict[str, Any]:
                 "enabled": True,
                 "actions": sorted(ACTIONS),
                 "operators": sorted(OPERATORS),
-                "archs": sorted(MACHINES.get(os.uname().machine, ())),
+                "archs": sorted(MACHINES.get(posix.uname().machine, ())),
                 "knownFlags": sorted(FLAGS),
                 "supportedFlags": sorted(FLAGS),
             },

@@ -6,7 +6,7 @@ For the main thread of a command only: it takes over the signal handlers of the 
 from __future__ import annotations
 
 import _signal
-import os
+import posix
 from _socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 
@@ -43,7 +43,7 @@ class Signals:
     __slots__ = ("_writer", "fd")
 
     def __init__(self) -> None:
-        self.fd, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.fd, self._writer = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         _signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _LATER)
         self.catch(ENDING)
@@ -54,8 +54,8 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LATER)
         _signal.set_wakeup_fd(-1)
-        os.close(self.fd)
-        os.close(self._writer)
+        posix.close(self.fd)
+        posix.close(self._writer)
 
     def catch(self, numbers: tuple[int, ...]) -> None:
         """Catch these too, except what the caller of this program had ignored (nohup)."""
@@ -75,7 +75,7 @@ class Signals:
     def read(self) -> bytes:
         """The numbers of the signals that came, one byte each."""
         try:
-            return os.read(self.fd, 512)
+            return posix.read(self.fd, 512)
         except BlockingIOError:
             return b""
 
@@ -105,7 +105,7 @@ class Terminal:
             raise InitError("/process/terminal", "receive the terminal", error.errno or 0) from None
         if self.fd < 0:
             raise InitError("/process/terminal", "receive the terminal", 0, why="none was sent")
-        os.set_blocking(self.fd, False)
+        posix.set_blocking(self.fd, False)
         size = tty.window_size(0)
         if size is not None and size != bytes(8):
             tty.resize(self.fd, size)
@@ -116,7 +116,7 @@ class Terminal:
         self._ours.close()
         self._theirs.close()
         if self.fd >= 0:
-            os.close(self.fd)
+            posix.close(self.fd)
             self.fd = -1
 
 
@@ -152,8 +152,9 @@ def attend(pidfd: int, signals: Signals, master: int = -1, *, orphans_of: int = 
 def _reap_orphans(main: int) -> None:
     """Take note of the end of adopted children; ``main`` is left to who waits for it."""
     try:
-        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid != main:
-            os.waitpid(found.si_pid, 0)
+        look = posix.WEXITED | posix.WNOHANG | posix.WNOWAIT
+        while (found := posix.waitid(posix.P_ALL, 0, look)) and found.si_pid != main:
+            posix.waitpid(found.si_pid, 0)
     except ChildProcessError:
         pass
 
@@ -192,7 +193,7 @@ def _loop(pidfd: int, signals: Signals, master: int, orphans_of: int, notify: No
                 master, typing = -1, False
         if 0 in ready and typing:
             try:
-                typed = os.read(0, 65536)
+                typed = posix.read(0, 65536)
             except OSError:
                 typed = b""
             pending = _type(master, typed)
@@ -225,7 +226,7 @@ def _pass_on(numbers: bytes, pidfd: int, master: int) -> None:
 def _type(master: int, data: bytes) -> bytes:
     """Write to the terminal what it takes; returns the rest."""
     try:
-        return data[os.write(master, data) :] if data else b""
+        return data[posix.write(master, data) :] if data else b""
     except BlockingIOError:
         return data
     except OSError:
@@ -235,13 +236,13 @@ def _type(master: int, data: bytes) -> bytes:
 def _copy(source: int, target: int) -> bool:
     """Copy what is there; False when there is nothing (more)."""
     try:
-        data = os.read(source, 65536)
+        data = posix.read(source, 65536)
     except OSError:
         return False  # EAGAIN: nothing now; EIO: the other end is closed
     view: Any = memoryview(data)
     try:
         while view:
-            view = view[os.write(target, view) :]
+            view = view[posix.write(target, view) :]
     except OSError:
         pass  # our reader went away; the container goes on
     return bool(data)

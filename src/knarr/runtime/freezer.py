@@ -5,7 +5,7 @@ By plain paths: they lead through directories of cgroupfs, where there are no li
 
 from __future__ import annotations
 
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def state_of(folder: str = "", dir_fd: int | None = None) -> str:
 
 
 def _read(path: str, dir_fd: int | None) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        return os.read(fd, 4096).decode()
+        return posix.read(fd, 4096).decode()
     finally:
-        os.close(fd)
+        posix.close(fd)

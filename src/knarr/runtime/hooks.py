@@ -10,7 +10,7 @@ of its session.
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EAGAIN, EINVAL
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 from struct import unpack_from
@@ -40,9 +40,9 @@ def open_output(annotations: dict[str, str], name: str, bundle: str) -> int:
     if path is None:
         return -1
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        fd = os.open(os.path.join(bundle, path), flags, 0o600)
-        os.set_blocking(fd, True)
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOCTTY | posix.O_NONBLOCK
+        fd = posix.open(path if path.startswith("/") else f"{bundle}/{path}", flags, 0o600)
+        posix.set_blocking(fd, True)
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         number = error.errno if isinstance(error, OSError) else EINVAL
         raise InitError(f"/annotations/{name}", f"open {path} for the hooks' output", number or EINVAL) from None
@@ -97,8 +97,8 @@ def run_hook(
     try:
         for name in HOOK_OUTPUTS:
             files.append(open_output(annotations or {}, name, bundle))  # noqa: PERF401  # all are closed if one fails
-        in_read, in_write = os.pipe2(os.O_CLOEXEC)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        in_read, in_write = posix.pipe2(posix.O_CLOEXEC)
+        out_read, out_write = posix.pipe2(posix.O_CLOEXEC)
     except BaseException:
         _close(files)
         raise
@@ -107,11 +107,11 @@ def run_hook(
         try:
             stdout, stderr = [fd if fd >= 0 else out_write for fd in files]
             pid, control = spawn(plan, (), (in_read, stdout, stderr), "hook", path)
-            pidfd = os.pidfd_open(pid)
+            pidfd = posix.pidfd_open(pid)
         finally:
             _close([in_read, out_write, *files])
-        os.set_blocking(in_write, False)
-        os.set_blocking(out_read, False)
+        posix.set_blocking(in_write, False)
+        posix.set_blocking(out_read, False)
         said, trouble, late = _attend(pidfd, control.fileno(), in_write, out_read, state, deadline, (alive, stop))
         if trouble:
             raise HookError(pointer, path, f"cannot be started: {trouble}")
@@ -126,18 +126,18 @@ def run_hook(
     finally:
         if control is not None:
             control.close()
-        os.close(in_write)
-        os.close(out_read)
+        posix.close(in_write)
+        posix.close(out_read)
         if pid and pidfd >= 0:
             _kill_session(pid, pidfd)
         if pidfd >= 0:
-            os.close(pidfd)
+            posix.close(pidfd)
 
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
         if fd >= 0:
-            os.close(fd)
+            posix.close(fd)
 
 
 def _attend(
@@ -163,7 +163,7 @@ def _attend(
             trouble = _trouble(control)
         if in_write in ready and not fed:
             try:
-                left = left[os.write(in_write, left) :] if left else left
+                left = left[posix.write(in_write, left) :] if left else left
             except OSError as error:
                 if error.errno != EAGAIN:
                     left = memoryview(b"")  # it does not want to read its state, which is its own affair
@@ -190,9 +190,9 @@ def _attend(
 
 def _hang_up(fd: int) -> None:
     """Close the pipe behind ``fd`` but keep the number, so that nobody else gets it before we close it."""
-    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(null, fd, inheritable=False)
-    os.close(null)
+    null = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    posix.dup2(null, fd, inheritable=False)
+    posix.close(null)
 
 
 def _drain(fd: int) -> bytes | None:
@@ -200,7 +200,7 @@ def _drain(fd: int) -> bytes | None:
     said = b""
     for _ in range(64):  # a hook that writes without end must not keep us from its timeout
         try:
-            part = os.read(fd, 65536)
+            part = posix.read(fd, 65536)
         except BlockingIOError:
             return said
         if not part:
@@ -212,7 +212,7 @@ def _drain(fd: int) -> bytes | None:
 def _trouble(control: int) -> str:
     """Why the hook's program does not run; empty when it does."""
     try:
-        packet = os.read(control, 16 << 10)
+        packet = posix.read(control, 16 << 10)
     except OSError:
         return ""
     if len(packet) < 16:
@@ -224,15 +224,15 @@ def _trouble(control: int) -> str:
     if index >= 3:
         from knarr.runtime.explain import program  # cold: only for a hook that cannot run
 
-        words = program("/", number, detail, os.uname().machine)
+        words = program("/", number, detail, posix.uname().machine)
         return words[0]
-    return os.strerror(number).lower()
+    return posix.strerror(number).lower()
 
 
 def _kill_session(pid: int, pidfd: int) -> None:
     """Kill the hook's process group (its id is the pid, still ours until reaped), then reap the hook."""
     try:
-        os.killpg(pid, 9)
+        posix.killpg(pid, 9)
     except OSError:
         pass  # not yet in a session of its own, or already gone
     signal_pid(pidfd, 9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import WrongStatus
 from knarr.kernel.process import open_pid, process_stat, signal_pid
@@ -31,7 +31,7 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
             ask(fd, id, "signal", number=number, all=all)
             return
     finally:
-        os.close(fd)
+        posix.close(fd)
     if state.cgroup is not None and number == SIGKILL and state.shared_pids:
         from knarr.runtime import cgroup_members
 
@@ -53,7 +53,7 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
             if not signal_pid(pidfd, number):
                 raise gone
         finally:
-            os.close(pidfd)
+            posix.close(pidfd)
     if number == SIGKILL and state.cgroup is not None and _stuck(state.pid):
         from knarr.runtime import cgroup_members
 

@@ -8,7 +8,7 @@ can watch ``Launch.fileno()`` as well as ``Launch.run()`` can.
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import (
     AF_UNIX,
     CMSG_SPACE,
@@ -24,7 +24,7 @@ from _socket import (
 from errno import EACCES, EBUSY, ECHILD, EINVAL, EPERM
 from fcntl import F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from select import POLLIN, poll
-from struct import pack, unpack_from
+from sys import byteorder
 from time import monotonic
 
 from knarr.base.errors import InitError, Interrupted, KernelError, KnarrError, Unsupported
@@ -54,21 +54,21 @@ def init_path() -> str:
 
 def _memfd(name: str, data: bytes, flag: int, mode: int) -> int:
     """A memfd with ``data``, sealed against every change."""
-    common = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    common = posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING
     try:
-        fd = os.memfd_create(name, common | flag)
+        fd = posix.memfd_create(name, common | flag)
     except OSError as error:
         if error.errno != EINVAL:  # a kernel before 6.3 does not know the flag and needs none
             raise KernelError("memfd_create", name, error.errno or 0) from None
-        fd = os.memfd_create(name, common)
+        fd = posix.memfd_create(name, common)
     try:
         view = memoryview(data)
         while view:
-            view = view[os.write(fd, view) :]
-        os.fchmod(fd, mode)
+            view = view[posix.write(fd, view) :]
+        posix.fchmod(fd, mode)
         fcntl(fd, F_ADD_SEALS, _SEALS)
     except OSError as error:
-        os.close(fd)
+        posix.close(fd)
         raise KernelError("seal", name, error.errno or 0) from None
     return fd
 
@@ -92,7 +92,7 @@ def init_memfd() -> int:
         fd = _memfd("knarr-init", data, _MFD_EXEC, 0o500)
         kept = _kept.setdefault("init", fd)
         if kept != fd:  # another thread was quicker
-            os.close(fd)
+            posix.close(fd)
             fd = kept
     return fd
 
@@ -116,12 +116,12 @@ def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int], *words
                 source = fcntl(source, F_DUPFD_CLOEXEC, low)
                 made.append(source)
             # With source == target this clears close-on-exec (POSIX.1-2024, glibc 2.29).
-            actions.append((os.POSIX_SPAWN_DUP2, source, target))
+            actions.append((posix.POSIX_SPAWN_DUP2, source, target))
         program = init_memfd()
         if program < low:
             program = fcntl(program, F_DUPFD_CLOEXEC, low)
             made.append(program)
-        pid = os.posix_spawn(f"/proc/self/fd/{program}", ["knarr-init", *words], {}, file_actions=actions)
+        pid = posix.posix_spawn(f"/proc/self/fd/{program}", ["knarr-init", *words], {}, file_actions=actions)
         kept, ours = ours, None
         return pid, kept
     except OSError as error:
@@ -130,22 +130,29 @@ def spawn(plan: bytes, slots: Sequence[int], stdio: tuple[int, int, int], *words
         if error.errno in (EACCES, EPERM):
             raise Unsupported(
                 "running from sealed memory",
-                os.strerror(error.errno).lower(),
+                posix.strerror(error.errno).lower(),
                 hint="sysctl vm.memfd_noexec must be 0 or 1",
             ) from None
         raise KernelError("start", "knarr-init", error.errno or 0) from None
     finally:
         for fd in made:
-            os.close(fd)
+            posix.close(fd)
         for end in (ours, theirs):
             if end is not None:
                 end.close()
 
 
+def _header(packet: bytes) -> tuple[int, int, int, int]:
+    """Type, operation index, value (signed), length of a packet: docs/init.md. ``struct`` would be a file to load."""
+    kind, index, value, length = (packet[at : at + 4] for at in (0, 4, 8, 12))
+    signed = int.from_bytes(value, "little", signed=True)
+    return int.from_bytes(kind, "little"), int.from_bytes(index, "little"), signed, int.from_bytes(length, "little")
+
+
 def wait_child(pid: int) -> int:
     """Reap ``pid``; its exit code, or minus the signal. 0 when the program ignores SIGCHLD and the kernel reaped it."""
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return posix.waitstatus_to_exitcode(posix.waitpid(pid, 0)[1])
     except OSError as error:
         if error.errno == ECHILD:
             return 0
@@ -191,18 +198,18 @@ class Control:
                 self.done = True
                 self.ended()
                 break
-            kind, index, value, length = unpack_from("<IIiI", packet)
+            kind, index, value, length = _header(packet)
             if kind == ERROR:
                 self.done = True
                 raise self.failed(index, value, packet[16 : 16 + length])
             for level, sort, data in rights:
                 if (level, sort) == (SOL_SOCKET, SCM_RIGHTS):
-                    (self.received,) = unpack_from("i", data)
+                    self.received = int.from_bytes(data[:4], byteorder)
             try:
                 self.handle(kind, value)
             finally:
                 if self.received >= 0:
-                    os.close(self.received)
+                    posix.close(self.received)
                     self.received = -1
         return True
 
@@ -219,7 +226,7 @@ class Control:
             what = f"a state document of {len(document)} bytes for hooks that run in the container"
             raise Unsupported(what, f"at most {DOCUMENT_LIMIT} are passed on", pointer="/annotations")
         try:
-            self.sock.send(pack("<II", GO, len(document)) + document)
+            self.sock.send(GO.to_bytes(4, "little") + len(document).to_bytes(4, "little") + document)
         except (BrokenPipeError, ConnectionResetError):
             pass
         except OSError as error:
@@ -305,7 +312,7 @@ class Launch(Control):
         self.pid = pid
         # Our own child, not reaped yet: the number cannot be another's.
         try:
-            self.pidfd = os.pidfd_open(pid)
+            self.pidfd = posix.pidfd_open(pid)
         except OSError as error:
             raise KernelError("pidfd_open", str(pid), error.errno or 0) from None
         self._reap_stage()
@@ -316,10 +323,10 @@ class Launch(Control):
         if not stage:
             return
         if patience is not None:
-            pidfd = os.pidfd_open(stage)
+            pidfd = posix.pidfd_open(stage)
             if not ended(pidfd, patience):
                 signal_pid(pidfd, 9)
-            os.close(pidfd)
+            posix.close(pidfd)
         wait_child(stage)
 
     def ended(self) -> None:
@@ -369,6 +376,6 @@ class Launch(Control):
                 return
             if len(packet) < 16:
                 return
-            kind, _, value, _ = unpack_from("<IIiI", packet)
+            kind, _, value, _ = _header(packet)
             if kind == PID:
                 self._know(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import InitError, KnarrError, SpecError, SpecFinding, Unsupported, WrongStatus
 from knarr.kernel.process import open_pid
@@ -105,7 +105,7 @@ class _Container:
         if self._held is not None:
             self._held.release()
         for fd in self._fds:
-            os.close(fd)
+            posix.close(fd)
         self._fds = []
 
     def carry_out(self, plan: list[Op], document: str) -> None:

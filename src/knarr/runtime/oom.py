@@ -6,7 +6,7 @@ cgroup.events, which can be polled for changes (cgroup-v2.rst).
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import ENODEV, ENOENT
 from select import POLLIN, POLLPRI
 
@@ -43,7 +43,7 @@ class OomWatch:
             hint = "the memory controller is not enabled for it" if error.errno == ENOENT else ""
             raise KernelError("watch", f"cgroup {where[0]}{where[1]}", error.errno or 0, hint=hint) from None
         finally:
-            os.close(group)
+            posix.close(group)
         if self._v2:
             self.look()  # what happened before is known, and what is polled must have been read once
 
@@ -63,10 +63,10 @@ class OomWatch:
             kills = (events or {}).get("oom_kill", 0)
             new, self._kills = max(kills - self._kills, 0), max(kills, self._kills)
             return new
-        count = int.from_bytes(os.read(self._fds[0], 8), "little")
+        count = int.from_bytes(posix.read(self._fds[0], 8), "little")
         # The group's end is an event as well.
         try:
-            os.stat("memory.oom_control", dir_fd=self._fds[1], follow_symlinks=False)
+            posix.stat("memory.oom_control", dir_fd=self._fds[1], follow_symlinks=False)
         except OSError:
             self.over = True
             return 0
@@ -75,32 +75,32 @@ class OomWatch:
     def close(self) -> None:
         """Close the descriptors."""
         for fd in self._fds:
-            os.close(fd)
+            posix.close(fd)
         self._fds = []
 
 
 def _watch_v2(group: int) -> list[int]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    events = os.open("memory.events", flags, dir_fd=group)
+    flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    events = posix.open("memory.events", flags, dir_fd=group)
     try:
-        return [events, os.open("cgroup.events", flags, dir_fd=group)]
+        return [events, posix.open("cgroup.events", flags, dir_fd=group)]
     except BaseException:
-        os.close(events)
+        posix.close(events)
         raise
 
 
 def _watch_v1(group: int) -> list[int]:
-    made = [os.eventfd(0, os.EFD_CLOEXEC)]
+    made = [posix.eventfd(0, posix.EFD_CLOEXEC)]
     try:
-        made.append(os.dup(group))
-        control = os.open("memory.oom_control", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=group)
+        made.append(posix.dup(group))
+        control = posix.open("memory.oom_control", posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=group)
         try:
             write(group, "cgroup.event_control", f"{made[0]} {control}")
         finally:
-            os.close(control)
+            posix.close(control)
     except BaseException:
         for fd in made:
-            os.close(fd)
+            posix.close(fd)
         raise
     return made
 
@@ -108,7 +108,7 @@ def _watch_v1(group: int) -> list[int]:
 def _reread(fd: int) -> dict[str, int] | None:
     """The numbers of a file; None when its group is gone."""
     try:
-        return table(os.pread(fd, _LIMIT, 0).decode("ascii", "replace"))
+        return table(posix.pread(fd, _LIMIT, 0).decode("ascii", "replace"))
     except OSError as error:
         if error.errno == ENODEV:
             return None

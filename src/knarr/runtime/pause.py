@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import Unsupported, WrongStatus
 from knarr.runtime import cgroup_members, record
@@ -48,7 +48,7 @@ def _ask(state_root: str, id: str, do: str) -> None:
     try:
         ask(fd, id, do)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _look(state_root: str, id: str) -> tuple[State, str]:
@@ -57,4 +57,4 @@ def _look(state_root: str, id: str) -> tuple[State, str]:
         state = record.load(fd, id)
         return state, record.status(fd, state)
     finally:
-        os.close(fd)
+        posix.close(fd)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
+from knarr.base.paths import exists
 from knarr.kernel.process import in_user_namespace
 from knarr.plan.host import LANDLOCK, Host
 
@@ -26,20 +27,20 @@ def probe() -> Host:
     """Return the facts. Raises FileError, KernelError when /proc cannot be read."""
     from knarr.runtime import cgroup_probe
 
-    name = os.uname()
+    name = posix.uname()
     in_userns = in_user_namespace()
     numbers = name.release.split("-")[0].split(".")
     status = _content("/proc/self/status")
     return Host(
-        euid=os.geteuid(),
-        egid=os.getegid(),
+        euid=posix.geteuid(),
+        egid=posix.getegid(),
         arch=name.machine,
         kernel=(_number(numbers[0]), _number(numbers[1]) if len(numbers) > 1 else 0),
         in_userns=in_userns,
         cgroup=cgroup_probe.probe(),
         apparmor=_content("/sys/module/apparmor/parameters/enabled").startswith(b"Y"),
-        selinux=os.path.exists("/sys/fs/selinux/enforce"),
-        kcore=os.path.exists("/proc/kcore"),
+        selinux=exists("/sys/fs/selinux/enforce"),
+        kcore=exists("/proc/kcore"),
         capabilities=_mask(status, b"\nCapPrm:"),
         bounding=_mask(status, b"\nCapBnd:"),
         setgroups_denied=in_userns and _content("/proc/self/setgroups").startswith(b"deny"),
@@ -58,10 +59,10 @@ def _number(text: str) -> int:
 def _content(path: str) -> bytes:
     """The first bytes of a small file of the kernel; empty when it is not there."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        return os.read(fd, 4096)
+        return posix.read(fd, 4096)
     finally:
-        os.close(fd)
+        posix.close(fd)

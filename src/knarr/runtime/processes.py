@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import Unsupported
 from knarr.kernel.process import open_pid
@@ -29,7 +29,7 @@ def processes(state_root: str, id: str) -> list[int]:
             return []
         return _in_namespace(state)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _in_namespace(state: State) -> list[int]:
@@ -37,17 +37,17 @@ def _in_namespace(state: State) -> list[int]:
     pidfd = open_pid(state.pid, state.starttime)
     if pidfd is None:
         return []
-    os.close(pidfd)
+    posix.close(pidfd)
     space = _namespace(str(state.pid))
     if space is None or space == _namespace("self"):
         raise Unsupported(
             "listing the processes of this container", "it has neither a cgroup nor a pid namespace of its own"
         )
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and _namespace(name) == space)
+    return sorted(int(name) for name in posix.listdir("/proc") if name.isdecimal() and _namespace(name) == space)
 
 
 def _namespace(name: str) -> str | None:
     try:
-        return os.readlink(f"/proc/{name}/ns/pid")
+        return posix.readlink(f"/proc/{name}/ns/pid")
     except OSError:  # gone, or another user's
         return None

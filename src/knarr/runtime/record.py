@@ -13,7 +13,7 @@ disk: the root is meant to lie on a tmpfs, and after a reboot the boot id tells 
 
 from __future__ import annotations
 
-import os
+import posix
 import stat
 from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY
 from time import monotonic, sleep
@@ -22,6 +22,7 @@ from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, InUse, NotFound, SpecError, UsageError
 from knarr.base.files import Lock, read_file, write_atomic
 from knarr.base.ids import check_id
+from knarr.base.paths import abspath, dirname, variable
 from knarr.base.record import Record
 from knarr.kernel.process import GONE, boot_id, in_user_namespace, process_stat
 
@@ -70,46 +71,48 @@ def default_root() -> str:
     Rootless Podman is root in a user namespace of its user's, and says XDG_RUNTIME_DIR. As with runc, USER=root marks a
     namespace (a container with an engine in it) where root is the only user there is.
     """
-    if os.geteuid() == 0:
-        said = os.environ.get("XDG_RUNTIME_DIR") and os.environ.get("USER") != "root"
+    if posix.geteuid() == 0:
+        said = variable("XDG_RUNTIME_DIR") and variable("USER") != "root"
         if not (said and in_user_namespace()):
             return "/run/knarr"
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/knarr-{os.geteuid()}'}/knarr"
+    return f"{variable('XDG_RUNTIME_DIR') or f'/tmp/knarr-{posix.geteuid()}'}/knarr"
 
 
 def open_root(root: str, *, make: bool = False) -> int:
     """Return a descriptor of the state root, made (0700) if asked. Raises FileError; UsageError if others may write."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
     try:
         try:
-            fd = os.open(root, flags)
+            fd = posix.open(root, flags)
         except FileNotFoundError:
             if not make:
                 raise
-            os.makedirs(os.path.dirname(root) or ".", 0o711, exist_ok=True)
+            import os  # cold: once
+
+            os.makedirs(dirname(root) or ".", 0o711, exist_ok=True)
             try:
-                os.mkdir(root, 0o700)
+                posix.mkdir(root, 0o700)
             except FileExistsError:
                 pass  # made by another at this moment
-            fd = os.open(root, flags)
+            fd = posix.open(root, flags)
     except (OSError, ValueError) as error:
         raise FileError("open state root", root, getattr(error, "errno", None) or ENOENT) from None
     # Where others may write, they could plant a container of their making, hooks included (docs/security.md I18); an
     # ordinary user's default may lie below /tmp, where others can be first to make the directory around it.
-    facts = os.fstat(fd)
-    if not _ours(facts) or facts.st_mode & 0o022 or (os.geteuid() and not _safe_around(root)):
-        os.close(fd)
+    facts = posix.fstat(fd)
+    if not _ours(facts) or facts.st_mode & 0o022 or (posix.geteuid() and not _safe_around(root)):
+        posix.close(fd)
         raise UsageError(f"state root {root} belongs to or is writable by others", hint="choose another --root")
     return fd
 
 
-def _ours(facts: os.stat_result) -> bool:
-    return facts.st_uid in (os.geteuid(), 0)
+def _ours(facts: posix.stat_result) -> bool:
+    return facts.st_uid in (posix.geteuid(), 0)
 
 
 def _safe_around(root: str) -> bool:
     """Whether nobody but us and root can put another directory in the state root's place."""
-    facts = os.lstat(os.path.dirname(os.path.abspath(root)))
+    facts = posix.lstat(dirname(abspath(root)))
     closed = not facts.st_mode & 0o002 or facts.st_mode & stat.S_ISVTX or stat.S_ISLNK(facts.st_mode)
     return bool(_ours(facts) and closed)
 
@@ -117,7 +120,7 @@ def _safe_around(root: str) -> bool:
 def lock(root_fd: int, id: str, *, wait: bool) -> Lock:
     """Take the lock of an id. Raises InUse when it is held and ``wait`` is False."""
     try:
-        os.mkdir(LOCKS, 0o700, dir_fd=root_fd)
+        posix.mkdir(LOCKS, 0o700, dir_fd=root_fd)
     except FileExistsError:
         pass
     except OSError as error:
@@ -147,17 +150,17 @@ def hold(root_fd: int, fd: int, id: str, patience: float = PATIENCE) -> Lock:
 def same(root_fd: int, fd: int, id: str) -> bool:
     """Whether the directory behind ``fd`` is still the container's."""
     try:
-        there = os.stat(id, dir_fd=root_fd, follow_symlinks=False)
+        there = posix.stat(id, dir_fd=root_fd, follow_symlinks=False)
     except OSError:
         return False
-    here = os.fstat(fd)
+    here = posix.fstat(fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def forget_lock(root_fd: int, id: str, taken: Lock) -> None:
     """Remove the lock's file and let the lock go; whoever waits for it notices and takes a fresh one."""
     try:
-        os.unlink(f"{LOCKS}/{id}", dir_fd=root_fd)
+        posix.unlink(f"{LOCKS}/{id}", dir_fd=root_fd)
     except OSError:
         pass  # a lock file too many is harmless
     taken.release()
@@ -170,12 +173,12 @@ def forget_stale_lock(root: str, id: str) -> None:
     except FileError:
         return
     try:
-        os.stat(f"{LOCKS}/{id}", dir_fd=root_fd, follow_symlinks=False)
+        posix.stat(f"{LOCKS}/{id}", dir_fd=root_fd, follow_symlinks=False)
         forget_lock(root_fd, id, lock(root_fd, id, wait=False))
     except (OSError, InUse):
         pass  # none is there, or somebody is making it now
     finally:
-        os.close(root_fd)
+        posix.close(root_fd)
 
 
 def make(root_fd: int, id: str) -> tuple[int, Lock]:
@@ -187,12 +190,13 @@ def make(root_fd: int, id: str) -> tuple[int, Lock]:
         raise Exists("container", id) from None
     made = False
     try:
-        os.mkdir(id, 0o700, dir_fd=root_fd)
+        posix.mkdir(id, 0o700, dir_fd=root_fd)
         made = True
-        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), taken
+        flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        return posix.open(id, flags, dir_fd=root_fd), taken
     except OSError as error:
         if made:  # no descriptor to be had
-            os.rmdir(id, dir_fd=root_fd)
+            posix.rmdir(id, dir_fd=root_fd)
         taken.release()
         if error.errno == EEXIST:
             raise Exists("container", id) from None
@@ -221,14 +225,14 @@ def open_container(root: str, id: str) -> int:
     try:
         return open_below(root_fd, id)
     finally:
-        os.close(root_fd)
+        posix.close(root_fd)
 
 
 def open_below(root_fd: int, id: str) -> int:
     """As ``open_container``, with a descriptor of the state root."""
     check_id(id)
     try:
-        return os.open(id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+        return posix.open(id, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         if error.errno in (ENOENT, ENOTDIR, ELOOP):
             raise NotFound("container", id) from None
@@ -261,15 +265,15 @@ def config(fd: int) -> dict[str, Any]:
 def _small(name: str, fd: int) -> bytes:
     """A file of up to 64 KiB with one read, which is what a list of a thousand takes; nothing where it is not one."""
     try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=fd)
+        file = posix.open(name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK, dir_fd=fd)
     except OSError:
         return b""
     try:
-        data = os.read(file, _SMALL)
+        data = posix.read(file, _SMALL)
     except OSError:
         return b""
     finally:
-        os.close(file)
+        posix.close(file)
     return data if len(data) < _SMALL else b""
 
 
@@ -330,7 +334,7 @@ def reason(fd: int) -> str:
 
 def _there(fd: int, name: str) -> bool:
     try:
-        os.stat(name, dir_fd=fd, follow_symlinks=False)
+        posix.stat(name, dir_fd=fd, follow_symlinks=False)
     except OSError:
         return False
     return True
@@ -349,25 +353,25 @@ def remove(root_fd: int, fd: int, id: str) -> None:
     """Remove the container's directory, which holds files only. Missing is fine. Raises FileError."""
     for name in ("brief", START, CONFIG, STATE):  # brief first: bin/verbs.c believes it as long as it is there
         try:
-            os.unlink(name, dir_fd=fd)
+            posix.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             pass
         except OSError as error:
             raise FileError("remove", f"{id}/{name}", error.errno or 0) from None
     try:
         try:
-            os.rmdir(id, dir_fd=root_fd)
+            posix.rmdir(id, dir_fd=root_fd)
         except OSError as error:
             if error.errno != ENOTEMPTY:
                 raise
-            for name in os.listdir(fd):  # a started socket, a temporary file of a writer that was killed
+            for name in posix.listdir(fd):  # a started socket, a temporary file of a writer that was killed
                 if name == "notify":
                     from knarr.runtime.notify import remove_directory  # only as a service of systemd's
 
                     remove_directory(fd)
                 else:
-                    os.unlink(name, dir_fd=fd)
-            os.rmdir(id, dir_fd=root_fd)
+                    posix.unlink(name, dir_fd=fd)
+            posix.rmdir(id, dir_fd=root_fd)
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -1,21 +1,21 @@
 """Compiled seccomp filters, kept by the content of their profile (hot).
 
-Compiling Docker's profile takes a millisecond or two and the import of the system call tables; finding it here a
-tenth of that. A file is named by the digest of (profile, architecture, compiler version) and carries the digest of
-its program. Whatever is not as this module writes it (another owner, writable by others, a wrong digest) is ignored
-and replaced; a directory that cannot be used costs time, never a failure.
+Compiling Docker's profile takes a millisecond or two, and the import of the compiler and of the system call tables;
+finding it here a tenth of that. A file is named by the digest of (profile, architecture, compiler version) and carries
+the digest of its program. Whatever is not as this module writes it (another owner, writable by others, a wrong digest)
+is ignored and replaced; a directory that cannot be used costs time, never a failure.
 """
 
 from __future__ import annotations
 
-import os
+import posix
 import stat
 import sys
 from marshal import dumps
 
 from knarr.base.errors import FileError
 from knarr.base.files import write_atomic
-from knarr.plan.seccomp import COMPILER_VERSION, MAX_INSTRUCTIONS, compile_filter
+from knarr.plan.seccomp_filter import COMPILER_VERSION, MAX_INSTRUCTIONS
 
 if sys.version_info >= (3, 12):
     from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]  # hashlib costs OpenSSL
@@ -30,8 +30,8 @@ _MAGIC = b"KNARRBPF"
 _HEADER = len(_MAGIC) + 32
 _LARGEST = _HEADER + 8 * MAX_INSTRUCTIONS
 _KEPT = 64
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_OPEN = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 
 
 def cached_filter(directory: str, profile: dict[str, Any], arch: str) -> bytes:
@@ -42,15 +42,21 @@ def cached_filter(directory: str, profile: dict[str, Any], arch: str) -> bytes:
     name = filter_key(profile, arch)
     directory_fd = _open_directory(directory)
     if directory_fd < 0:
-        return compile_filter(profile, arch)
+        return _compiled(profile, arch)
     try:
         program = _read(directory_fd, name)
         if program is None:
-            program = compile_filter(profile, arch)
+            program = _compiled(profile, arch)
             _write(directory_fd, name, program)
         return program
     finally:
-        os.close(directory_fd)
+        posix.close(directory_fd)
+
+
+def _compiled(profile: dict[str, Any], arch: str) -> bytes:
+    from knarr.plan.seccomp import compile_filter  # cold: once for each profile
+
+    return compile_filter(profile, arch)
 
 
 def filter_key(profile: dict[str, Any], arch: str) -> str:
@@ -64,37 +70,37 @@ def _open_directory(path: str) -> int:
     """A descriptor of a directory that only we can write to, or -1."""
     try:
         try:
-            fd = os.open(path, _OPEN_DIRECTORY)
+            fd = posix.open(path, _OPEN_DIRECTORY)
         except FileNotFoundError:
-            os.mkdir(path, 0o700)
-            fd = os.open(path, _OPEN_DIRECTORY)
+            posix.mkdir(path, 0o700)
+            fd = posix.open(path, _OPEN_DIRECTORY)
     except OSError:
         return -1
-    if _ours(os.fstat(fd)):
+    if _ours(posix.fstat(fd)):
         return fd
-    os.close(fd)
+    posix.close(fd)
     return -1
 
 
-def _ours(facts: os.stat_result) -> bool:
-    return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+def _ours(facts: posix.stat_result) -> bool:
+    return facts.st_uid == posix.geteuid() and not facts.st_mode & 0o022
 
 
 def _read(directory_fd: int, name: str) -> bytes | None:
     """The program in a file that is as we wrote it."""
     try:
-        fd = os.open(name, _OPEN, dir_fd=directory_fd)
+        fd = posix.open(name, _OPEN, dir_fd=directory_fd)
     except OSError:
         return None
     try:
-        facts = os.fstat(fd)
+        facts = posix.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or not _ours(facts) or not _HEADER < facts.st_size <= _LARGEST:
             return None
-        data = os.read(fd, facts.st_size)
+        data = posix.read(fd, facts.st_size)
     except OSError:
         return None
     finally:
-        os.close(fd)
+        posix.close(fd)
     program = data[_HEADER:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEADER] != sha256(program).digest():
         return None
@@ -111,9 +117,9 @@ def _write(directory_fd: int, name: str, program: bytes) -> None:
 
 def _prune(directory_fd: int) -> None:
     """Keep the newest files only."""
-    names = os.listdir(directory_fd)
+    names = posix.listdir(directory_fd)
     if len(names) <= _KEPT:
         return
-    aged = sorted((os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mtime_ns, name) for name in names)
+    aged = sorted((posix.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mtime_ns, name) for name in names)
     for _, name in aged[: len(names) - _KEPT]:
-        os.unlink(name, dir_fd=directory_fd)
+        posix.unlink(name, dir_fd=directory_fd)

@@ -6,7 +6,7 @@ of file means that the program runs.
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from errno import E2BIG, EACCES
 from time import monotonic, sleep
@@ -69,8 +69,8 @@ def start(state_root: str, id: str, told: int = -1) -> None:
             _await_end(state)
             raise
     finally:
-        os.close(fd)
-        os.close(root_fd)
+        posix.close(fd)
+        posix.close(root_fd)
 
 
 def start_container(root_fd: int, fd: int, state: State, config: dict[str, Any] | None, told: int = -1) -> None:
@@ -102,7 +102,7 @@ def connect(fd: int, state: State) -> Control:
     if status != "created":
         raise WrongStatus(state.id, "start", status)
     try:
-        os.rename(record.START, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
+        posix.rename(record.START, STARTED, src_dir_fd=fd, dst_dir_fd=fd)
     except FileNotFoundError:
         raise WrongStatus(state.id, "start", "running") from None
     except OSError as error:
@@ -121,7 +121,7 @@ def connect(fd: int, state: State) -> Control:
 
 def _control(sock: socket, fd: int, state: State) -> Control:
     """The socket's other side: an init that was told to go on, or will be."""
-    os.set_inheritable(sock.fileno(), False)
+    posix.set_inheritable(sock.fileno(), False)
 
     def failed(index: int, number: int, detail: bytes) -> KnarrError:
         from knarr.runtime.explain import LANDLOCK_HINT, later_error  # cold: only for an error

@@ -7,7 +7,7 @@ nanoseconds, all sizes bytes; NO_LIMIT stands where nothing limits.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base.errors import Unsupported
 from knarr.base.record import Record
@@ -117,11 +117,11 @@ def stats(recorded: cgroup.Intent | None) -> Stats:
                 fd = open_group(mount.mountpoint, places[mount.mountpoint])
                 opened.update((name, fd) for name in mount.controllers)
         return v1_stats(
-            lambda controller, file: _text(opened.get(controller, -1), file), _page_sizes(), os.sysconf("SC_CLK_TCK")
+            lambda controller, file: _text(opened.get(controller, -1), file), _page_sizes(), posix.sysconf("SC_CLK_TCK")
         )
     finally:
         for fd in set(opened.values()):
-            os.close(fd)
+            posix.close(fd)
 
 
 def guest_stats(state_root: str, id: str) -> Stats:
@@ -136,7 +136,7 @@ def guest_stats(state_root: str, id: str) -> Stats:
     except (ValueError, IndexError, KeyError) as error:  # whatever a guest calls numbers
         raise KnarrError(f"what the guest of container {id} says of its use makes no sense: {error}") from None
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _text(fd: int, file: str) -> str:
@@ -151,7 +151,7 @@ def _text(fd: int, file: str) -> str:
 def _page_sizes() -> tuple[str, ...]:
     """The sizes of huge pages as hugetlb files spell them: 2MB, 1GB."""
     try:
-        names = os.listdir("/sys/kernel/mm/hugepages")
+        names = posix.listdir("/sys/kernel/mm/hugepages")
     except OSError:
         return ()
     sizes = []

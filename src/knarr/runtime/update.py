@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EBUSY, EINVAL
 
 from knarr.base import fastjson
@@ -68,8 +68,8 @@ def update(state_root: str, id: str, resources: Any, *, document: str = "resourc
     finally:
         if taken is not None:
             taken.release()
-        os.close(fd)
-        os.close(root_fd)
+        posix.close(fd)
+        posix.close(root_fd)
 
 
 def _tell_systemd(recorded: dict[str, Any], config: dict[str, Any], changed: dict[str, Any], plan: CgroupPlan) -> None:
@@ -111,12 +111,12 @@ def _apply(plan: CgroupPlan) -> None:
                 write(fd, file, value)
             except OSError as trouble:
                 error.add_note(
-                    f"and {file} could not be put back to {value}: {os.strerror(trouble.errno or 0).lower()}"
+                    f"and {file} could not be put back to {value}: {posix.strerror(trouble.errno or 0).lower()}"
                 )
         raise
     finally:
         for fd in opened.values():
-            os.close(fd)
+            posix.close(fd)
 
 
 def _put(opened: dict[str, int], places: dict[str, CgroupDirectory], limit: Write, undo: Undo, *, last: bool) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from knarr.base.errors import KnarrError, UsageError
+from knarr.base.paths import abspath
 from knarr.cli.runtime.options import GLOBAL, VERBS, check_operands, parse
 
 TYPE_CHECKING = False
@@ -37,11 +38,9 @@ class Context:
     @property
     def root(self) -> str:
         """The state root, an absolute path."""
-        import os
-
         from knarr.runtime.record import default_root
 
-        return os.path.abspath(self._root) if self._root else default_root()
+        return abspath(self._root) if self._root else default_root()
 
 
 def main(arguments: list[str] | None = None, told: int = -1) -> int:

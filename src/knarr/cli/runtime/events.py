@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 from select import poll
 from time import monotonic
 
@@ -42,7 +42,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         state = record.load(fd, operands[0])
         status = record.status(fd, state, freezer=False)
     finally:
-        os.close(fd)
+        posix.close(fd)
     if status == "stopped":
         raise WrongStatus(state.id, "watch", status, hint=f"container with id {state.id} is not running")
     if options.get("stats"):

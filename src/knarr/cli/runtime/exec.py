@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.base.errors import SpecError, SpecFinding, UsageError
@@ -82,7 +82,7 @@ def _process(options: dict[str, Any], id: str, command: list[str], context: Cont
         try:
             document = record.config(fd)["process"]
         finally:
-            os.close(fd)
+            posix.close(fd)
         document["args"] = command
         document["terminal"] = False
         document.pop("consoleSize", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.runtime.features import features
@@ -16,5 +16,5 @@ if TYPE_CHECKING:
 
 def run(_options: dict[str, Any], _operands: list[str], _context: Context) -> int:
     """Print the features document."""
-    os.write(1, fastjson.dumps(features(), indent=True) + b"\n")
+    posix.write(1, fastjson.dumps(features(), indent=True) + b"\n")
     return 0

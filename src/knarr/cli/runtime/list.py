@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InvalidId, KnarrError, NotFound, UsageError
@@ -31,7 +31,7 @@ def run(options: dict[str, Any], _operands: list[str], context: Context) -> int:
     else:
         text = _table(found).encode()
     if text:
-        os.write(1, text)
+        posix.write(1, text)
     return 0
 
 
@@ -43,7 +43,7 @@ def _containers(context: Context) -> list[dict[str, Any]]:
         return []  # nothing was ever created there
     boot = boot_id()
     found = []
-    for name in sorted(os.listdir(root_fd)):
+    for name in sorted(posix.listdir(root_fd)):
         if name.startswith("."):
             continue
         try:
@@ -58,13 +58,13 @@ def _containers(context: Context) -> list[dict[str, Any]]:
                 warning = f"container {name}: {error}"
                 context.log.warning(warning)
         finally:
-            os.close(fd)
-    os.close(root_fd)
+            posix.close(fd)
+    posix.close(root_fd)
     return found
 
 
 def _owner(fd: int) -> str:
-    uid = os.fstat(fd).st_uid
+    uid = posix.fstat(fd).st_uid
     if uid == 0:
         return "root"
     import pwd  # cold: another user's containers

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from errno import EBADF, ENOENT, EPIPE
 from fcntl import F_GETFD, fcntl
-from struct import pack
 
 from knarr.base.errors import FileError, NotFound, SpecError, SpecFinding, UsageError
 from knarr.base.fastjson import pointer_token
 from knarr.base.files import read_file, write_atomic
+from knarr.base.paths import abspath, dirname, isdir, variable
 from knarr.isolation.choose import ANNOTATION, GUESTS, in_guest, kind_of
 from knarr.plan.container import Options
 from knarr.spec.validate import parse_config
@@ -37,7 +37,7 @@ def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
 
     Raises NotFound, FileError, SpecError.
     """
-    bundle = os.path.abspath(options.get("bundle") or ".")
+    bundle = abspath(options.get("bundle") or ".")
     own = options.get("config")
     path = own or f"{bundle}/config.json"
     try:
@@ -45,7 +45,7 @@ def read_bundle(options: dict[str, Any]) -> tuple[str, dict[str, Any], bytes]:
     except FileError as error:
         if error.number != ENOENT:
             raise
-        if not os.path.isdir(bundle):
+        if not isdir(bundle):
             raise NotFound("bundle", bundle) from None
         if own:
             raise
@@ -101,7 +101,7 @@ def wishes(options: dict[str, Any], context: Context) -> Options:
         no_pivot=bool(options.get("no-pivot")),
         no_new_keyring=bool(options.get("no-new-keyring")),
         cgroup_manager=context.cgroup_manager,
-        notify=os.environ.get("NOTIFY_SOCKET", ""),
+        notify=variable("NOTIFY_SOCKET"),
     )
 
 
@@ -110,7 +110,7 @@ def preserved(options: dict[str, Any]) -> tuple[int, ...]:
 
     To be called before this program opens any: a number that is free would be taken by one of our own.
     """
-    listening = os.environ.get("LISTEN_FDS", "")
+    listening = variable("LISTEN_FDS")
     count = int(listening) if listening.isascii() and listening.isdigit() and len(listening) < 6 else 0
     count += options.get("preserve-fds", 0)
     for fd in range(3, 3 + count):
@@ -118,20 +118,20 @@ def preserved(options: dict[str, Any]) -> tuple[int, ...]:
             fcntl(fd, F_GETFD)
         except OSError as error:
             number = error.errno or EBADF
-            raise UsageError(f"cannot preserve descriptor {fd}: {os.strerror(number).lower()}") from None
+            raise UsageError(f"cannot preserve descriptor {fd}: {posix.strerror(number).lower()}") from None
     return tuple(range(3, 3 + count))
 
 
 def add_listen_fds(process: dict[str, Any]) -> None:
     """Tell the program of the sockets it inherits, as sd_listen_fds(3) expects it."""
-    listening = os.environ.get("LISTEN_FDS", "")
+    listening = variable("LISTEN_FDS")
     if listening.isascii() and listening.isdigit() and listening != "0":
         process["env"] = [*(process.get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
 
 
 def with_notify(config: dict[str, Any], root: str, id: str) -> dict[str, Any]:
     """What makes sd_notify(3) work inside, if a service manager outside waits for it."""
-    if not os.environ.get("NOTIFY_SOCKET"):
+    if not variable("NOTIFY_SOCKET"):
         return config
     from knarr.runtime.notify import add_mount  # only as a service of systemd's
 
@@ -154,7 +154,7 @@ def send_pidfd(sock: socket | None, word: bytes, pidfd: int) -> None:
     if sock is None:
         return
     try:
-        sock.sendmsg([word], [(SOL_SOCKET, SCM_RIGHTS, pack("i", pidfd))])
+        sock.sendmsg([word], [(SOL_SOCKET, SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))])
     except OSError as error:
         raise FileError("send the process's descriptor to", "the pidfd socket", error.errno or EPIPE) from None
     finally:
@@ -170,15 +170,15 @@ def tell_receiver(config: dict[str, Any], pidfd: int) -> None:
 
 def _connect(path: str, what: str) -> socket:
     """By a path of any length. Raises FileError."""
-    folder, name = os.path.split(path)
+    folder, name = dirname(path), path.rpartition("/")[2]
     sock = socket(AF_UNIX, SOCK_STREAM, 0)
     try:
         sock.settimeout(CONSOLE_PATIENCE)
-        directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = posix.open(folder or ".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         try:
             sock.connect(f"/proc/self/fd/{directory}/{name}")
         finally:
-            os.close(directory)
+            posix.close(directory)
         sock.settimeout(None)
     except OSError as error:
         sock.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.base.errors import UsageError
@@ -60,12 +60,12 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
                 for op in plan.ops
             ],
         }
-        os.write(1, fastjson.dumps(shown, indent=True) + b"\n")
+        posix.write(1, fastjson.dumps(shown, indent=True) + b"\n")
         return 0
     lines = [*steps, *((op.pointer, op.describe()) for op in plan.ops)]
     width = min(max(len(pointer) for pointer, _ in lines), 40)
     text = "".join(f"{pointer.ljust(width)}  {does}\n" for pointer, does in lines)
-    os.write(1, text.encode("utf-8", "surrogateescape"))
+    posix.write(1, text.encode("utf-8", "surrogateescape"))
     return 0
 
 

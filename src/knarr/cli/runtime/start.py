@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
+from knarr.base.paths import variable
 from knarr.runtime.start import start
 
 TYPE_CHECKING = False
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Run the program of a created container."""
-    address = os.environ.get("NOTIFY_SOCKET")  # without it bin/verbs.c may have begun
+    address = variable("NOTIFY_SOCKET")  # without it bin/verbs.c may have begun
     if address:
         _start_and_notify(context.root, operands[0], address)
     else:
@@ -34,7 +35,7 @@ def _start_and_notify(root: str, id: str, address: str) -> None:
         pidfd = open_pid(state.pid, state.starttime) if state.pid else None
         waiting = notify.listen(fd, address, state.pid) if record.startable(fd) else None
     finally:
-        os.close(fd)
+        posix.close(fd)
     try:
         start(root, id)
         if waiting is not None and pidfd is not None:
@@ -43,4 +44,4 @@ def _start_and_notify(root: str, id: str, address: str) -> None:
         if waiting is not None:
             waiting.close()
         if pidfd is not None:
-            os.close(pidfd)
+            posix.close(pidfd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.runtime import record
@@ -22,5 +22,5 @@ def run(_options: dict[str, Any], operands: list[str], context: Context) -> int:
     shown = record.shown(state, record.status(fd, state, root_fd), "")
     if shown["status"] == "stopped" and state.isolation is not None and (reason := record.reason(fd)):
         shown["reason"] = reason
-    os.write(1, fastjson.dumps(shown, indent=True) + b"\n")
+    posix.write(1, fastjson.dumps(shown, indent=True) + b"\n")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 
 from knarr.base import fastjson
 from knarr.base.errors import Unsupported, UsageError
@@ -54,7 +54,7 @@ def _read(path: str) -> Any:
     if path != "-":
         return fastjson.loads(read_file(path, _LARGEST), path)
     data = b""
-    while len(data) <= _LARGEST and (part := os.read(0, 65536)):
+    while len(data) <= _LARGEST and (part := posix.read(0, 65536)):
         data += part
     return fastjson.loads(data, "standard input", limit=_LARGEST)
 
