@@ -32,6 +32,7 @@ enum {
     FRAME_MODULE = 7,
     FRAME_DEVICES = 8,
     FRAME_LIST = 9,
+    FRAME_NETLINK = 10,
     FRAME_PLAN = 16,
     FRAME_SPAWN = 17,
     FRAME_SIGNAL = 18,
@@ -57,6 +58,9 @@ void guest_main(void) __attribute__((noreturn));
 
 /* requests.c */
 void answer_request(const struct frame *frame, u8 *bytes);
+
+/* guest_net.c */
+long send_netlink(const char *namespace, const u8 *messages, const u8 *end, u8 *reply);
 
 /* workload.c */
 enum { POLLED = 5 }; /* most descriptors of one process that are waited for */

@@ -180,6 +180,7 @@ void answer_request(const struct frame *frame, u8 *bytes)
         case FRAME_RMDIR: got = kcall(unlinkat, AT_FDCWD, path, AT_REMOVEDIR); break;
         case FRAME_READ: got = do_read(path, reply, frame->value); break;
         case FRAME_LIST: got = do_list(path, reply); break;
+        case FRAME_NETLINK: got = send_netlink(path, at, end, reply); break;
         default: break;
         }
         if (got > 0)

@@ -28,7 +28,8 @@ class Settings(Record):
 
     ``memory`` in bytes, its kernel's included. ``shares``: the first one is the container's root, never writable; None
     for a template, which is given them later. ``initramfs`` is the path of a file that may be made. ``found`` is what
-    the kind found out before: its kernel and so on. ``templates`` is where guests wait that have booted ("": nowhere),
+    the kind found out before: its kernel and so on. ``drivers`` are what its network may want, which it need not use.
+    ``templates`` is where guests wait that have booted ("": nowhere),
     ``groups`` are the cgroups one of them is brought into. ``filters`` is a directory that keeps compiled filters ("":
     none).
     """
@@ -39,6 +40,7 @@ class Settings(Record):
     shares: tuple[Share, ...] | None
     initramfs: str
     found: dict[str, Any]
+    drivers: tuple[Share, ...] = ()
     templates: str = ""
     groups: dict[str, Any] | None = None
     filters: str = ""
@@ -51,7 +53,8 @@ class Booting(Record):
     without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up
     by itself; not below 2048. ``patience``: seconds it may take to say hello. ``settled()`` blocks until it is in the
     cgroups it belongs to, None for one that was begun there; nothing foreign may run before. Raises KnarrError.
-    ``helpers``: pids of further children of this process that it does not live without.
+    ``helpers``: pids of further children of this process that it does not live without. ``nics``: our ends of its
+    network devices (nic.py).
     """
 
     pid: int
@@ -62,6 +65,7 @@ class Booting(Record):
     patience: float = 20.0
     settled: Callable[[], None] | None = None
     helpers: tuple[int, ...] = ()
+    nics: tuple[int, ...] = ()
 
 
 class Mounted(Record):
@@ -102,6 +106,24 @@ def before(kind: str) -> tuple[tuple[str, Mounted], ...]:
 def mounted(kind: str, number: int) -> Mounted:
     """How a guest of this kind mounts share ``number`` (pure)."""
     how: Mounted = _module(kind).mounted(number)
+    return how
+
+
+def drivers(kind: str, found: dict[str, Any]) -> tuple[Share, ...]:
+    """What a guest of this kind is shown beside its shares, after them, for the drivers of its network (pure)."""
+    more: tuple[Share, ...] = _module(kind).drivers(found)
+    return more
+
+
+def network(
+    kind: str, found: dict[str, Any], share: int, *, ipv6: bool
+) -> tuple[str, bool, list[tuple[int, int, bytes]]]:
+    """How a guest of this kind gets its network devices: their name without the number, whether its kernel has IPv6
+    then, and requests that load the drivers. ``share`` is the number of the first of ``drivers``.
+
+    Raises Unsupported, FileError.
+    """
+    how: tuple[str, bool, list[tuple[int, int, bytes]]] = _module(kind).network(found, share, ipv6=ipv6)
     return how
 
 

@@ -13,6 +13,7 @@ from select import POLLIN, poll
 from knarr.base.errors import FileError, Unsupported
 from knarr.base.files import read_file
 from knarr.base.record import Record
+from knarr.isolation.nic import pair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,19 +109,22 @@ def _libraries(path: str) -> tuple[tuple[str, str], ...]:
     return found
 
 
+def module_folder(kernel: Kernel) -> str:
+    """Where the modules of a kernel are: in the package it came in, which may be one only unpacked."""
+    top = f"{os.path.dirname(os.path.dirname(kernel.path))}/{_MODULES}/{kernel.release}"
+    return top if os.path.isdir(top) else f"/usr/{_MODULES}/{kernel.release}"
+
+
 def modules(kernel: Kernel, names: Sequence[str]) -> list[str]:
     """The files of these kernel modules ("overlay"), those they need first, from the package the kernel came in.
 
     Raises Unsupported without one.
     """
-    release = kernel.release
-    top = f"{os.path.dirname(os.path.dirname(kernel.path))}/{_MODULES}/{release}"  # of a package only unpacked
-    if not os.path.isdir(top):
-        top = f"/usr/{_MODULES}/{release}"
+    top = module_folder(kernel)
     try:
         lines = read_file(f"{top}/modules.dep", 16 << 20).decode("utf-8", "surrogateescape").splitlines()
     except FileError as error:
-        why = f"the modules of {release} are not there: {error}"
+        why = f"the modules of {kernel.release} are not there: {error}"
         raise Unsupported("isolation kernel", why, hint=_ADVICE) from None
     found: list[str] = []
     for name in names:
@@ -152,13 +156,15 @@ def command_line(
     run: str,
     channel: int,
     shares: str = "",
+    nics: Sequence[int] = (),
     words: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of user-mode Linux for a boot of what a container needs.
 
     ``memory`` in bytes. ``initramfs`` and the directory ``run`` (for its socket) are paths as it sees them, ``shares``
     the directory that hostfs may mount from. ``channel`` is the descriptor that becomes /dev/tty1 (CHANNEL), a terminal
-    until it is made raw. Its messages go to standard error.
+    until it is made raw. Each of ``nics`` is a socket whose packets are the Ethernet frames of vec0, vec1, …. Its messages
+    go to standard error.
     """
     return [
         program,
@@ -180,6 +186,7 @@ def command_line(
         # the loop that delays are counted in, instead of measuring it for 0.05 s
         "lpj=20000000",
         *([f"hostfs={shares}"] if shares else []),
+        *(f"vec{number}:transport=fd,fd={fd}" for number, fd in enumerate(nics)),
         *words,
         f"knarr.channel={CHANNEL}",
     ]
@@ -211,6 +218,7 @@ _CALLS = (
     *("epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "poll", "ppoll", "select", "pselect6"),
     # channels and its control socket
     *("socketpair", "bind", "connect", "getsockname", "sendto", "sendmsg", "recvfrom", "recvmsg", "shutdown"),
+    *("sendmmsg", "recvmmsg"),  # frames of network devices
     # descriptors and files: memory, hostfs, block devices
     *("open", "openat", "close", "dup", "dup2", "fcntl", "pipe", "pipe2", "read", "write", "readv", "writev", "lseek"),
     *("pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ftruncate", "truncate", "fallocate", "flock"),
@@ -270,13 +278,15 @@ def _each(name: str, index: int, values: Iterable[int]) -> list[dict[str, Any]]:
 class Launched(Record):
     """A guest that boots, a child of this process.
 
-    ``channel`` is our end of its channel, non-blocking; ``console`` the end of a pipe with what its kernel says.
+    ``channel`` is our end of its channel, non-blocking; ``console`` the end of a pipe with what its kernel says; ``nics``
+    our ends of its network devices.
     """
 
     pid: int
     pidfd: int
     channel: int
     console: int
+    nics: tuple[int, ...] = ()
 
 
 _SHARES = "/shares"
@@ -294,11 +304,14 @@ def launch(
     initramfs: str,
     memory: int,
     shares: Sequence[Share] | None = (),
+    nics: int = 0,
     words: Sequence[str] = (),
     filters: str = "",
     deadline: float | None = None,
 ) -> Launched:
     """Boot a guest behind its wall; on return its kernel runs. ``memory`` in bytes; ``words`` for its command line.
+
+    It has ``nics`` network devices.
 
     With None for ``shares`` they are given to it later, by ``show``. ``filters`` as in ``confine.start``, whose errors
     it raises; nothing is left then. It dies with the thread that called.
@@ -306,20 +319,23 @@ def launch(
     from knarr.isolation.confine import start
     from knarr.runtime.create import Stdio
 
-    wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, words=words)
+    wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, nics=nics, words=words)
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM, 0)
     opened: list[int] = []
     try:
+        devices = [pair() for _ in range(nics)]
+        opened += [fd for each in devices for fd in each]
         # What is not read in time is lost: a guest cannot make the host keep more than a pipe holds, nor wait for us.
         console, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += (console, said)
         opened.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-        stdio = Stdio(opened[2], said, said, preserve=(theirs.fileno(),))
-        process = start(wall, stdio, deadline=deadline, filters=filters)
-        opened.remove(console)
+        handed = (theirs.fileno(), *(theirs_too for _, theirs_too in devices))
+        process = start(wall, Stdio(opened[-1], said, said, preserve=handed), deadline=deadline, filters=filters)
+        kept = tuple(our_end for our_end, _ in devices)
+        opened = [fd for fd in opened if fd != console and fd not in kept]
         ours.setblocking(False)
         stay_on_one_processor(process.pid)
-        return Launched(process.pid, process.pidfd, ours.detach(), console)
+        return Launched(process.pid, process.pidfd, ours.detach(), console, kept)
     finally:
         ours.close()
         theirs.close()
@@ -342,13 +358,26 @@ def stay_on_one_processor(pid: int) -> None:
 
 
 def confinement(
-    kernel: Kernel, *, initramfs: str, memory: int, shares: Sequence[Share] | None = (), words: Sequence[str] = ()
+    kernel: Kernel,
+    *,
+    initramfs: str,
+    memory: int,
+    shares: Sequence[Share] | None = (),
+    nics: int = 0,
+    words: Sequence[str] = (),
 ) -> Confinement:
     """What a guest's user-mode Linux may have."""
     from knarr.isolation.confine import TEMPORARY, Confinement, View, descriptor_limit, shown
 
     arguments = command_line(
-        "/linux", memory=memory, initramfs="/initramfs", run=TEMPORARY, channel=3, shares=_SHARES, words=words
+        "/linux",
+        memory=memory,
+        initramfs="/initramfs",
+        run=TEMPORARY,
+        channel=3,
+        shares=_SHARES,
+        nics=range(4, 4 + nics),
+        words=words,
     )
     views = [View(kernel.path, "/linux", program=True), View(initramfs, "/initramfs")]
     views += [View(source, inside, program=True) for inside, source in kernel.libraries]

@@ -1,12 +1,15 @@
-"""Network devices by rtnetlink: look up, list addresses, move, rename, up and down (cold).
+"""Network devices by rtnetlink: look up, list addresses and routes, move, rename, up and down (cold).
 
-rtnetlink(7), netlink(7). A socket belongs to the network namespace it was made in, whoever uses it later.
+rtnetlink(7), netlink(7). A socket belongs to the network namespace it was made in, whoever uses it later. A ``Request``
+is what such a socket is asked; the requests are made by pure functions, for this kernel or for another one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from _socket import AF_NETLINK, SOCK_RAW, socket
+from errno import EOPNOTSUPP
 from struct import calcsize, pack, unpack_from
 
 from knarr.base.errors import KernelError
@@ -24,18 +27,41 @@ _SOL_NETLINK, _EXT_ACK = 270, 11
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _CAPPED, _TLVS = 0x100, 0x200
 _ERROR, _DONE = 2, 3
-_NEWLINK, _GETLINK, _NEWADDR, _GETADDR = 16, 18, 20, 22
+_NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _GETROUTE = 16, 18, 20, 21, 22, 24, 26
+_CREATE = 0x400
 _LINK, _ADDRESS = "=BxHiII", "=BBBBI"  # struct ifinfomsg, struct ifaddrmsg
-_IFNAME, _NET_NS_FD = 3, 28
+_ROUTE = "=BBBBBBBBI"  # struct rtmsg
+_HARDWARE, _IFNAME, _MTU, _LINKINFO, _NET_NS_PID, _AF_SPEC, _NET_NS_FD = 1, 3, 4, 18, 19, 26, 28
+_INFO_KIND = 1  # in IFLA_LINKINFO
+_ADDR_GEN_MODE, _GEN_NONE = 8, 1  # in IFLA_AF_SPEC of AF_INET6
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 4, 5, 9, 18
+_RTA_KEPT = frozenset((1, _RTA_GATEWAY, 6, 7, 8, _RTA_VIA, 20))  # and DST, PRIORITY, PREFSRC, METRICS, PREF
+_AF_INET6 = 10
+_UNICAST, _MAIN, _OF_KERNEL, _ONLINK = 1, 254, 2, 4  # RTN_UNICAST, RT_TABLE_MAIN, RTPROT_KERNEL, RTNH_F_ONLINK
+
+
+class Request(Record):
+    """One message to rtnetlink: its type, NLM_F_ flags beside those every request has, and its body."""
+
+    kind: int
+    flags: int
+    body: bytes
 
 
 class Link(Record):
-    """A network device: its index in its namespace, its name, its IFF_ flags."""
+    """A network device: its index in its namespace, its name, its IFF_ flags.
+
+    ``hardware`` is its ARPHRD_ number, ``address`` its address there; ``kind`` is what ``ip link add type`` names.
+    """
 
     index: int
     name: str
     flags: int
+    hardware: int = 0
+    address: bytes = b""
+    mtu: int = 0
+    kind: str = ""
 
 
 class Address(Record):
@@ -48,6 +74,23 @@ class Address(Record):
     local: bytes
     peer: bytes
     broadcast: bytes
+
+
+class Route(Record):
+    """A unicast route of the main table that leaves by one device. ``attributes`` are as the kernel gave them."""
+
+    family: int
+    prefix: int
+    tos: int
+    protocol: int
+    scope: int
+    flags: int
+    attributes: tuple[tuple[int, bytes], ...]
+
+    @property
+    def through(self) -> bool:
+        """Whether it has a gateway, which other routes must lead to."""
+        return any(kind in (_RTA_GATEWAY, _RTA_VIA) for kind, _ in self.attributes)
 
 
 class Rtnetlink:
@@ -83,13 +126,13 @@ class Rtnetlink:
 
     def link(self, name: str) -> Link:
         """The device of this name. Raises KernelError (ENODEV)."""
-        body = pack(_LINK, 0, 0, 0, 0, 0) + _attribute(_IFNAME, name.encode() + b"\0")
-        (found,) = [link for link in map(_read_link, self._ask(_GETLINK, _ACK, body, name)) if link]
+        asked = get_link(name)
+        (found,) = [link for link in map(read_link, self._ask(asked.kind, asked.flags, asked.body, name)) if link]
         return found
 
     def links(self) -> dict[str, Link]:
         """All devices, by name."""
-        found = map(_read_link, self._ask(_GETLINK, _DUMP, pack(_LINK, 0, 0, 0, 0, 0), ""))
+        found = map(read_link, self._ask(_GETLINK, _DUMP, pack(_LINK, 0, 0, 0, 0, 0), ""))
         return {link.name: link for link in found if link}
 
     def addresses(self, index: int) -> list[Address]:
@@ -97,30 +140,53 @@ class Rtnetlink:
         found = self._ask(_GETADDR, _DUMP, pack(_ADDRESS, 0, 0, 0, 0, 0), "")
         return [_read_address(body) for body in found if unpack_from(_ADDRESS, body)[4] == index]
 
+    def routes(self, index: int) -> list[Route]:
+        """The unicast routes of the main table by the device with this index, but for those the kernel makes itself.
+
+        Raises KernelError (EOPNOTSUPP) where one leads over several devices, this one among them.
+        """
+        found = []
+        for body in self._ask(_GETROUTE, _DUMP, pack(_ROUTE, 0, 0, 0, 0, 0, 0, 0, 0, 0), ""):
+            family, prefix, source, tos, table, protocol, scope, kind, flags = unpack_from(_ROUTE, body)
+            if (table, kind, source) != (_MAIN, _UNICAST, 0) or protocol == _OF_KERNEL:
+                continue
+            attributes = _attributes(body[calcsize(_ROUTE) :])
+            if index in _next_hops(attributes.get(_RTA_MULTIPATH, b"")):
+                raise KernelError("rtnetlink", "route over several devices", EOPNOTSUPP)
+            if attributes.get(_RTA_OIF) == pack("=I", index):
+                kept = tuple((name, value) for name, value in attributes.items() if name in _RTA_KEPT)
+                found.append(Route(family, prefix, tos, protocol, scope, flags & _ONLINK, kept))
+        return found
+
     def add_address(self, index: int, address: Address) -> None:
         """Give a device an address. Raises KernelError."""
+        self.ask(new_address(index, address), "address")
+
+    def remove_address(self, index: int, address: Address) -> None:
+        """Take an address from a device, and with it the routes that need it. Raises KernelError."""
         body = pack(_ADDRESS, address.family, address.prefix, 0, address.scope, index)
         body += _attribute(_IFA_LOCAL, address.local) + _attribute(_IFA_ADDRESS, address.peer or address.local)
-        if address.broadcast:
-            body += _attribute(_IFA_BROADCAST, address.broadcast)
-        body += _attribute(_IFA_FLAGS, pack("=I", address.flags & (NODAD | NOPREFIXROUTE)))
-        self._ask(_NEWADDR, _ACK, body, "address")
+        self._ask(_DELADDR, _ACK, body, "address")
 
     def set_up(self, link: Link, *, up: bool) -> None:
         """Set a device up or down. Raises KernelError."""
-        self._ask(_NEWLINK, _ACK, pack(_LINK, 0, 0, link.index, UP if up else 0, UP), link.name)
+        self.ask(change_link(link.index, up=up), link.name)
 
     def move(self, link: Link, name: str, netns: int) -> None:
         """Move a device into a namespace under a name, both in one step. Raises KernelError."""
         body = pack(_LINK, 0, 0, link.index, 0, 0) + _attribute(_IFNAME, name.encode() + b"\0")
         self._ask(_NEWLINK, _ACK, body + _attribute(_NET_NS_FD, pack("=I", netns)), link.name)
 
+    def ask(self, request: Request, operand: str) -> list[bytes]:
+        """Send a request; the bodies of the answers. Raises KernelError, about ``operand``."""
+        return self._ask(request.kind, request.flags, request.body, operand)
+
     def _ask(self, kind: int, flags: int, body: bytes, operand: str) -> list[bytes]:
         """Send a request; the bodies of what came before its end. Raises KernelError, with the kernel's own words."""
         self._sequence += 1
         found: list[bytes] = []
         try:
-            self._sock.send(pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, self._sequence, 0) + body)
+            self._sock.send(message(Request(kind, flags, body), self._sequence))
             while True:
                 for sort, marks, sequence, content in _messages(self._sock.recv(1 << 18)):
                     if sequence != self._sequence:
@@ -138,6 +204,64 @@ class Rtnetlink:
             if isinstance(error, KernelError):
                 raise
             raise KernelError("rtnetlink", operand, error.errno or 0) from None
+
+
+def message(request: Request, sequence: int) -> bytes:
+    """A request as it is sent (netlink(7)); pure."""
+    head = pack("=IHHII", 16 + len(request.body), request.kind, _REQUEST | request.flags, sequence, 0)
+    return head + request.body + bytes(-len(request.body) % 4)
+
+
+def get_link(name: str) -> Request:
+    """Look a device up by its name."""
+    body = pack(_LINK, 0, 0, 0, 0, 0) + _attribute(_IFNAME, name.encode("utf-8", "surrogateescape") + b"\0")
+    return Request(_GETLINK, _ACK, body)
+
+
+def change_link(
+    index: int,
+    *,
+    up: bool | None = None,
+    name: str = "",
+    pid: int = 0,
+    address: bytes = b"",
+    mtu: int = 0,
+    own_addresses: bool = True,
+) -> Request:
+    """Change a device: up or down, its name, its hardware address, its MTU; move it to the network namespace of ``pid``.
+
+    Without ``own_addresses`` the kernel gives it no IPv6 address of its own making.
+    """
+    body = pack(_LINK, 0, 0, index, UP if up else 0, 0 if up is None else UP)
+    if name:
+        body += _attribute(_IFNAME, name.encode("utf-8", "surrogateescape") + b"\0")
+    if pid:
+        body += _attribute(_NET_NS_PID, pack("=I", pid))
+    if address:
+        body += _attribute(_HARDWARE, address)
+    if mtu:
+        body += _attribute(_MTU, pack("=I", mtu))
+    if not own_addresses:
+        six = _attribute(_AF_INET6, _attribute(_ADDR_GEN_MODE, bytes((_GEN_NONE,))))
+        body += _attribute(_AF_SPEC, six)
+    return Request(_NEWLINK, _ACK, body)
+
+
+def new_address(index: int, address: Address) -> Request:
+    """Give a device an address."""
+    body = pack(_ADDRESS, address.family, address.prefix, 0, address.scope, index)
+    body += _attribute(_IFA_LOCAL, address.local) + _attribute(_IFA_ADDRESS, address.peer or address.local)
+    if address.broadcast:
+        body += _attribute(_IFA_BROADCAST, address.broadcast)
+    body += _attribute(_IFA_FLAGS, pack("=I", address.flags & (NODAD | NOPREFIXROUTE)))
+    return Request(_NEWADDR, _ACK, body)
+
+
+def new_route(index: int, route: Route) -> Request:
+    """Add such a route by the device with this index."""
+    head = (route.family, route.prefix, 0, route.tos, _MAIN, route.protocol, route.scope, _UNICAST, route.flags)
+    body = pack(_ROUTE, *head) + b"".join(_attribute(kind, value) for kind, value in route.attributes)
+    return Request(_NEWROUTE, _ACK | _CREATE, body + _attribute(_RTA_OIF, pack("=I", index)))
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
@@ -175,10 +299,34 @@ def _words(content: bytes, flags: int) -> str:
     return _attributes(content[start:]).get(1, b"").rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _read_link(body: bytes) -> Link | None:
-    _, _, index, flags, _ = unpack_from(_LINK, body)
-    name = _attributes(body[calcsize(_LINK) :]).get(_IFNAME)
-    return None if name is None else Link(index, name.rstrip(b"\0").decode("utf-8", "surrogateescape"), flags)
+def _next_hops(data: bytes) -> list[int]:
+    """The devices of RTA_MULTIPATH: struct rtnexthop, each with its attributes."""
+    found, at = [], 0
+    while at + 8 <= len(data):
+        length, _, _, index = unpack_from("=HBBi", data, at)
+        if length < 8:
+            break
+        found.append(index)
+        at += (length + 3) & ~3
+    return found
+
+
+def read_link(body: bytes) -> Link | None:
+    """A device from the body of an answer; None where it has no name. Raises struct.error when it is cut short."""
+    _, hardware, index, flags, _ = unpack_from(_LINK, body)
+    found = _attributes(body[calcsize(_LINK) :])
+    name = found.get(_IFNAME)
+    if name is None:
+        return None
+    return Link(
+        index,
+        name.rstrip(b"\0").decode("utf-8", "surrogateescape"),
+        flags,
+        hardware,
+        found.get(_HARDWARE, b""),
+        int.from_bytes(found.get(_MTU, b""), sys.byteorder),
+        _attributes(found.get(_LINKINFO, b"")).get(_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace"),
+    )
 
 
 def _read_address(body: bytes) -> Address:
