@@ -17,7 +17,6 @@ from knarr.base.errors import FileError, InitError, KernelError, KnarrError, Uns
 from knarr.base.ids import check_id
 from knarr.isolation import convert, frames, guest, kinds, template
 from knarr.isolation.kinds import Share
-from knarr.isolation.monitor import SETUP_FAILED
 from knarr.isolation.python import python_command
 from knarr.plan import ops
 from knarr.plan.cgroup import CgroupHost, CgroupPlan
@@ -30,7 +29,7 @@ from knarr.plan.root import Root, image_ops, root_ops
 from knarr.runtime import cgroup, record
 from knarr.runtime.create import Created, Stdio, after_start, compiled_seccomp, rootfs_path, set_up, undo
 from knarr.runtime.launch import Control, Launch, memfd
-from knarr.runtime.monitored import SOCKET
+from knarr.runtime.monitored import SOCKET, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,14 +103,6 @@ class Relayed(Control):
         self.close()
         if self.pidfd >= 0:
             kill_and_reap(self.pidfd, self.pid, patience)
-
-
-def monitor_error(index: int, number: int, detail: bytes) -> KnarrError | None:
-    """What an ERROR of the monitor's own says; None for one of the init's."""
-    if index != SETUP_FAILED:
-        return None
-    facts = fastjson.loads(detail, "the monitor's error", limit=1 << 16)
-    return InitError(facts["pointer"], facts["doing"] or "boot the guest", number, why=facts["why"], hint=facts["hint"])
 
 
 def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
@@ -215,32 +206,28 @@ class Isolated(Created):
 
     def _guest_sync(self, code: int) -> bytes:
         """What the container's init waits for: hooks, and that the record says it is ready."""
-        if code == ops.SYNC_READY:
-            self._demand_no_network()
         if code in (ops.SYNC_HOOKS, ops.SYNC_READY):
             return self.on_sync(code)
         return b""
 
-    def _demand_no_network(self) -> None:
-        """Refuse a network that hooks or whoever made the namespace put into it: the guest would not have it."""
+    def _network(self) -> dict[str, Any] | None:
+        """What the monitor must know of the container's network namespace; None where it is in none."""
+        spaces = (self.config.get("linux") or {}).get("namespaces") or ()
+        entries = ((number, each) for number, each in enumerate(spaces) if each["type"] == "network")
+        number, entry = next(entries)
+        if not entry.get("path") and not any(op.kind == "loopback" for op in self.plan.ops):
+            return None  # an ordinary user's, with the host's ids: the guest has loopback alone
+        host = [os.stat("/proc/thread-self/ns/net").st_ino]
         try:
-            with open(f"/proc/{self.pid}/net/dev", encoding="ascii") as file:
-                names = [line.partition(":")[0].strip() for line in file if ":" in line]
-        except OSError as error:
-            raise FileError("read", f"/proc/{self.pid}/net/dev", error.errno or 0) from None
-        found = convert.devices_that_count(names)
-        if found:
-            spaces = (self.config.get("linux") or {}).get("namespaces") or ()
-            number = next((n for n, entry in enumerate(spaces) if entry["type"] == "network"), 0)
-            what = f"the network device {found[0]} in a container with isolation {self._kind}"
-            why = "the guest has loopback alone and cannot use the host's network"
-            pointer = f"/linux/namespaces/{number}"
-            raise Unsupported(what, why, pointer=pointer, hint="engines: --network none")
+            host.append(os.stat("/proc/1/ns/net").st_ino)
+        except OSError:
+            pass  # another user's
+        return {"host": host, "pointer": f"/linux/namespaces/{number}", "ready": ops.SYNC_READY}
 
     def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
-        told = monitor_error(index, number, detail)
-        if told is not None:
-            return told
+        error = told(index, number, detail)
+        if error is not None:
+            return error
         own, self.plan = self.plan, self._inside
         try:
             return self.failed(index, number, detail)
@@ -263,10 +250,12 @@ class Isolated(Created):
                 "shares": [list(share) for share in self._shares],
                 "initramfs": f"{self._place}/initramfs",
                 "found": self._found,
+                "drivers": [list(share) for share in kinds.drivers(self._kind, self._found)],
                 "templates": template.folder() if self.host.privileged else "",
                 "groups": None if self.plan.cgroup is None else cgroup.intent(self.plan.cgroup),
                 "filters": f"{os.path.dirname(self._place)}/.seccomp",
             },
+            "network": self._network(),
             "place": self._place,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
             "steps": [*root_steps(self._shares, self._kind, memory // 2), *cgroup_steps(groups)],

@@ -12,7 +12,7 @@ from struct import pack
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KnarrError, Unsupported, WrongStatus
 from knarr.isolation import convert, frames
-from knarr.isolation.create import Relayed, guest_host, monitor_error
+from knarr.isolation.create import Relayed, guest_host
 from knarr.isolation.python import python_command
 from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
 from knarr.plan.container import Options
@@ -21,7 +21,7 @@ from knarr.runtime import record
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
 from knarr.runtime.exec import until_it_runs
 from knarr.runtime.launch import memfd
-from knarr.runtime.monitored import connect
+from knarr.runtime.monitored import connect, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class GuestExeced(Process):
         self._state = state
 
     def failed(self, index: int, number: int, detail: bytes) -> KnarrError:
-        error = monitor_error(index, number, detail) or super().failed(index, number, detail)
+        error = told(index, number, detail) or super().failed(index, number, detail)
         if isinstance(error, InitError):
             error.pointer = ""  # points into the container's config.json
         return error

@@ -62,9 +62,8 @@ def network(found: dict[str, Any], share: int, *, ipv6: bool) -> tuple[str, bool
         return "vec", False, []
     place, how, top = convert.share_place(share), mounted(share), uml.module_folder(found["release"])
     steps = [guest.mkdir(place), guest.mount(how.source, place, how.fstype, how.flags, how.data)]
-    for path in uml.modules(found["release"], ["ipv6"]):
-        steps.append((frames.MODULE, 0, frames.texts(place + path.removeprefix(top), "")))
-    return "vec", True, steps
+    needed = [place + path.removeprefix(top) for path in uml.modules(found["release"], ["ipv6"])]
+    return "vec", True, steps + [(frames.MODULE, 0, frames.texts(path, "")) for path in needed]
 
 
 def boot(settings: Settings) -> Booting:
@@ -89,6 +88,4 @@ def boot(settings: Settings) -> Booting:
         nics=NICS,
         filters=settings.filters,
     )
-    return Booting(
-        launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW, nics=launched.nics
-    )
+    return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW, nics=launched.nics)

@@ -7,9 +7,10 @@ from _thread import start_new_thread
 
 from knarr.base.errors import FileError, KnarrError, Unsupported
 from knarr.base.files import read_file, write_atomic
-from knarr.isolation import accel, kernels, qemu, vm, vmconfig
+from knarr.isolation import accel, frames, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
+from knarr.isolation.nic import NICS
 from knarr.isolation.taking import taken
 from knarr.kernel.process import ended, signal_pid
 from knarr.runtime.launch import init_path
@@ -56,6 +57,7 @@ def find_guest(config: dict[str, Any]) -> dict[str, Any]:
         "hypervisor": [hypervisor.path, list(hypervisor.version), hypervisor.arch],
         "kernel": kernel.path,
         "modules": list(kernel.modules),
+        "folder": kernels.module_folder(kernel.release),
         "accelerator": how.name,
         "tsc": how.tsc,
         "section": config.get("vm"),
@@ -126,6 +128,24 @@ def mounted(number: int) -> Mounted:
     return Mounted(f"{_SHARED}/{number}", "none", "", _MS_BIND)
 
 
+def drivers(_found: dict[str, Any]) -> tuple[Share, ...]:
+    """None: what is wanted goes through the channel."""
+    return ()
+
+
+def network(found: dict[str, Any], _share: int, *, ipv6: bool) -> tuple[str, bool, list[tuple[int, int, bytes]]]:  # noqa: ARG001  # its kernel has it
+    """Its devices are eth0, eth1, … once their driver is loaded. Raises Unsupported, FileError."""
+    steps: list[tuple[int, int, bytes]] = []
+    for name, data in kernels.read_modules(kernels.find_modules(found["folder"], ("virtio_net",))):
+        path = frames.texts(f"/run/{name}")
+        for at in range(0, len(data), frames.DATA_LIMIT):
+            how = frames.WRITE_MORE if at else frames.WRITE_NEW
+            steps.append((frames.WRITE, how, path + data[at : at + frames.DATA_LIMIT]))
+        steps.append((frames.MODULE, 0, frames.texts(f"/run/{name}", "")))
+        steps.append((frames.WRITE, frames.WRITE_NEW, path))  # its memory is the container's again
+    return "eth", True, steps
+
+
 def boot(settings: Settings) -> Booting:
     """Begin a guest, or take one that waits. Raises as ``vm.launch``."""
     found = settings.found
@@ -135,7 +155,15 @@ def boot(settings: Settings) -> Booting:
         waited = taken(settings, lambda guest: _show(shares, guest)) if asked == vmconfig.Wanted() else None
         if waited is not None:
             guest, settled = waited
-            return Booting(guest.pid, guest.pidfd, guest.channel, guest.console, patience=_PATIENCE, settled=settled)
+            return Booting(
+                guest.pid,
+                guest.pidfd,
+                guest.channel,
+                guest.console,
+                patience=_PATIENCE,
+                settled=settled,
+                nics=guest.nics,
+            )
     path, version, arch = found["hypervisor"]
     write_atomic(settings.initramfs, _initramfs(found["modules"], asked.initrd))
     launched = vm.launch(
@@ -149,6 +177,7 @@ def boot(settings: Settings) -> Booting:
             accelerator=found["accelerator"],
             tsc=found["tsc"],
             device_tree=asked.device_tree,
+            nics=NICS,
             words=asked.words,
             parameters=asked.parameters,
         ),
@@ -160,7 +189,13 @@ def boot(settings: Settings) -> Booting:
         launched.helper.close()
     helpers = () if launched.helper is None else (launched.helper.pid,)
     return Booting(
-        launched.pid, launched.pidfd, launched.channel, launched.console, patience=_PATIENCE, helpers=helpers
+        launched.pid,
+        launched.pidfd,
+        launched.channel,
+        launched.console,
+        patience=_PATIENCE,
+        helpers=helpers,
+        nics=launched.nics,
     )
 
 

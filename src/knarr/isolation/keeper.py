@@ -93,7 +93,7 @@ def main(place: str, idle: float) -> None:
     keeper.run()
 
 
-def _boot(shape: Shape, place: str) -> tuple[int, int, int, int, tuple[int, ...]]:
+def _boot(shape: Shape, place: str) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]:
     """Begin a guest that will be shown its files later."""
     begun = kinds.boot(
         kinds.Settings(
@@ -106,16 +106,23 @@ def _boot(shape: Shape, place: str) -> tuple[int, int, int, int, tuple[int, ...]
             filters=f"{place}/.seccomp",
         )
     )
-    return begun.pid, begun.pidfd, begun.channel, begun.console, begun.helpers
+    return begun.pid, begun.pidfd, begun.channel, begun.console, begun.helpers, begun.nics
 
 
 class _Guest:
     """A guest of the keeper's; ``taker`` is the connection of who took it."""
 
-    __slots__ = ("channel", "console", "helpers", "pid", "pidfd", "ready", "shape", "since", "taker")
+    __slots__ = ("channel", "console", "helpers", "nics", "pid", "pidfd", "ready", "shape", "since", "taker")
 
     def __init__(
-        self, shape: Shape, pid: int, pidfd: int, channel: int, console: int, helpers: tuple[int, ...] = ()
+        self,
+        shape: Shape,
+        pid: int,
+        pidfd: int,
+        channel: int,
+        console: int,
+        helpers: tuple[int, ...] = (),
+        nics: tuple[int, ...] = (),
     ) -> None:
         self.shape = shape
         self.pid = pid
@@ -123,6 +130,7 @@ class _Guest:
         self.channel = channel
         self.console = console
         self.helpers = helpers
+        self.nics = nics
         self.ready = False
         self.since = monotonic()
         self.taker: socket | None = None
@@ -133,15 +141,17 @@ class _Guest:
 
     def hand_over(self, taker: socket) -> bool:
         """Send the descriptors; False when nobody is there any more."""
-        rights = [(SOL_SOCKET, SCM_RIGHTS, pack("iii", self.pidfd, self.channel, self.console))]
+        handed = (self.pidfd, self.channel, self.console, *self.nics)
+        rights = [(SOL_SOCKET, SCM_RIGHTS, pack(f"{len(handed)}i", *handed))]
         try:
             taker.sendmsg([fastjson.dumps({"pid": self.pid, "helpers": list(self.helpers)})], rights)
         except OSError:
             return False
         self.taker = taker
-        for fd in (self.channel, self.console):
+        for fd in handed[1:]:
             os.close(fd)
         self.channel = self.console = -1
+        self.nics = ()
         return True
 
     def end(self) -> None:
@@ -151,7 +161,7 @@ class _Guest:
         for pid in self.helpers:
             os.kill(pid, 9)  # our child, not reaped yet
             os.waitpid(pid, 0)
-        for fd in (self.pidfd, self.channel, self.console):
+        for fd in (self.pidfd, self.channel, self.console, *self.nics):
             if fd >= 0:
                 os.close(fd)
         if self.taker is not None:

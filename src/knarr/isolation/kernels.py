@@ -91,7 +91,7 @@ def prepare(path: str, cache: str, wanted: Sequence[str], prefix: str = "") -> K
     release = release_of(inside)
     if not release:
         raise Unsupported("isolation vm", f"{path} is no Linux kernel")
-    modules = find_modules(f"{prefix}/lib/modules/{release}", wanted)
+    modules = find_modules(module_folder(release, prefix), wanted)
     if cache and inside is not data:
         path = _kept(path, cache, "image", lambda: inside)
     elif cache and data[0x202:0x206] == _SETUP_MAGIC:
@@ -100,6 +100,11 @@ def prepare(path: str, cache: str, wanted: Sequence[str], prefix: str = "") -> K
         except Unsupported:
             pass  # the bzImage boots as well, only later
     return Kernel(path, release, modules)
+
+
+def module_folder(release: str, prefix: str = "") -> str:
+    """The directory of that release's modules; before it stands ``prefix`` or KNARR_KERNELS."""
+    return f"{prefix or os.environ.get('KNARR_KERNELS', '')}/lib/modules/{release}"
 
 
 def release_of(data: bytes) -> str:

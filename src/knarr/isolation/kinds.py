@@ -118,10 +118,10 @@ def drivers(kind: str, found: dict[str, Any]) -> tuple[Share, ...]:
 def network(
     kind: str, found: dict[str, Any], share: int, *, ipv6: bool
 ) -> tuple[str, bool, list[tuple[int, int, bytes]]]:
-    """How a guest of this kind gets its network devices: their name without the number, whether its kernel has IPv6
-    then, and requests that load the drivers. ``share`` is the number of the first of ``drivers``.
+    """How a guest of this kind gets its network devices.
 
-    Raises Unsupported, FileError.
+    Their name without the number, whether its kernel has IPv6 then, and requests that load what is wanted for that.
+    ``share`` is the number of the first of ``drivers``. Raises Unsupported, FileError.
     """
     how: tuple[str, bool, list[tuple[int, int, bytes]]] = _module(kind).network(found, share, ipv6=ipv6)
     return how

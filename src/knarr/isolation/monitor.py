@@ -24,11 +24,12 @@ from knarr.base.errors import InitError, KnarrError, SafetyViolation
 from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
+from knarr.isolation.network import Joining
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
 from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
-from knarr.runtime.monitored import PAUSED
+from knarr.runtime.monitored import FAILED, PAUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from knarr.isolation.relay import Watched
 
 CONTROL, SETUP, PLAN, FIRST_OF_MORE = 3, 4, 5, 6
-SETUP_FAILED = 0xFFFFFFFE
-"""Number of the operation in an ERROR that is the monitor's own; its detail is JSON: pointer, doing, why."""
 GUEST_LOST = 137
 """Exit code when the guest is gone: as if all its processes had been killed."""
 REASON = "reason"
@@ -89,12 +88,12 @@ def _report(control: socket, error: KnarrError) -> None:
     facts = {
         "pointer": getattr(error, "pointer", ""),
         "doing": getattr(error, "doing", ""),
-        "why": getattr(error, "why", "") or error.sentence(),
+        "why": getattr(error, "why", "") or ("" if getattr(error, "number", 0) else error.sentence()),
         "hint": error.hint,
     }
     detail = fastjson.dumps(facts)[:8000]
     try:
-        control.send(pack("<IIiI", 3, SETUP_FAILED, getattr(error, "number", 0) or 0, len(detail)) + detail)
+        control.send(pack("<IIiI", 3, FAILED, getattr(error, "number", 0) or 0, len(detail)) + detail)
     except OSError:
         pass
 
@@ -126,15 +125,19 @@ class Monitor:
         self._said = bytearray()  # the last its kernel said
         self._booting: Booting
         self._guest: Guest
+        self._network: Joining
+        self._held = b""  # a packet of the container's init, which waits for the network
         self._signals = catch_signals()
 
     def run(self) -> int:
         """Boot, set up, stay until the container ended; its exit code. Raises KnarrError."""
         settings = self._setup["settings"]
-        settings["shares"] = tuple(Share(*share) for share in settings["shares"])
+        for name in ("shares", "drivers"):
+            settings[name] = tuple(Share(*share) for share in settings[name])
         self._booting = boot(Settings(**settings))
         try:
             self._guest = Guest(self._booting.channel, self._booting.window)
+            self._network = Joining(self._guest, self._booting.nics, self._setup)
             try:
                 self._boot()
                 if self._booting.settled is not None:
@@ -207,11 +210,19 @@ class Monitor:
         plan = _content(PLAN)
         self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
 
+    def _of_first(self, packet: bytes) -> None:
+        if self._network.hear(packet):
+            self._held = packet  # it is dealt with where the guest can be asked something
+        else:
+            self._first.tell(packet)
+
     def _spawn(self, relay: Relay, plan: bytes, slots: list[list[Any]], *, stdin: bool) -> None:
         errors: list[int] = []
         encoded = b"".join(frames.slot(kind, number, path) for kind, number, path in slots)
         work = self._guest.spawn(plan, encoded, terminal=relay.terminal, stdin=stdin, done=errors.append)
         relay.attend(work)
+        if relay is self._first:
+            work.on_control = self._of_first
         self._guest.wait(lambda: bool(errors), monotonic() + 10.0)
         if errors[0]:
             raise InitError("", "start a process in the guest", errors[0])
@@ -221,6 +232,10 @@ class Monitor:
     def _loop(self) -> None:
         first, drained = self._first, None
         while True:
+            if self._held:
+                self._network.check()
+                held, self._held = self._held, b""
+                first.tell(held)
             if first.work.status is not None:
                 drained = drained or monotonic() + _DRAIN
                 if first.flushed and (not first.work.open or monotonic() > drained):
@@ -283,6 +298,11 @@ class Monitor:
             if connection is not None:
                 self._start.close()
                 self._start = None
+                try:
+                    self._network.join()
+                except KnarrError as error:
+                    _report(connection, error)
+                    raise
                 self._first.connect(connection)
 
     # -- further requests ----------------------------------------------------------------------------------------------

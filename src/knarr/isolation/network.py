@@ -8,13 +8,14 @@ from the host's, and copies the frames (wire.py).
 from __future__ import annotations
 
 import os
-from errno import EINVAL
-from struct import error as CutShort
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EINVAL, EOPNOTSUPP, ESRCH
+from struct import error as StructError
+from struct import unpack_from
 from time import monotonic
 
-from knarr.base.errors import InitError, KernelError, Unsupported
+from knarr.base.errors import InitError, KernelError
 from knarr.base.record import Record
-from knarr.isolation import convert, frames
+from knarr.isolation import convert, frames, kinds
 from knarr.isolation.nic import MTU
 from knarr.isolation.wire import Wire, begin
 from knarr.kernel import rtnetlink
@@ -22,7 +23,8 @@ from knarr.kernel.rtnetlink import NODAD, UP, Address, Link, Request, Route, Rtn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from typing import Any
 
     from knarr.isolation.guest import Guest
 
@@ -30,6 +32,8 @@ _ETHERNET = 1  # ARPHRD_ETHER
 _AF_INET6 = 10
 _LINK_LOCAL = b"\xfe\x80"
 _PATIENCE = 10.0
+_PID, _SYNC = 1, 2  # packets of an init's control socket (docs/init.md)
+_DOING = "take over the container's network"
 
 
 class Device(Record):
@@ -40,48 +44,93 @@ class Device(Record):
     routes: tuple[Route, ...]
 
 
-def look(host: Sequence[int], *, most: int, kind: str, pointer: str) -> list[Device]:
+class Joining:
+    """When the guest gets the container's network, and whether it can.
+
+    That is when all that fills the namespace has been run: before ``start`` goes on, or, where nobody is waited for,
+    before the container's init hears that all is ready. Whoever creates a container to start it later hears at its
+    creation of what cannot be had.
+    """
+
+    def __init__(self, guest: Guest, nics: Sequence[int], setup: dict[str, Any]) -> None:
+        """``setup``: as monitor.py has it."""
+        self._guest = guest
+        self._nics = nics
+        self._settings = setup["settings"]
+        self._network = setup["network"]
+        self._pid = 0
+        self._waits = bool(setup["start"])
+        self._joined = self._network is None
+
+    def hear(self, packet: bytes) -> bool:
+        """Whether this packet of the container's init waits until ``check`` was called."""
+        kind, _, value, _ = unpack_from("<IIiI", packet)
+        if kind == _PID and not self._pid:
+            self._pid = value
+        return kind == _SYNC and not self._joined and value == self._network["ready"]
+
+    def check(self) -> None:
+        """Everything is ready but the network. Raises InitError."""
+        self._look() if self._waits else self.join()
+
+    def join(self) -> None:
+        """Take over what there is. Raises InitError, Unsupported, FileError."""
+        if self._joined:
+            return
+        self._joined = True
+        devices = self._look()
+        if not devices:
+            return
+        kind, pointer = self._settings["kind"], self._network["pointer"]
+        share = len(self._settings["shares"])
+        ipv6 = wants_ipv6(devices)
+        name, ipv6, steps = kinds.network(kind, self._settings["found"], share, ipv6=ipv6)
+        for request in steps:
+            error, _ = self._guest.call(*request, monotonic() + _PATIENCE)
+            if error:
+                raise InitError(pointer, "load the network's drivers in the guest", error)
+        take_over(self._guest, devices, self._nics, pid=self._pid, name=name, ipv6=ipv6, pointer=pointer)
+
+    def _look(self) -> list[Device]:
+        return look(self._network["host"], most=len(self._nics), pointer=self._network["pointer"])
+
+
+def look(host: Sequence[int], *, most: int, pointer: str) -> list[Device]:
     """The devices of this thread's network namespace that somebody put there.
 
     ``host``: inode numbers of network namespaces that are the host's own. ``most``: devices the guest has. Raises
-    Unsupported, with ``pointer``, for what it cannot have.
+    InitError, with ``pointer``, for what it cannot have.
     """
+    if os.stat("/proc/thread-self/ns/net").st_ino in host:
+        why = "it is the host's own, and the guest cannot use the host's network"
+        raise InitError(pointer, _DOING, 0, why=why, hint="engines: a bridge, or --network none")
+    found = []
     try:
-        own = os.stat("/proc/thread-self/ns/net").st_ino
         netlink = Rtnetlink()
         try:
             links = netlink.links()
-            found = []
             for name in convert.devices_that_count(list(links)):
                 link = links[name]
-                _demand(link, kind, pointer)
+                why = _unfit(link)
+                if why:
+                    raise InitError(pointer, f"take over the network device {name}", 0, why=why)
                 found.append(Device(link, tuple(netlink.addresses(link.index)), tuple(netlink.routes(link.index))))
         finally:
             netlink.close()
     except KernelError as error:
-        raise InitError(pointer, "read the container's network", error.errno or 0) from None
-    if own in host:
-        raise Unsupported(
-            f"the host's network in a container with isolation {kind}",
-            "the guest has a network of its own",
-            pointer=pointer,
-            hint="engines: a bridge, or --network none",
-        )
+        raise InitError(pointer, _DOING, error.errno or 0, why=error.sentence()) from None
     if len(found) > most:
-        why = f"the guest has {most}"
-        raise Unsupported(f"{len(found)} network devices with isolation {kind}", why, pointer=pointer)
+        raise InitError(pointer, f"take over {len(found)} network devices", 0, why=f"the guest has {most}")
     return found
 
 
-def _demand(link: Link, kind: str, pointer: str) -> None:
-    """Raise Unsupported for a device whose frames cannot be the guest's."""
+def _unfit(link: Link) -> str:
+    """Why the frames of a device cannot be the guest's; "" when they can."""
     if link.hardware != _ETHERNET or len(link.address) != 6:
-        why = "it is no Ethernet device"
-    elif link.kind == "ipvlan":
-        why = "an ipvlan device has only what is sent to its own addresses"
-    else:
-        return
-    raise Unsupported(f"the network device {link.name} with isolation {kind}", why, pointer=pointer)
+        return "it is no Ethernet device"
+    if link.kind == "ipvlan":
+        return "an ipvlan device has only what is sent to its own addresses"
+    return ""
 
 
 def wants_ipv6(devices: Sequence[Device]) -> bool:
@@ -94,14 +143,13 @@ def wants_ipv6(devices: Sequence[Device]) -> bool:
 
 
 def requests(device: Device, index: int, *, ipv6: bool) -> list[Request]:
-    """What the guest's kernel is asked for its device with that index; pure."""
+    """What the guest's kernel is asked for its device with that index; ``ipv6``: whether it has that. Pure."""
     link = device.link
-    made = [
-        rtnetlink.change_link(index, address=link.address, mtu=min(link.mtu, MTU), own_addresses=not ipv6),
-        rtnetlink.change_link(index, up=bool(link.flags & UP)),
-    ]
+    made = [rtnetlink.change_link(index, address=link.address, mtu=min(link.mtu, MTU))]
+    made += [rtnetlink.change_link(index, own_addresses=False)] if ipv6 else []
     if not link.flags & UP:
         return made
+    made.append(rtnetlink.change_link(index, up=True))
     for address in device.addresses:
         if address.family != _AF_INET6 or ipv6:
             # It was found to be nobody else's before, and is the same machine's as it was.
@@ -112,41 +160,51 @@ def requests(device: Device, index: int, *, ipv6: bool) -> list[Request]:
 
 
 def take_over(
-    guest: Guest, devices: Sequence[Device], nics: Sequence[int], *, pid: int, name: Callable[[int], str], pointer: str
+    guest: Guest, devices: Sequence[Device], nics: Sequence[int], *, pid: int, name: str, ipv6: bool, pointer: str
 ) -> None:
     """Make the devices the guest's, in the network namespace of its process ``pid``, and copy frames from now on.
 
-    ``nics`` are our ends of the guest's devices, ``name(number)`` is what a device is called there at first. Raises
-    InitError with ``pointer``, Unsupported; the devices may be without their addresses then.
+    ``nics`` are our ends of the guest's devices, ``name`` is what they are called there at first, without the number.
+    Raises InitError with ``pointer``; the devices may be without their addresses then.
     """
-    ipv6 = wants_ipv6(devices)
-    wires = []
     try:
-        for device, nic in zip(devices, nics, strict=False):
-            wires.append(Wire(device.link.name, nic))
+        wires = [Wire(device.link.name, nic) for device, nic in zip(devices, nics, strict=False)]
         _flush(devices)
     except KernelError as error:
-        raise InitError(pointer, "take over the container's network", error.errno or 0, why=str(error)) from None
+        raise InitError(pointer, _DOING, error.errno or 0, why=error.sentence()) from None
     begin(wires)
     there = f"/proc/{pid}/ns/net"
     for number, device in enumerate(devices):
         wanted = device.link.name
-        index = _index(guest, "", name(number), pointer)
+        index = _index(guest, "", f"{name}{number}", pointer)
         _ask(guest, "", [rtnetlink.change_link(index, name=wanted, pid=pid)], f"give the guest {wanted}", pointer)
         index = _index(guest, there, wanted, pointer)
         _ask(guest, there, requests(device, index, ipv6=ipv6), f"set up {wanted} in the guest", pointer)
 
 
 def _flush(devices: Sequence[Device]) -> None:
-    """Take the addresses from the host's devices, or its kernel would answer for them too."""
+    """Take addresses and routes from the host's devices, or its kernel would answer for them too."""
     netlink = Rtnetlink()
     try:
         for device in devices:
-            for address in device.addresses:
-                netlink.remove_address(device.link.index, address)
-            netlink.ask(rtnetlink.change_link(device.link.index, up=True, own_addresses=False), device.link.name)
+            index = device.link.index
+            asked = [rtnetlink.old_address(index, address) for address in device.addresses]
+            asked += [rtnetlink.old_route(index, route) for route in device.routes]
+            for request in asked:
+                _unless_gone(netlink, request, device.link.name)
+            _unless_gone(netlink, rtnetlink.change_link(index, own_addresses=False), device.link.name)
+            netlink.set_up(device.link, up=True)
     finally:
         netlink.close()
+
+
+def _unless_gone(netlink: Rtnetlink, request: Request, name: str) -> None:
+    """Ask; what went with something else, or with the whole of IPv6, is well."""
+    try:
+        netlink.ask(request, name)
+    except KernelError as error:
+        if error.errno not in (EADDRNOTAVAIL, EAFNOSUPPORT, EOPNOTSUPP, ESRCH):
+            raise
 
 
 def _index(guest: Guest, place: str, name: str, pointer: str) -> int:
@@ -154,7 +212,7 @@ def _index(guest: Guest, place: str, name: str, pointer: str) -> int:
     answer = _ask(guest, place, [rtnetlink.get_link(name)], f"find {name} in the guest", pointer)
     try:
         link = rtnetlink.read_link(answer)
-    except CutShort:
+    except StructError:
         link = None
     if link is None or not 0 < link.index < 1 << 31:
         raise InitError(pointer, f"find {name} in the guest", EINVAL)

@@ -14,7 +14,7 @@ from knarr.base.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 VARIABLE = "KNARR_QEMU"
 CHANNEL = "vport0p1"
@@ -40,7 +40,8 @@ class Machine(Record):
     """A guest's machine. ``memory`` in bytes. ``kernel`` and ``initrd`` are paths as QEMU sees them.
 
     ``channel`` (a socket), ``console`` (a pipe) and ``shares`` (the connection to virtiofsd; -1: none) are descriptors
-    that QEMU inherits. ``tsc`` is the frequency of the host's time stamp counter in kHz, 0 where it is not known.
+    that QEMU inherits, and so are ``nics``, sockets whose packets are the frames of its network devices. ``tsc`` is the
+    frequency of the host's time stamp counter in kHz, 0 where it is not known.
     ``words`` are put on the kernel's command line, ``parameters`` on QEMU's.
     """
 
@@ -52,6 +53,7 @@ class Machine(Record):
     channel: int
     console: int
     shares: int = -1
+    nics: Sequence[int] = ()
     tsc: int = 0
     device_tree: str = ""
     words: tuple[str, ...] = ()
@@ -157,6 +159,8 @@ def command(hypervisor: Hypervisor, machine: Machine) -> list[str]:
     if machine.shares >= 0:
         words += ["-chardev", f"socket,id=shares,fd={machine.shares}"]
         words += ["-device", f"vhost-user-fs-device,chardev=shares,tag={TAG}"]
+    for number, fd in enumerate(machine.nics):
+        words += ["-netdev", f"socket,id=net{number},fd={fd}", "-device", f"virtio-net-device,netdev=net{number}"]
     if machine.device_tree:
         words += ["-dtb", machine.device_tree]
     return [*words, *machine.parameters]

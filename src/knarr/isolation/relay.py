@@ -47,7 +47,7 @@ class Relay:
         """Take on the process."""
         self.work = work
         work.on_data = self._output
-        work.on_control = self._to_host
+        work.on_control = self.tell
         work.on_control_end = self._control_ended
         work.on_end = self._note_end
 
@@ -59,7 +59,8 @@ class Relay:
 
     # -- the control socket --------------------------------------------------------------------------------------------
 
-    def _to_host(self, packet: bytes) -> None:
+    def tell(self, packet: bytes) -> None:
+        """Pass on a packet of its control socket."""
         if self._control is not None:
             try:
                 self._control.send(packet)

@@ -19,7 +19,7 @@ _IP4, _IP6 = 0x0800, 0x86DD
 _FIN_PSH, _CWR = 0x09, 0x80
 
 
-def plain(packet: memoryview) -> list[bytes | memoryview]:
+def plain(packet: memoryview) -> list[bytes | bytearray | memoryview]:
     """The frames that a packet with its virtio_net_hdr stands for; none for one that cannot be."""
     flags, kind, _, size, start, offset = _HEAD.unpack_from(packet)
     frame = packet[HEAD:]
@@ -51,7 +51,7 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
     return number % 0xFFFF
 
 
-def _cut(frame: bytes, kind: int, size: int, start: int, offset: int) -> list[bytes | memoryview]:
+def _cut(frame: bytes, kind: int, size: int, start: int, offset: int) -> list[bytes | bytearray | memoryview]:
     """Cut a long frame as the kernel would (TCP and UDP segmentation), with the heads of each piece made right."""
     network = 14
     tcp = kind in (_TCP4, _TCP6)
@@ -60,16 +60,16 @@ def _cut(frame: bytes, kind: int, size: int, start: int, offset: int) -> list[by
     protocol = int.from_bytes(frame[12:14], "big")
     begin = start + (frame[start + 12] >> 4) * 4 if tcp and start + 12 < len(frame) else start + 8
     least = {_IP4: 20, _IP6: 40}.get(protocol)
-    if least is None or start < network + least or begin < start + 8 or begin > len(frame) or offset != (16 if tcp else 6):
+    if least is None or start < network + least or offset != (16 if tcp else 6):
         return []
-    if tcp and begin < start + 20:
+    if not start + (20 if tcp else 8) <= begin <= len(frame):
         return []
     heads, payload = frame[:begin], frame[begin:]
     # The field has the pseudo header's sum with the whole length in it.
     pseudo = int.from_bytes(frame[start + offset : start + offset + 2], "big") - (len(frame) - start)
     sequence, flags = int.from_bytes(frame[start + 4 : start + 8], "big"), frame[start + 13] if tcp else 0
     identity = int.from_bytes(frame[network + 4 : network + 6], "big")
-    pieces: list[bytes | memoryview] = []
+    pieces: list[bytes | bytearray | memoryview] = []
     for number, at in enumerate(range(0, len(payload), size)):
         piece = payload[at : at + size]
         whole = bytearray(heads)

@@ -15,6 +15,7 @@ from errno import ECONNREFUSED, ENOENT
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, UsageError
 from knarr.base.record import Record
+from knarr.isolation.nic import NICS
 from knarr.kernel.passed import descriptors
 from knarr.runtime.record import default_root
 
@@ -46,6 +47,7 @@ class Taken(Record):
     channel: int
     console: int
     helpers: tuple[int, ...]
+    nics: tuple[int, ...]
     life: socket
 
 
@@ -64,13 +66,14 @@ def take(shape: Shape, place: str) -> Taken | None:
     except KnarrError:
         connection.close()
         return None
-    if len(given) != 3:
+    if len(given) < 3:
         for fd in given:
             os.close(fd)
         connection.close()
         return None
-    pidfd, channel, console = given
-    return Taken(int(answer["pid"]), pidfd, channel, console, tuple(map(int, answer["helpers"])), connection)
+    pidfd, channel, console, *nics = given
+    helpers = tuple(map(int, answer["helpers"]))
+    return Taken(int(answer["pid"]), pidfd, channel, console, helpers, tuple(nics), connection)
 
 
 def kept(place: str) -> list[dict[str, Any]] | None:
@@ -119,7 +122,7 @@ def connect(place: str) -> socket | None:
 def _ask(connection: socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     try:
         connection.send(fastjson.dumps(request))
-        data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(12), MSG_CMSG_CLOEXEC)
+        data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(4 * (3 + NICS)), MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise FileError("ask", "the keeper of templates", error.errno or 0) from None
     given = descriptors(rights)

@@ -163,8 +163,8 @@ def command_line(
 
     ``memory`` in bytes. ``initramfs`` and the directory ``run`` (for its socket) are paths as it sees them, ``shares``
     the directory that hostfs may mount from. ``channel`` is the descriptor that becomes /dev/tty1 (CHANNEL), a terminal
-    until it is made raw. Each of ``nics`` is a socket whose packets are the Ethernet frames of vec0, vec1, …. Its messages
-    go to standard error.
+    until it is made raw. Each of ``nics`` is a socket whose packets are the Ethernet frames of vec0, vec1, ….
+    Its messages go to standard error.
     """
     return [
         program,
@@ -278,8 +278,8 @@ def _each(name: str, index: int, values: Iterable[int]) -> list[dict[str, Any]]:
 class Launched(Record):
     """A guest that boots, a child of this process.
 
-    ``channel`` is our end of its channel, non-blocking; ``console`` the end of a pipe with what its kernel says; ``nics``
-    our ends of its network devices.
+    ``channel`` is our end of its channel, non-blocking; ``console`` the end of a pipe with what its kernel says;
+    ``nics`` our ends of its network devices.
     """
 
     pid: int

@@ -14,6 +14,7 @@ from knarr.base.errors import FileError, Unsupported
 from knarr.base.record import Record
 from knarr.isolation import qemu
 from knarr.isolation.confine import Confinement, View, attach, descriptor_limit, shown, start
+from knarr.isolation.nic import pair
 from knarr.isolation.programs import libraries
 from knarr.runtime.create import Stdio
 
@@ -34,8 +35,8 @@ _NEW_NAMESPACES = 0x7E020000
 class Settings(Record):
     """One guest: ``kernel`` and ``initramfs`` are files, ``memory`` in bytes, ``accelerator`` as QEMU has it.
 
-    With None for ``shares`` they are given to it later, by ``show``. ``tsc`` as in qemu.Machine. ``words`` go on the
-    kernel's command line, ``parameters`` on QEMU's.
+    With None for ``shares`` they are given to it later, by ``show``. ``tsc`` as in qemu.Machine. It has ``nics``
+    network devices. ``words`` go on the kernel's command line, ``parameters`` on QEMU's.
     """
 
     kernel: str
@@ -46,6 +47,7 @@ class Settings(Record):
     accelerator: str = "tcg"
     tsc: int = 0
     device_tree: str = ""
+    nics: int = 0
     words: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
@@ -54,7 +56,7 @@ class Launched(Record):
     """A guest that boots: QEMU, a child of this process, and the ``helper`` beside it (virtiofsd; None without shares).
 
     ``channel`` is our end of its channel, a socket; ``console`` is the end of a pipe with what QEMU and its kernel say,
-    of which as much is kept as a pipe holds. Both do not block.
+    of which as much is kept as a pipe holds. ``nics`` are our ends of its network devices. None of them blocks.
     """
 
     pid: int
@@ -62,6 +64,7 @@ class Launched(Record):
     channel: int
     console: int
     helper: Confined | None
+    nics: tuple[int, ...] = ()
 
 
 def launch(
@@ -78,15 +81,18 @@ def launch(
     closed = [null, said, console]
     helper, connection = None, None
     try:
-        handed = [theirs.fileno(), said]
+        devices = [pair() for _ in range(settings.nics)]
+        closed += [fd for each in devices for fd in each]
+        handed = [theirs.fileno(), said, *(theirs_too for _, theirs_too in devices)]
         if settings.shares is None or settings.shares:
             helper, connection = _serve(settings, (null, said, said), filters, deadline)
             handed.append(connection.fileno())
         stdio = Stdio(null, said, said, preserve=tuple(handed))
         process = start(confinement(hypervisor, settings), stdio, filters=filters, deadline=deadline)
         channel.setblocking(False)
-        closed.remove(console)
-        return Launched(process.pid, process.pidfd, channel.detach(), console, helper)
+        kept = tuple(our_end for our_end, _ in devices)
+        closed = [fd for fd in closed if fd != console and fd not in kept]
+        return Launched(process.pid, process.pidfd, channel.detach(), console, helper, kept)
     except BaseException:
         if helper is not None:
             helper.kill()
@@ -118,7 +124,8 @@ def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
         accelerator=settings.accelerator,
         channel=3,
         console=4,
-        shares=-1 if settings.shares == () else 5,
+        nics=range(5, 5 + settings.nics),
+        shares=-1 if settings.shares == () else 5 + settings.nics,
         tsc=settings.tsc,
         device_tree="/devicetree" if settings.device_tree else "",
         words=settings.words,

@@ -60,9 +60,8 @@ def _copy(wires: list[Wire]) -> None:
     frame = memoryview(bytearray(_LONGEST))  # its first bytes stay 0: a virtio_net_hdr that asks for nothing
     while True:
         for fd, _ in poller.poll():
-            wire = into.get(fd)
-            if wire is not None:
-                _to_guest(wire, packet)
+            if fd in into:
+                _to_guest(into[fd], packet)
             elif not _from_guest(out[fd], frame):
                 poller.unregister(fd)
 

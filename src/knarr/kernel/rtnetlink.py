@@ -27,7 +27,7 @@ _SOL_NETLINK, _EXT_ACK = 270, 11
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _CAPPED, _TLVS = 0x100, 0x200
 _ERROR, _DONE = 2, 3
-_NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _GETROUTE = 16, 18, 20, 21, 22, 24, 26
+_NEWLINK, _GETLINK, _NEWADDR, _DELADDR, _GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 16, 18, 20, 21, 22, 24, 25, 26
 _CREATE = 0x400
 _LINK, _ADDRESS = "=BxHiII", "=BBBBI"  # struct ifinfomsg, struct ifaddrmsg
 _ROUTE = "=BBBBBBBBI"  # struct rtmsg
@@ -162,12 +162,6 @@ class Rtnetlink:
         """Give a device an address. Raises KernelError."""
         self.ask(new_address(index, address), "address")
 
-    def remove_address(self, index: int, address: Address) -> None:
-        """Take an address from a device, and with it the routes that need it. Raises KernelError."""
-        body = pack(_ADDRESS, address.family, address.prefix, 0, address.scope, index)
-        body += _attribute(_IFA_LOCAL, address.local) + _attribute(_IFA_ADDRESS, address.peer or address.local)
-        self._ask(_DELADDR, _ACK, body, "address")
-
     def set_up(self, link: Link, *, up: bool) -> None:
         """Set a device up or down. Raises KernelError."""
         self.ask(change_link(link.index, up=up), link.name)
@@ -228,7 +222,7 @@ def change_link(
     mtu: int = 0,
     own_addresses: bool = True,
 ) -> Request:
-    """Change a device: up or down, its name, its hardware address, its MTU; move it to the network namespace of ``pid``.
+    """Change a device: up or down, its name, hardware address, MTU; move it to the network namespace of ``pid``.
 
     Without ``own_addresses`` the kernel gives it no IPv6 address of its own making.
     """
@@ -255,6 +249,16 @@ def new_address(index: int, address: Address) -> Request:
         body += _attribute(_IFA_BROADCAST, address.broadcast)
     body += _attribute(_IFA_FLAGS, pack("=I", address.flags & (NODAD | NOPREFIXROUTE)))
     return Request(_NEWADDR, _ACK, body)
+
+
+def old_address(index: int, address: Address) -> Request:
+    """Take an address from a device, and with it the routes that need it."""
+    return Request(_DELADDR, _ACK, new_address(index, address).body)
+
+
+def old_route(index: int, route: Route) -> Request:
+    """Remove such a route."""
+    return Request(_DELROUTE, _ACK, new_route(index, route).body)
 
 
 def new_route(index: int, route: Route) -> Request:

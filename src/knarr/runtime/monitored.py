@@ -9,7 +9,7 @@ from __future__ import annotations
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 
 from knarr.base import fastjson
-from knarr.base.errors import KnarrError, Unsupported, WrongStatus
+from knarr.base.errors import InitError, KnarrError, Unsupported, WrongStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,17 @@ PAUSED = "paused"
 """A file in that directory while the container is paused; made and removed by the monitor."""
 PATIENCE = 10.0
 """Seconds the monitor may take: the guest may be busy, and nobody waits for ever for what is not to be trusted."""
+FAILED = 0xFFFFFFFE
+"""Number of the operation in an ERROR that is the monitor's own; its detail is JSON: pointer, doing, why, hint."""
 _LIMIT = 1 << 20
+
+
+def told(index: int, number: int, detail: bytes) -> KnarrError | None:
+    """What an ERROR of the monitor's own says; None for one of the init's."""
+    if index != FAILED:
+        return None
+    facts = fastjson.loads(detail, "the monitor's error", limit=1 << 16)
+    return InitError(facts["pointer"], facts["doing"] or "boot the guest", number, why=facts["why"], hint=facts["hint"])
 
 
 def refuse(isolation: Any, operation: str) -> None:

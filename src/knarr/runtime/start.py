@@ -125,7 +125,11 @@ def _control(sock: socket, fd: int, state: State) -> Control:
 
     def failed(index: int, number: int, detail: bytes) -> KnarrError:
         from knarr.runtime.explain import LANDLOCK_HINT, later_error  # cold: only for an error
+        from knarr.runtime.monitored import told
 
+        error = told(index, number, detail) if state.isolation is not None else None
+        if error is not None:
+            return error
         position = index - state.tail_index
         kind, pointer, text = state.tail[position] if 0 <= position < len(state.tail) else ("", "", "")
         process = record.config(fd)["process"] if kind == "exec" and number == E2BIG else None
