@@ -222,7 +222,8 @@ class Isolated(Created):
             host.append(os.stat("/proc/1/ns/net").st_ino)
         except OSError:
             pass  # another user's
-        return {"host": host, "pointer": f"/linux/namespaces/{number}", "ready": ops.SYNC_READY}
+        shared = bool(entry.get("path"))
+        return {"host": host, "shared": shared, "pointer": f"/linux/namespaces/{number}", "ready": ops.SYNC_READY}
 
     def _failed(self, index: int, number: int, detail: bytes) -> KnarrError:
         error = told(index, number, detail)

@@ -301,6 +301,8 @@ class Monitor:
                 try:
                     self._network.join()
                 except KnarrError as error:
+                    connection.settimeout(_END)
+                    _heard(connection)
                     _report(connection, error)
                     raise
                 self._first.connect(connection)
@@ -441,6 +443,14 @@ def _leave_stdio() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
+
+
+def _heard(connection: socket) -> None:
+    """Take what was said last: closed with something unread, the other side would not read our answer (unix(7))."""
+    try:
+        connection.recv(_MESSAGE)
+    except OSError:
+        pass  # it is gone, or says nothing
 
 
 def _has_input(fd: int) -> bool:

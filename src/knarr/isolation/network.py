@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EINVAL, EOPNOTSUPP, ESRCH
-from struct import error as StructError
+from struct import error as struct_error
 from struct import unpack_from
 from time import monotonic
 
@@ -92,18 +92,37 @@ class Joining:
         take_over(self._guest, devices, self._nics, pid=self._pid, name=name, ipv6=ipv6, pointer=pointer)
 
     def _look(self) -> list[Device]:
-        return look(self._network["host"], most=len(self._nics), pointer=self._network["pointer"])
+        pointer = self._network["pointer"]
+        own = os.stat("/proc/thread-self/ns/net").st_ino
+        if own in self._network["host"]:
+            why = "it is the host's own, and the guest cannot use the host's network"
+            raise InitError(pointer, _DOING, 0, why=why, hint="engines: a bridge, or --network none")
+        found = look(most=len(self._nics), pointer=pointer)
+        if found and self._network["shared"]:
+            other = _somebody_else(own)
+            if other:
+                why = f"process {other} is in it too, and would be left without"
+                raise InitError(pointer, _DOING, 0, why=why)
+        return found
 
 
-def look(host: Sequence[int], *, most: int, pointer: str) -> list[Device]:
+def _somebody_else(namespace: int) -> int:
+    """A process of others in the network namespace with this inode number; 0 when none is seen."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            try:
+                if os.stat(f"/proc/{name}/ns/net").st_ino == namespace:
+                    return int(name)
+            except OSError:
+                pass  # it has ended, or is another user's
+    return 0
+
+
+def look(*, most: int, pointer: str) -> list[Device]:
     """The devices of this thread's network namespace that somebody put there.
 
-    ``host``: inode numbers of network namespaces that are the host's own. ``most``: devices the guest has. Raises
-    InitError, with ``pointer``, for what it cannot have.
+    ``most``: devices the guest has. Raises InitError, with ``pointer``, for what it cannot have.
     """
-    if os.stat("/proc/thread-self/ns/net").st_ino in host:
-        why = "it is the host's own, and the guest cannot use the host's network"
-        raise InitError(pointer, _DOING, 0, why=why, hint="engines: a bridge, or --network none")
     found = []
     try:
         netlink = Rtnetlink()
@@ -212,7 +231,7 @@ def _index(guest: Guest, place: str, name: str, pointer: str) -> int:
     answer = _ask(guest, place, [rtnetlink.get_link(name)], f"find {name} in the guest", pointer)
     try:
         link = rtnetlink.read_link(answer)
-    except StructError:
+    except struct_error:
         link = None
     if link is None or not 0 < link.index < 1 << 31:
         raise InitError(pointer, f"find {name} in the guest", EINVAL)
