@@ -35,6 +35,10 @@ def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _kernel(found: dict[str, Any]) -> uml.Kernel:
+    return uml.Kernel(found["path"], found["release"], tuple((inside, file) for inside, file in found["libraries"]))
+
+
 def described() -> str:
     """The program and its version. Raises Unsupported, FileError."""
     kernel = uml.find(os.environ)
@@ -53,16 +57,17 @@ def mounted(number: int) -> Mounted:
 
 def drivers(found: dict[str, Any]) -> tuple[Share, ...]:
     """The directory of its modules: IPv6 is one, of 2.7 MB, which its serial line would take 1.5 s for."""
-    return (Share(uml.module_folder(found["release"])),)
+    return (Share(uml.module_folder(_kernel(found))),)
 
 
 def network(found: dict[str, Any], share: int, *, ipv6: bool) -> tuple[str, bool, list[tuple[int, int, bytes]]]:
     """Its devices are vec0, vec1, … and built in. Raises Unsupported."""
     if not ipv6:
         return "vec", False, []
-    place, how, top = convert.share_place(share), mounted(share), uml.module_folder(found["release"])
+    kernel = _kernel(found)
+    place, how, top = convert.share_place(share), mounted(share), uml.module_folder(kernel)
     steps = [guest.mkdir(place), guest.mount(how.source, place, how.fstype, how.flags, how.data)]
-    needed = [place + path.removeprefix(top) for path in uml.modules(found["release"], ["ipv6"])]
+    needed = [place + path.removeprefix(top) for path in uml.modules(kernel, ["ipv6"])]
     return "vec", True, steps + [(frames.MODULE, 0, frames.texts(path, "")) for path in needed]
 
 
@@ -79,9 +84,8 @@ def boot(settings: Settings) -> Booting:
     found = settings.found
     modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
     write_atomic(settings.initramfs, initramfs(read_file(init_path(), 16 << 20), modules))
-    kernel = uml.Kernel(found["path"], found["release"], tuple((inside, file) for inside, file in found["libraries"]))
     launched = uml.launch(
-        kernel,
+        _kernel(found),
         initramfs=settings.initramfs,
         memory=settings.memory,
         shares=shares,
