@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import select
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -26,29 +27,60 @@ SMALL = Shape("kernel", 64 << 20)
 
 
 class Running:
-    """A keeper in a thread of its own, whose guests are processes that sleep and have said something."""
+    """A keeper in a thread of its own, whose guests are processes that sleep and have said that they are ready."""
 
     def __init__(self, place: Path, idle: float = 60) -> None:
         self.place = str(place)
         self.pids: list[int] = []
+        self.pidfds: list[int] = []
+        self.monitors: list[socket.socket] = []
         self.quiet = False
+        self.fails = False
         self.broken = False
         self.keeper = Keeper(self.place, self.launch, idle)
         self.thread = threading.Thread(target=self.keeper.run, daemon=True)
         self.thread.start()
 
-    def launch(self, _: Shape) -> tuple[int, int, int, int]:
+    def launch(self, _: Shape) -> tuple[int, socket.socket]:
         if self.broken:
             raise Unsupported("isolation kernel", "it is not installed")
         pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})
-        ours, theirs = socket.socketpair()
-        if not self.quiet:
-            theirs.send(b"hello")
-        theirs.detach()
-        reader, writer = os.pipe()
-        os.close(writer)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if self.fails:
+            theirs.send(b'{"failed":"it panicked"}')
+        elif not self.quiet:
+            theirs.send(b'{"ready":true}')
         self.pids.append(pid)
-        return pid, os.pidfd_open(pid), ours.detach(), reader
+        self.pidfds.append(os.pidfd_open(pid))
+        self.monitors.append(theirs)
+        return pid, ours
+
+    def take(self, number: int) -> template.Taken:
+        """Take a guest, whose monitor is that one, and answers."""
+        answers = threading.Thread(target=self._answer, args=[number])
+        answers.start()
+        taken = template.take(SMALL, self.place)
+        answers.join(10)
+        assert taken is not None
+        return taken
+
+    def _answer(self, number: int) -> None:
+        word, given, _, _ = socket.recv_fds(self.monitors[number], 100, 1)
+        assert (word, len(given)) == (b"take", 1)
+        with socket.socket(fileno=given[0]) as taker:
+            taker.setblocking(True)
+            taker.send(b'{"found":{"number":%d}}' % number)
+
+    def stop(self) -> None:
+        template.stop(self.place)
+        for pidfd in self.pidfds:  # those that were taken live on
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, 9)
+            os.close(pidfd)
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        for each in self.monitors:
+            each.close()
 
     def states(self) -> list[str]:
         found = template.kept(self.place)
@@ -80,9 +112,7 @@ def place() -> Iterator[Path]:
 def running(place: Path) -> Iterator[Running]:
     made = Running(place)
     yield made
-    template.stop(made.place)
-    made.thread.join(10)
-    assert not made.thread.is_alive()
+    made.stop()
 
 
 def test_without_a_keeper_there_is_none(place: Path) -> None:
@@ -95,21 +125,33 @@ def test_without_a_keeper_there_is_none(place: Path) -> None:
 def test_one_is_handed_out_once_and_replaced(running: Running) -> None:
     assert template.keep(SMALL, 1, running.place)
     running.expect(["ready"])
-    taken = template.take(SMALL, running.place)
-    assert taken is not None
-    assert taken.pid == running.pids[0]
-    assert os.read(taken.channel, 100) == b"hello"  # its greeting is left to us
+    taken = running.take(0)
+    assert taken.found == {"number": 0}
     running.expect(["ready", "taken"])
-    other = template.take(SMALL, running.place)
-    assert other is not None
-    assert other.pid == running.pids[1]
-    for each in (taken, other):
-        each.life.close()
-        assert select.select([each.pidfd], [], [], 10)[0], "it outlived who took it"
-        for fd in (each.pidfd, each.channel, each.console):
-            os.close(fd)
+    other = running.take(1)
+    assert other.found == {"number": 1}
+    for number, each in enumerate((taken, other)):
+        each.connection.close()
+        assert alive(running.pids[number])  # it is its monitor's matter when to end
+        os.kill(running.pids[number], 9)
     running.expect(["ready"])
-    assert not alive(taken.pid)
+    assert not alive(running.pids[0])
+
+
+def test_one_whose_monitor_is_gone_is_none(running: Running) -> None:
+    template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    running.monitors[0].close()
+    assert template.take(SMALL, running.place) is None
+
+
+def test_a_monitor_that_does_not_answer_is_none(running: Running) -> None:
+    template.keep(SMALL, 1, running.place)
+    running.expect(["ready"])
+    ends = threading.Timer(0.2, running.monitors[0].close)
+    ends.start()
+    assert template.take(SMALL, running.place) is None
+    ends.join()
 
 
 def test_another_shape_is_another_template(running: Running) -> None:
@@ -167,21 +209,28 @@ def test_what_ends_while_it_boots_is_not_booted_for_ever(running: Running) -> No
     assert len(running.pids) == 1
 
 
+def test_it_tells_why_one_does_not_boot(running: Running) -> None:
+    running.fails = True
+    template.keep(SMALL, 1, running.place)
+    wait_until(lambda: template.status(running.place)["failed"] == ["it panicked"], "nobody hears why")
+    os.kill(running.pids[0], 9)
+    running.expect([])
+    assert template.status(running.place)["failed"] == ["it panicked"]
+    assert len(running.pids) == 1
+
+
 def test_stopping_lets_those_in_use_end_first(running: Running) -> None:
     template.keep(SMALL, 2, running.place)
     running.expect(["ready", "ready"])
-    taken = template.take(SMALL, running.place)
-    assert taken is not None
+    running.take(0).connection.close()
     assert template.stop(running.place)
     wait_until(lambda: sum(map(alive, running.pids)) == 1, "the waiting ones stay")
-    assert alive(taken.pid)
+    assert alive(running.pids[0])
     assert running.thread.is_alive()
-    taken.life.close()
+    os.kill(running.pids[0], 9)
     running.thread.join(10)
     assert not running.thread.is_alive()
-    assert not alive(taken.pid)
-    for fd in (taken.pidfd, taken.channel, taken.console):
-        os.close(fd)
+    assert not alive(running.pids[0])
 
 
 def test_an_idle_keeper_ends(place: Path) -> None:
@@ -191,6 +240,7 @@ def test_an_idle_keeper_ends(place: Path) -> None:
     assert not made.thread.is_alive()
     assert not any(map(alive, made.pids))
     assert os.listdir(place) == []
+    made.stop()
 
 
 def test_one_keeper_only_and_a_killed_ones_socket_is_no_hindrance(running: Running, place: Path) -> None:
@@ -203,15 +253,14 @@ def test_one_keeper_only_and_a_killed_ones_socket_is_no_hindrance(running: Runni
     left.close()
     made = Running(other)
     assert made.states() == []
-    template.stop(made.place)
-    made.thread.join(10)
+    made.stop()
 
 
 def test_a_folder_that_others_can_enter_is_refused(place: Path) -> None:
     place.mkdir()
     place.chmod(0o755)
     with pytest.raises(UsageError, match="directory of one's own"):
-        Keeper(str(place), lambda _: (0, 0, 0, 0))
+        Keeper(str(place), lambda _: (0, socket.socket()))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,21 @@ pytestmark = [
 MEMORY = 96 << 20
 
 
+def children(pid: int) -> list[int]:
+    """All the processes below one."""
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        found += [child, *children(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Templates:
     """``knarr template`` with a keeper of the test's own."""
 
@@ -98,11 +113,12 @@ def test_it_is_the_containers_own_while_it_runs(templates: Templates, runtime: R
     runtime.ok("start", id)
     _, taken = templates.expect("ready", "taken")
     assert taken["Pid"] == waiting["Pid"]
-    monitor = runtime.state(id)["pid"]
+    stands = runtime.state(id)["pid"]
+    assert os.readlink(f"/proc/{taken['Pid']}/ns/net") == os.readlink(f"/proc/{stands}/ns/net")
+    family = [taken["Pid"], *children(taken["Pid"])]
+    assert len(family) > 2
     for controller in ("memory", "pids"):
-        assert cgroup_of(taken["Pid"], controller) == cgroup_of(monitor, controller)
-        for child in Path(f"/proc/{taken['Pid']}/task/{taken['Pid']}/children").read_text().split():
-            assert cgroup_of(int(child), controller) == cgroup_of(monitor, controller)
+        assert {cgroup_of(each, controller) for each in family} == {cgroup_of(stands, controller)}
     runtime.ok("delete", "--force", id)
     assert left_behind(runtime, id) == []
     templates.expect("ready")
@@ -130,6 +146,84 @@ def test_who_takes_one_and_is_killed_leaves_nothing(templates: Templates, runtim
     assert not Path(f"/proc/{taken['Pid']}").exists()
     runtime.ok("delete", id)
     assert left_behind(runtime, id) == []
+
+
+KERNEL = pytest.mark.parametrize("templates", ["kernel"], indirect=True)  # a microVM takes seconds to boot
+
+
+@KERNEL
+@pytest.mark.parametrize("whom", ["monitor", "guest"])
+def test_whoever_of_it_is_killed_all_of_it_ends(
+    templates: Templates, runtime: Runtime, small: Bundle, whom: str
+) -> None:
+    templates.expect("ready")
+    id = runtime.new_id()
+    runtime.ok("create", "-b", small.write("sleep", "600"), id)
+    runtime.ok("start", id)
+    _, taken = templates.expect("ready", "taken")
+    family = [taken["Pid"], *children(taken["Pid"])]
+    os.kill(family[0 if whom == "monitor" else 1], 9)
+    runtime.wait_for(id, "stopped")
+    templates.expect("ready")
+    assert not any(map(alive, family))
+    assert whom == "monitor" or "guest" in runtime.state(id)["reason"]
+    runtime.ok("delete", id)
+    assert left_behind(runtime, id) == []
+
+
+@KERNEL
+def test_its_container_outlives_the_keeper(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    (waiting,) = templates.expect("ready")
+    id = runtime.new_id()
+    # what it leaves is reaped by a parent that is there
+    command = [*runtime.command, "run", "-b", small.write("sh", "-c", "read line; echo $line; exit 7"), id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        (other,) = (row for row in templates.expect("ready", "taken") if row["State"] == "ready")
+        keeper = int(Path(f"/proc/{waiting['Pid']}/stat").read_text().rpartition(")")[2].split()[1])
+        others = [other["Pid"], *children(other["Pid"])]
+        os.kill(keeper, 9)
+        deadline = time.monotonic() + 10
+        while any(map(alive, others)):  # those that wait end with it
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert runtime.state(id)["status"] == "running"
+        assert running.communicate("still there\n", timeout=20)[0] == "still there\n"
+        assert running.returncode == 7
+    assert left_behind(runtime, id) == []
+    templates("start", "--isolation", templates.kind, "--memory", str(MEMORY))  # a killed one's socket is no hindrance
+
+
+@KERNEL
+def test_a_signal_goes_in_and_a_code_comes_out(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    templates.expect("ready")
+    id = runtime.new_id()
+    script = "trap 'echo asked; exit 9' USR1; echo on; while :; do sleep 0.1; done"
+    with subprocess.Popen(
+        [*runtime.command, "run", "-b", small.write("sh", "-c", script), id], stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "on\n"
+        runtime.ok("kill", id, "USR1")
+        assert running.stdout.readline() == "asked\n"
+        assert running.wait(20) == 9
+    assert left_behind(runtime, id) == []
+
+
+def test_nothing_of_one_is_seen_by_the_next(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    """What a container does to its guest is gone with it: the next one has a guest that has seen none."""
+    script = (
+        "cat /proc/sys/kernel/random/boot_id; ls /tmp /dev/shm; hostname; "
+        "echo secret >/tmp/left; echo secret >/dev/shm/left; hostname spoilt; sleep 600 & exit 0"
+    )
+    boots = []
+    for _ in range(2):
+        templates.expect("ready")
+        done = runtime("run", "-b", small.write("sh", "-c", script), runtime.new_id())
+        boot, *seen = done.stdout.split()
+        boots.append(boot)
+        assert "left" not in seen
+        assert "spoilt" not in seen
+    assert boots[0] != boots[1]
 
 
 def test_without_the_kernel_it_says_so(tmp_path: Path, knarr: str) -> None:

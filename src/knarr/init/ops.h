@@ -77,7 +77,8 @@
     X(unmount, 90, 1, 1)                                                                                               \
     X(label, 95, 2, 2)                                                                                                 \
     X(loop_tree, 96, 2, 3 | MORE)                                                                                      \
-    X(hook_output, 97, 2, 0)
+    X(hook_output, 97, 2, 0)                                                                                           \
+    X(stand, 98, 2, 0)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

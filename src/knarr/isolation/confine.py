@@ -256,20 +256,23 @@ def start(wanted: Confinement, stdio: Stdio, *, deadline: float | None = None, f
     return process
 
 
-def attach(pidfd: int, views: Sequence[View]) -> None:
+def attach(pidfd: int, views: Sequence[View], of: int = -1) -> None:
     """Show more to a program that was started with ``later``, below that directory.
 
-    Takes root, who may enter its mount namespace. Raises InitError with what could not be shown, KernelError.
+    The sources are what the process of pidfd ``of`` sees at these paths (-1: this process). Takes root, who may enter
+    its mount namespace. Raises InitError with what could not be shown, KernelError.
     """
     host = probe_for({}, None)
     context = MountContext(
         host, bundle="/", root=NO_SLOT, cgroup=None, cgroup_namespace=False, network_namespace=False, new_user=True
     )
     entries = [_mount(view) for view in views]
-    plan = [source_op(entry, "", "/", 1 + number) for number, entry in enumerate(entries)]
-    plan.append(Op("setns", (0, CLONE_FLAG["mount"])))
+    mounts = CLONE_FLAG["mount"]
+    plan = [Op("setns", (1, mounts))] if of >= 0 else []
+    plan += [source_op(entry, "", "/", 2 + number) for number, entry in enumerate(entries)]
+    plan.append(Op("setns", (0, mounts)))
     for number, entry in enumerate(entries):
-        plan += mount_ops(entry, "", context, 1 + number)
+        plan += mount_ops(entry, "", context, 2 + number)
 
     def failed(index: int, number: int, detail: bytes) -> KnarrError:
         from knarr.runtime.explain import init_error  # cold: only for an error
@@ -279,7 +282,8 @@ def attach(pidfd: int, views: Sequence[View]) -> None:
         op = plan[index]
         return init_error(op.kind, op.arguments(), "", number, detail, machine=host.arch)
 
-    pid, sock = spawn(encode(plan, 1), [pidfd], (0, 1, 2), "guest")
+    slots = [pidfd, of if of >= 0 else pidfd]
+    pid, sock = spawn(encode(plan, len(slots)), slots, (0, 1, 2), "guest")
     control = Control(sock, failed=failed)
     try:
         control.run()

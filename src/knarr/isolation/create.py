@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from knarr.isolation.template import Taken
+
 _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
 _MEMORY = 512 << 20
@@ -120,7 +122,7 @@ def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
 class Isolated(Created):
     """A container in a guest of its own; everything else is as with one on the host's kernel."""
 
-    __slots__ = ("_found", "_inside", "_kind", "_made", "_mapped", "_place", "_shares")
+    __slots__ = ("_found", "_inside", "_kind", "_made", "_mapped", "_own_mounts", "_place", "_shares", "_taken")
 
     def __init__(
         self,
@@ -132,6 +134,8 @@ class Isolated(Created):
         inside: ContainerPlan,
         shares: tuple[Share, ...],
         found: dict[str, Any],
+        taken: Taken | None,
+        own_mounts: bool,
         mapped: bool,
         place: str,
         **more: Any,
@@ -141,6 +145,8 @@ class Isolated(Created):
         self._inside = inside
         self._shares = shares
         self._found = found
+        self._taken = taken
+        self._own_mounts = own_mounts
         self._made = False
         self._mapped = mapped
         self._place = place
@@ -155,7 +161,10 @@ class Isolated(Created):
         super().prepare(stdio, raw, wait_start=wait_start, notify=notify)
 
     def spawn(self, stdio: Stdio, slots: dict[str, int], *, waits: bool = False) -> None:  # noqa: ARG002  # as Process
-        """Start the monitor by the host's plan; from then on ``launch`` is the guest's control socket."""
+        """Start the monitor, or what stands before one that waited, by the host's plan.
+
+        From then on ``launch`` is the guest's control socket.
+        """
         if self.plan.cgroup is not None and not self.plan.cgroup.clone_into:
             self._make(self.plan.cgroup)
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
@@ -167,6 +176,10 @@ class Isolated(Created):
             made += [memfd("knarr-setup", fastjson.dumps(self._setup(slots, stdio)))]
             made += [memfd("knarr-plan", self._inside.encode())]
             given = {"control": theirs.fileno(), "setup": made[0], "plan": made[1], "listener": listener.fileno()}
+            if self._taken is not None:
+                from knarr.isolation.handing import hand_over, tell_who_stands  # only with a guest that waited
+
+                given |= hand_over(self._taken, {**slots, **given}, stdio, self.config["process"], made)
             launch = Launch(
                 self.plan.encode(),
                 [{**slots, **given}[name] for name in self.plan.slots],
@@ -181,6 +194,8 @@ class Isolated(Created):
             self.launch = launch
             launch.run(None, self.stop)
             launch.close()
+            if self._taken is not None:
+                tell_who_stands(self._taken, launch.pidfd)
             self.launch = Relayed(  # type: ignore[assignment]  # what its drivers use of a Launch
                 ours, launch.pid, launch.pidfd, failed=self._failed, on_sync=self._guest_sync
             )
@@ -192,6 +207,11 @@ class Isolated(Created):
                 ours.close()
             for fd in made:
                 os.close(fd)
+
+    def close(self) -> None:
+        super().close()
+        if self._taken is not None:
+            self._taken.connection.close()  # its monitor ends, if it has not been told of a container
 
     def _make(self, groups: CgroupPlan) -> None:
         if not self._made:
@@ -252,12 +272,13 @@ class Isolated(Created):
                 "initramfs": f"{self._place}/initramfs",
                 "found": self._found,
                 "drivers": [list(share) for share in kinds.drivers(self._kind, self._found)],
-                "templates": template.folder() if self.host.privileged else "",
-                "groups": None if self.plan.cgroup is None else cgroup.intent(self.plan.cgroup),
                 "filters": f"{os.path.dirname(self._place)}/.seccomp",
             },
             "network": self._network(),
             "place": self._place,
+            "groups": None if self.plan.cgroup is None else cgroup.intent(self.plan.cgroup),
+            "own_mounts": self._own_mounts,
+            "own_terminal": self._taken is not None and stdio.console >= 0,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
             "steps": [*root_steps(self._shares, self._kind, memory // 2), *cgroup_steps(groups)],
             "controllers": list(groups.directories[0].controllers) if groups is not None else [],
@@ -265,7 +286,7 @@ class Isolated(Created):
             "terminal": bool(process.get("terminal")),
             "size": [size.get("height", 0), size.get("width", 0)],
             "start": "start" in slots,
-            "console": stdio.console >= 0,
+            "console": stdio.console >= 0 and self._taken is None,
         }
 
 
@@ -365,17 +386,28 @@ def host_config(config: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def host_plan(
-    config: dict[str, Any], host: Host, root: Root, groups: CgroupPlan | None, *, wait_start: bool, console: bool
+    config: dict[str, Any],
+    host: Host,
+    root: Root,
+    groups: CgroupPlan | None,
+    *,
+    wait_start: bool,
+    console: bool,
+    stands: bool = False,
 ) -> ContainerPlan:
     """How the monitor starts: in the container's cgroup, its network, and a mount namespace where a root is mounted.
 
+    With ``stands`` the monitor is there already, and this is the process that stands before it.
     An ordinary user's is in the container's user namespace too, if there is one, and shows its ids to the guest.
     """
     linux = config.get("linux") or {}
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     mapped = "user" in spaces.new and host.euid != 0
-    names = ["control", "setup", "plan", "listener"]
-    names += (["start"] if wait_start else []) + (["console"] if console else [])
+    if stands:
+        names = ["stand", *(["terminal"] if console else [])]
+    else:
+        names = ["control", "setup", "plan", "listener"]
+        names += (["start"] if wait_start else []) + (["console"] if console else [])
     handed = list(names)
     if groups is not None and groups.clone_into:
         handed.append("cgroup")
@@ -415,12 +447,15 @@ def host_plan(
             plan.append(Op("loopback"))
     plan += [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"), Op("sync", (ops.SYNC_READY,))]
     plan.append(Op("pdeathsig", (0,)))
-    plan += [Op("keep_fd", (handed.index(name), 3 + number)) for number, name in enumerate(names)]
-    words = python_command("monitor")
-    plan += [
-        Op("host_program", (), (words[0],)),
-        Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8")),
-    ]
+    if stands:
+        plan.append(Op("stand", (0, 1 if console else NO_SLOT)))
+    else:
+        plan += [Op("keep_fd", (handed.index(name), 3 + number)) for number, name in enumerate(names)]
+        words = python_command("monitor")
+        plan += [
+            Op("host_program", (), (words[0],)),
+            Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8")),
+        ]
     uid_map, gid_map = own_maps(linux) if mapped else ((), ())
     return ContainerPlan(
         tuple(plan),
@@ -472,7 +507,6 @@ def begin(
         )
     inside = convert.guestly(config, bundle, _looked_at(config, bundle), mapped=mapped)
     shares = (Share(root.path), *inside.shares)
-    found = kinds.find(kind, config)
     guests = guest_host()
     guest_groups = cgroup.plan(inside.config, guests, id)
     inner = plan_container(
@@ -487,8 +521,19 @@ def begin(
     )
     limited = host_config(config, kind)
     groups = cgroup.plan(limited, host, id, rootless=rootless, manager=wishes.cgroup_manager)
-    plan = host_plan(config, host, root, groups, wait_start=wait_start, console=stdio.console >= 0)
-    root_fd = record.open_root(state_root, make=True)
+    taken = None
+    if host.privileged and kinds.templated(kind, config):
+        memory, cpus = resources(config)
+        taken = template.take(template.Shape(kind, memory + kinds.overhead(kind), cpus), template.folder())
+    try:
+        found = kinds.find(kind, config) if taken is None else taken.found
+        console = stdio.console >= 0
+        plan = host_plan(config, host, root, groups, wait_start=wait_start, console=console, stands=taken is not None)
+        root_fd = record.open_root(state_root, make=True)
+    except BaseException:
+        if taken is not None:
+            taken.connection.close()
+        raise
     try:
         made = Isolated(
             id,
@@ -498,6 +543,8 @@ def begin(
             inside=inner,
             shares=shares,
             found=found,
+            taken=taken,
+            own_mounts=root.kind != "bind",
             mapped=mapped,
             place=f"{os.path.abspath(state_root)}/{id}",
             bundle=bundle,
@@ -507,6 +554,8 @@ def begin(
         )
     except BaseException:
         os.close(root_fd)
+        if taken is not None:
+            taken.connection.close()
         raise
     try:
         made.prepare(stdio, raw, wait_start=wait_start, notify="")

@@ -12,7 +12,7 @@ from errno import EAGAIN, EINTR
 from select import POLLIN, POLLOUT, poll
 from time import monotonic
 
-from knarr.base.errors import InitError, SafetyViolation
+from knarr.base.errors import InitError, Interrupted, SafetyViolation
 from knarr.isolation import frames
 from knarr.isolation.frames import Decoder, Frame, encode, texts
 
@@ -64,7 +64,7 @@ class Guest:
 
     __slots__ = (
         *("_decoder", "_fd", "_next", "_out", "_under_way", "_waiting", "_window", "_works"),
-        *("controllers", "machine", "release"),
+        *("bound", "controllers", "machine", "release"),
     )
 
     def __init__(self, fd: int, window: int = 0) -> None:
@@ -76,6 +76,7 @@ class Guest:
         self._next = 1
         self._waiting: dict[int, Callable[[int, bytes], None]] = {}
         self._works: dict[int, Work] = {}
+        self.bound = -1  # a connection without whose other end nothing is waited for
         self.release = ""  # of its kernel; empty until it said hello
         self.machine = ""
         self.controllers: tuple[str, ...] = ()
@@ -113,13 +114,18 @@ class Guest:
         return answers[0]
 
     def wait(self, reached: Callable[[], bool], deadline: float) -> None:
-        """Go on until ``reached()``. Raises InitError when that takes too long or the guest is gone."""
+        """Go on until ``reached()``. Raises InitError when that takes too long or the guest is gone, Interrupted."""
         poller = poll()
+        if self.bound >= 0:
+            poller.register(self.bound, 0)  # its end, and nothing else
         while not reached():
             poller.register(self._fd, self.events())
             left = deadline - monotonic()
-            if left <= 0 or not poller.poll(left * 1000):
+            ready = poller.poll(left * 1000) if left > 0 else []
+            if not ready:
                 raise InitError("", "wait for the guest", 0, why="it does not answer")
+            if any(fd == self.bound for fd, _ in ready):
+                raise Interrupted("nobody waits for the guest any more")
             self.flush()
             self.receive()
 

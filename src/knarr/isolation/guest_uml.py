@@ -9,12 +9,13 @@ from knarr.isolation import convert, frames, guest, uml
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings, Share
 from knarr.isolation.nic import NICS
-from knarr.isolation.taking import taken
 from knarr.runtime.launch import init_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from knarr.isolation.kinds import Share
 
 OVERHEAD = 64 << 20
 """Its kernel's own data, page tables and the pages of a root's overlay."""
@@ -71,16 +72,18 @@ def network(found: dict[str, Any], share: int, *, ipv6: bool) -> tuple[str, bool
     return "vec", True, steps + [(frames.MODULE, 0, frames.texts(path, "")) for path in needed]
 
 
+def templated(_config: dict[str, Any]) -> bool:
+    """Any may: nothing but memory and processors is decided at its boot."""
+    return True
+
+
+def show(begun: Booting, shares: tuple[Share, ...], of: int) -> None:
+    """Mount the shares where its program sees them. Raises as ``uml.show``."""
+    uml.show(begun.pidfd, shares, of)
+
+
 def boot(settings: Settings) -> Booting:
-    """Begin a guest, or take one that waits. Raises as ``uml.launch``."""
-    shares = None if settings.shares is None else (*settings.shares, *settings.drivers)
-    if shares is not None:
-        waited = taken(settings, lambda guest: uml.show(guest.pidfd, shares))
-        if waited is not None:
-            taker, settled = waited
-            return Booting(
-                taker.pid, taker.pidfd, taker.channel, taker.console, window=_WINDOW, settled=settled, nics=taker.nics
-            )
+    """Begin a guest. Raises as ``uml.launch``."""
     found = settings.found
     modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
     write_atomic(settings.initramfs, initramfs(read_file(init_path(), 16 << 20), modules))
@@ -88,7 +91,7 @@ def boot(settings: Settings) -> Booting:
         _kernel(found),
         initramfs=settings.initramfs,
         memory=settings.memory,
-        shares=shares,
+        shares=None if settings.shares is None else (*settings.shares, *settings.drivers),
         nics=NICS,
         filters=settings.filters,
     )

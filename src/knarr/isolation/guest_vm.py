@@ -11,7 +11,6 @@ from knarr.isolation import accel, frames, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
 from knarr.isolation.nic import NICS
-from knarr.isolation.taking import taken
 from knarr.kernel.process import ended, signal_pid
 from knarr.runtime.launch import init_path
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.isolation.kinds import Share
-    from knarr.isolation.template import Taken
 
 OVERHEAD = 96 << 20
 """Its kernel, page tables, the initramfs, and the pages of a root's overlay."""
@@ -147,23 +145,9 @@ def network(found: dict[str, Any], _share: int, *, ipv6: bool) -> tuple[str, boo
 
 
 def boot(settings: Settings) -> Booting:
-    """Begin a guest, or take one that waits. Raises as ``vm.launch``."""
+    """Begin a guest. Raises as ``vm.launch``."""
     found = settings.found
     asked = vmconfig.wanted(found["section"])
-    shares = settings.shares
-    if shares is not None:
-        waited = taken(settings, lambda guest: _show(shares, guest)) if asked == vmconfig.Wanted() else None
-        if waited is not None:
-            guest, settled = waited
-            return Booting(
-                guest.pid,
-                guest.pidfd,
-                guest.channel,
-                guest.console,
-                patience=_PATIENCE,
-                settled=settled,
-                nics=guest.nics,
-            )
     path, version, arch = found["hypervisor"]
     write_atomic(settings.initramfs, _initramfs(found["modules"], asked.initrd))
     launched = vm.launch(
@@ -173,7 +157,7 @@ def boot(settings: Settings) -> Booting:
             initramfs=settings.initramfs,
             memory=asked.memory or settings.memory,
             cpus=asked.cpus or settings.cpus,
-            shares=shares,
+            shares=settings.shares,
             accelerator=found["accelerator"],
             tsc=found["tsc"],
             device_tree=asked.device_tree,
@@ -199,11 +183,16 @@ def boot(settings: Settings) -> Booting:
     )
 
 
-def _show(shares: tuple[Share, ...], guest: Taken) -> None:
-    """Mount the shares where its virtiofsd sees them."""
-    pidfd = os.pidfd_open(guest.helpers[0])
+def templated(config: dict[str, Any]) -> bool:
+    """Any may whose section ``vm`` asks for nothing."""
+    return vmconfig.wanted(config.get("vm")) == vmconfig.Wanted()
+
+
+def show(begun: Booting, shares: tuple[Share, ...], of: int) -> None:
+    """Mount the shares where its virtiofsd sees them. Raises as ``vm.show``."""
+    pidfd = os.pidfd_open(begun.helpers[0])  # our child, not reaped yet
     try:
-        vm.show(pidfd, shares)
+        vm.show(pidfd, shares, of)
     finally:
         os.close(pidfd)
 

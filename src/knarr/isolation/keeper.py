@@ -1,4 +1,8 @@
-"""The keeper of templates: boots guests, holds them, hands them out (cold). template.py has what it is for."""
+"""The keeper of templates: has guests booted, holds them, hands them out (cold). template.py has what it is for.
+
+Each guest is the child of a process that the keeper forks for it (waiting.py); what the keeper knows are that process's
+pidfd and a connection to it. On that it is told that the guest is ready, and passes on the connection of who takes it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,15 @@ import os
 import signal
 import subprocess
 import sys
-from fcntl import ioctl
 from select import POLLHUP, POLLIN, poll
-from socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET, socket
+from socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
 from struct import pack, unpack
-from termios import FIONREAD
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, TimedOut, UsageError
-from knarr.isolation import kinds
+from knarr.isolation import kinds, waiting
 from knarr.isolation.python import python_command
 from knarr.isolation.template import MESSAGE, PATIENCE, SOCKET, Shape, connect, status, words_of
 from knarr.kernel.process import ended, reap, signal_pid
@@ -81,7 +83,7 @@ def wait_ready(shape: Shape, place: str) -> None:
 def main(place: str, idle: float) -> None:
     """Be the keeper; returns when it was stopped."""
     try:
-        keeper = Keeper(place, lambda shape: _boot(shape, place), idle)
+        keeper = Keeper(place, lambda shape: _begin(shape, place), idle)
     except KnarrError as error:
         os.write(2, f"{error}\n".encode())
         os._exit(1)
@@ -93,85 +95,56 @@ def main(place: str, idle: float) -> None:
     keeper.run()
 
 
-def _boot(shape: Shape, place: str) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]:
-    """Begin a guest that will be shown its files later."""
-    begun = kinds.boot(
-        kinds.Settings(
-            kind=shape.kind,
-            memory=shape.memory,
-            cpus=shape.cpus,
-            shares=None,
-            initramfs=f"{place}/initramfs",
-            found=kinds.find(shape.kind, {}),
-            filters=f"{place}/.seccomp",
-        )
-    )
-    return begun.pid, begun.pidfd, begun.channel, begun.console, begun.helpers, begun.nics
+def _begin(shape: Shape, place: str) -> tuple[int, socket]:
+    """Fork the process that boots a guest and waits with it; its pid, and a connection to it."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
+    keeper = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        waiting.main(theirs, keeper, shape, place)
+    theirs.close()
+    return pid, ours
 
 
 class _Guest:
-    """A guest of the keeper's; ``taker`` is the connection of who took it."""
+    """A guest with its monitor, a child of the keeper's."""
 
-    __slots__ = ("channel", "console", "helpers", "nics", "pid", "pidfd", "ready", "shape", "since", "taker")
+    __slots__ = ("connection", "pid", "pidfd", "ready", "shape", "since", "waits")
 
-    def __init__(
-        self,
-        shape: Shape,
-        pid: int,
-        pidfd: int,
-        channel: int,
-        console: int,
-        helpers: tuple[int, ...] = (),
-        nics: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, shape: Shape, pid: int, connection: socket) -> None:
         self.shape = shape
         self.pid = pid
-        self.pidfd = pidfd
-        self.channel = channel
-        self.console = console
-        self.helpers = helpers
-        self.nics = nics
+        self.pidfd = os.pidfd_open(pid)
+        connection.setblocking(False)
+        self.connection = connection
         self.ready = False
+        self.waits = True
         self.since = monotonic()
-        self.taker: socket | None = None
-
-    @property
-    def waits(self) -> bool:
-        return self.taker is None
 
     def hand_over(self, taker: socket) -> bool:
-        """Send the descriptors; False when nobody is there any more."""
-        handed = (self.pidfd, self.channel, self.console, *self.nics)
-        rights = [(SOL_SOCKET, SCM_RIGHTS, pack(f"{len(handed)}i", *handed))]
+        """Give it the connection of who takes it; False when it is not there any more."""
         try:
-            taker.sendmsg([fastjson.dumps({"pid": self.pid, "helpers": list(self.helpers)})], rights)
+            self.connection.sendmsg([b"take"], [(SOL_SOCKET, SCM_RIGHTS, pack("i", taker.fileno()))])
         except OSError:
             return False
-        self.taker = taker
-        for fd in handed[1:]:
-            os.close(fd)
-        self.channel = self.console = -1
-        self.nics = ()
+        self.connection.close()
+        self.waits = False
         return True
 
     def end(self) -> None:
-        signal_pid(self.pidfd, 9)
-        ended(self.pidfd, 10.0)
+        """End it, if it waits, and forget it."""
+        if self.waits:
+            signal_pid(self.pidfd, 9)
+            ended(self.pidfd, 10.0)
+        self.connection.close()
         reap(self.pidfd, wait=False)
-        for pid in self.helpers:
-            os.kill(pid, 9)  # our child, not reaped yet
-            os.waitpid(pid, 0)
-        for fd in (self.pidfd, self.channel, self.console, *self.nics):
-            if fd >= 0:
-                os.close(fd)
-        if self.taker is not None:
-            self.taker.close()
+        os.close(self.pidfd)
 
 
 class Keeper:
-    """The process that holds templates. ``launch(shape)`` begins a guest: what ``_Guest`` takes."""
+    """The process that holds templates. ``launch(shape)`` begins a guest: the pid of a child, a connection to it."""
 
-    def __init__(self, place: str, launch: Callable[[Shape], tuple[Any, ...]], idle: float = IDLE) -> None:
+    def __init__(self, place: str, launch: Callable[[Shape], tuple[int, socket]], idle: float = IDLE) -> None:
         self._launch = launch
         self._idle = idle
         self._wanted: dict[Shape, int] = {}
@@ -256,21 +229,26 @@ class Keeper:
             watch(client.fileno(), lambda client=client: self._answer(client))  # type: ignore[misc]
         for guest in self._guests:
             watch(guest.pidfd, lambda guest=guest: self._ended(guest))  # type: ignore[misc]
-            if guest.taker is not None:
-                watch(guest.taker.fileno(), lambda guest=guest: self._drop([guest]))  # type: ignore[misc]
-            elif not guest.ready:
-                watch(guest.channel, lambda guest=guest: self._note_ready(guest))  # type: ignore[misc]
+            if not guest.ready:
+                watch(guest.connection.fileno(), lambda guest=guest: self._hear(guest))  # type: ignore[misc]
         for fd, _ in poller.poll(1000 * (max(self._settles(), 0.0) if self._lacking() else timeout)):
             handlers[fd]()
 
-    def _note_ready(self, guest: _Guest) -> None:
-        # Its greeting is there, and left for whoever takes it; at the end of one that died there is nothing.
-        if guest in self._guests:
-            guest.ready = int.from_bytes(ioctl(guest.channel, FIONREAD, bytes(4)), sys.byteorder) > 0
+    def _hear(self, guest: _Guest) -> None:
+        """What it says of its boot; at its end it says nothing."""
+        try:
+            word = fastjson.loads(guest.connection.recv(MESSAGE) or b"{}", "a guest's word")
+        except (OSError, KnarrError):
+            return
+        guest.ready = word.get("ready") is True
+        if "failed" in word:
+            self._give_up(guest.shape, str(word["failed"]))
 
     def _ended(self, guest: _Guest) -> None:
         if guest in self._guests and not guest.ready:
-            self._give_up(guest.shape, "it ended before it said hello")
+            self._hear(guest)  # it may have said why
+            if self._wanted.get(guest.shape):
+                self._give_up(guest.shape, "it ended before it said hello")
         self._drop([guest])
 
     def _accept(self) -> None:
@@ -287,19 +265,16 @@ class Keeper:
 
     def _answer(self, client: socket) -> None:
         self._clients.remove(client)
-        given = False
         try:
             data = client.recv(MESSAGE)
             request = fastjson.loads(data, "request") if data else {}
-            if request["do"] == "take":
-                given = self._give(client, _shape(request["shape"]))
-            if not given:
+            # Who takes a guest is answered by its monitor.
+            if request["do"] != "take" or not self._give(client, _shape(request["shape"])):
                 client.send(fastjson.dumps(self._do(request)))
         except (OSError, KnarrError, KeyError, TypeError, ValueError):
             pass  # whoever it was, it is gone or is none of ours
         finally:
-            if not given:
-                client.close()
+            client.close()
 
     def _give(self, client: socket, shape: Shape) -> bool:
         self._used = monotonic()

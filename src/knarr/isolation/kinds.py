@@ -29,9 +29,7 @@ class Settings(Record):
     ``memory`` in bytes, its kernel's included. ``shares``: the first one is the container's root, never writable; None
     for a template, which is given them later. ``initramfs`` is the path of a file that may be made. ``found`` is what
     the kind found out before: its kernel and so on. ``drivers`` are what its network may want, which it need not use.
-    ``templates`` is where guests wait that have booted ("": nowhere),
-    ``groups`` are the cgroups one of them is brought into. ``filters`` is a directory that keeps compiled filters ("":
-    none).
+    ``filters`` is a directory that keeps compiled filters ("": none).
     """
 
     kind: str
@@ -41,8 +39,6 @@ class Settings(Record):
     initramfs: str
     found: dict[str, Any]
     drivers: tuple[Share, ...] = ()
-    templates: str = ""
-    groups: dict[str, Any] | None = None
     filters: str = ""
 
 
@@ -131,6 +127,20 @@ def boot(settings: Settings) -> Booting:
     """Begin a guest. Raises KnarrError; nothing is left then."""
     begun: Booting = _module(settings.kind).boot(settings)
     return begun
+
+
+def show(kind: str, begun: Booting, shares: tuple[Share, ...], of: int = -1) -> None:
+    """Show a guest that was begun without them its shares, whose paths are those that the process of pidfd ``of`` sees.
+
+    Takes root. Raises KnarrError.
+    """
+    _module(kind).show(begun, shares, of)
+
+
+def templated(kind: str, config: dict[str, Any]) -> bool:
+    """Whether a container with that config.json may have a guest that was not booted for it (pure)."""
+    fits: bool = _module(kind).templated(config)
+    return fits
 
 
 def overhead(kind: str) -> int:

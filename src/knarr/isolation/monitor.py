@@ -5,7 +5,8 @@ when it is killed, the guest ends too. All that is known about the container was
 program gets a list of requests and a plan, and knows neither config.json nor paths of the state.
 
 Descriptors: 0, 1, 2 the container's; 3 the control socket of its creator; 4 and 5 memfds with the set-up (JSON) and the
-plan; then, as the set-up says, a listening socket for further requests, the one of ``start``, that of the console.
+plan; then, as the set-up says, a listening socket for further requests, the one of ``start``, that of the console. A
+monitor that waited with a guest (waiting.py) gets them later.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQP
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
 from select import POLLIN, poll
-from struct import pack
+from struct import pack, unpack
 from time import monotonic
 
 from knarr.base import fastjson
-from knarr.base.errors import InitError, KnarrError, SafetyViolation
+from knarr.base.errors import InitError, Interrupted, KnarrError, SafetyViolation
 from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import Booting, Settings, Share, boot
@@ -51,27 +52,43 @@ _LINGER = 0.3
 _END = 3.0
 """Seconds the guest may take to write out its files and end."""
 _CONSOLE = 8 << 10
-_LIMIT = 32 << 20
+LIMIT = 32 << 20
 _MESSAGE = 256 << 10
 _TIOCSCTTY = 0x540E
 
 
 def main() -> None:
     """Be the monitor; never returns."""
-    code = GUEST_LOST
-    control = socket(fileno=CONTROL)
-    place = ""
+    setup = fastjson.loads(content(SETUP), "set-up", limit=LIMIT)
+    more = iter(range(FIRST_OF_MORE, FIRST_OF_MORE + 3))
+    ends = Ends(socket(fileno=CONTROL), PLAN, socket(fileno=next(more)))
+    ends.start = socket(fileno=next(more)) if setup["start"] else None
+    ends.console = socket(fileno=next(more)) if setup["console"] else None
+    for each in (ends.control, ends.listener, ends.start, ends.console):
+        if each is not None:
+            os.set_inheritable(each.fileno(), False)
+    os._exit(stay(setup, ends, _booted))
+
+
+def _booted(settings: Settings) -> tuple[Booting, Guest]:
+    """A guest that boots, and its channel."""
+    booting = boot(settings)
+    return booting, Guest(booting.channel, booting.window)
+
+
+def stay(setup: dict[str, Any], ends: Ends, begin: Callable[[Settings], tuple[Booting, Guest]]) -> int:
+    """Be the monitor of a container until it has ended; its exit code."""
     try:
-        setup = fastjson.loads(_content(SETUP), "set-up", limit=_LIMIT)
-        place = setup["place"]
-        code = Monitor(setup, control).run()
+        return Monitor(setup, ends, begin).run()
+    except Interrupted:
+        pass  # as if this process had been killed
     except KnarrError as error:
-        _report(control, error)
-        _leave_reason(place, str(error))
+        _report(ends.control, error)
+        _leave_reason(setup["place"], str(error))
     except BaseException as error:  # noqa: BLE001  # whatever it is, the creator shall hear of it
-        _report(control, InitError("", "stand for the container", 0, why=repr(error)))
-        _leave_reason(place, f"a mistake in knarr: {error!r}")
-    os._exit(code)
+        _report(ends.control, InitError("", "stand for the container", 0, why=repr(error)))
+        _leave_reason(setup["place"], f"a mistake in knarr: {error!r}")
+    return GUEST_LOST
 
 
 def _leave_reason(place: str, text: str) -> None:
@@ -98,27 +115,43 @@ def _report(control: socket, error: KnarrError) -> None:
         pass
 
 
-def _content(fd: int) -> bytes:
+def content(fd: int) -> bytes:
+    """All of a memfd, which is closed."""
     size = os.fstat(fd).st_size
     data = os.pread(fd, size, 0)
     os.close(fd)
     return data
 
 
-class Monitor:
-    """One guest with its container."""
+class Ends:
+    """What a monitor is given of the outside: its creator's socket, the plan (a memfd), where requests come in.
 
-    def __init__(self, setup: dict[str, Any], control: socket) -> None:
+    ``streams`` are the container's; ``stand`` is the connection to what stands for its first process, which knarr-init
+    does (stand.c), None where the monitor itself does.
+    """
+
+    __slots__ = ("console", "control", "listener", "plan", "stand", "start", "streams")
+
+    def __init__(self, control: socket, plan: int, listener: socket) -> None:
+        self.control = control
+        self.plan = plan
+        self.listener = listener
+        self.start: socket | None = None
+        self.console: socket | None = None
+        self.stand: socket | None = None
+        self.streams = (0, 1, 2)
+
+
+class Monitor:
+    """One guest with its container; ``begin`` boots it or has it."""
+
+    def __init__(self, setup: dict[str, Any], ends: Ends, begin: Callable[[Settings], tuple[Booting, Guest]]) -> None:
         self._setup = setup
-        more = iter(range(FIRST_OF_MORE, FIRST_OF_MORE + 3))
-        self._listener = socket(fileno=next(more))
-        self._start = socket(fileno=next(more)) if setup["start"] else None
-        self._console = socket(fileno=next(more)) if setup["console"] else None
-        for each in (control, self._listener, self._start, self._console):
-            if each is not None:
-                os.set_inheritable(each.fileno(), False)
+        self._ends = ends
+        self._begin = begin
+        self._listener = ends.listener
+        self._start = ends.start
         self._listener.setblocking(False)
-        self._control = control
         self._first: Relay
         self._guests_of: dict[socket, Relay | None] = {}
         self._lingering: list[Relay] = []  # nobody waits for their process any more
@@ -127,16 +160,15 @@ class Monitor:
         self._guest: Guest
         self._network: Joining
         self._held = b""  # a packet of the container's init, which waits for the network
-        self._signals = catch_signals()
+        self._signals = catch_signals() if ends.stand is None else -1
 
     def run(self) -> int:
         """Boot, set up, stay until the container ended; its exit code. Raises KnarrError."""
         settings = self._setup["settings"]
         for name in ("shares", "drivers"):
             settings[name] = tuple(Share(*share) for share in settings[name])
-        self._booting = boot(Settings(**settings))
+        self._booting, self._guest = self._begin(Settings(**settings))
         try:
-            self._guest = Guest(self._booting.channel, self._booting.window)
             self._network = Joining(self._guest, self._booting.nics, self._setup)
             try:
                 self._boot()
@@ -199,15 +231,15 @@ class Monitor:
 
     def _spawn_first(self) -> None:
         setup = self._setup
-        streams = (0, 1, 2)
-        if self._console is not None:
-            terminal = make_terminal(self._console, setup["size"])
+        streams = self._ends.streams
+        if self._ends.console is not None:
+            terminal = make_terminal(self._ends.console, setup["size"])
             ioctl(terminal, _TIOCSCTTY, 0)
-            self._console.close()
+            self._ends.console.close()
             streams = (terminal, terminal, -1)
             _leave_stdio()
-        self._first = Relay(self._guest, streams, self._control, terminal=setup["terminal"])
-        plan = _content(PLAN)
+        self._first = Relay(self._guest, streams, self._ends.control, terminal=setup["terminal"])
+        plan = content(self._ends.plan)
         self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
 
     def _of_first(self, packet: bytes) -> None:
@@ -260,8 +292,11 @@ class Monitor:
         watched: list[Watched] = [
             (self._guest.fileno(), self._guest.events(), self._frames),
             (self._listener.fileno(), POLLIN, self._accept),
-            (self._signals, POLLIN, self._pass_on),
         ]
+        if self._ends.stand is None:
+            watched.append((self._signals, POLLIN, self._signalled))
+        else:
+            watched.append((self._ends.stand.fileno(), POLLIN, self._told))
         if self._booting.console >= 0 and not ended(self._booting.pidfd, 0):
             watched.append((self._booting.console, POLLIN, self._hear))
         if self._start is not None:
@@ -283,13 +318,23 @@ class Monitor:
         self._guest.flush()
         self._guest.receive()
 
-    def _pass_on(self, _: int) -> None:
+    def _signalled(self, _: int) -> None:
         for number in os.read(self._signals, 512):
-            if number == signal.SIGWINCH:
-                if self._first.terminal:
-                    self._first.resize(*window(self._first.terminal_fd))
-            else:
-                self._guest.send(frames.SIGNAL, self._first.work.id, number)
+            self._pass_on(number)
+
+    def _told(self, _: int) -> None:
+        """What stands for the container got a signal, or was killed."""
+        data = self._ends.stand.recv(64) if self._ends.stand is not None else b""
+        if len(data) != 8:
+            raise Interrupted("what stands for the container was killed")
+        self._pass_on(unpack("<II", data)[1])
+
+    def _pass_on(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            if self._first.terminal:
+                self._first.resize(*window(self._first.terminal_fd))
+        else:
+            self._guest.send(frames.SIGNAL, self._first.work.id, number)
 
     def _started(self, _: int) -> None:
         """``start`` has connected: from here on it hears and says what the creator did."""
@@ -371,7 +416,7 @@ class Monitor:
         relay = Relay(self._guest, (streams[0], streams[1], streams[2]), owned, terminal=message["terminal"])
         try:
             slots = [[kind, self._first.work.id, path] for kind, _, path in message["slots"]]
-            self._spawn(relay, _content(plan), slots, stdin=_has_input(streams[0]))
+            self._spawn(relay, content(plan), slots, stdin=_has_input(streams[0]))
         except InitError as error:
             _report(owned, error)
             relay.close()

@@ -1,8 +1,10 @@
-"""A guest that waited becomes a container's: brought into its cgroups, shown its files (hot)."""
+"""A guest that waited becomes a container's: it is brought into the container's cgroups (cold)."""
 
 from __future__ import annotations
 
+import os
 from _thread import allocate_lock, start_new_thread
+from errno import ESRCH
 
 from knarr.base.errors import KnarrError
 from knarr.base.files import read_file
@@ -10,23 +12,16 @@ from knarr.base.files import read_file
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-    from knarr.isolation.kinds import Settings
-    from knarr.isolation.template import Taken
+    from knarr.isolation.kinds import Booting
 
 
-def taken(settings: Settings, show: Callable[[Taken], None]) -> tuple[Taken, Callable[[], None]] | None:
-    """A guest of the settings' shape, and what blocks until it is in its cgroups; None when none waits.
+def settle(guest: Booting, groups: dict[str, Any] | None) -> Callable[[], None]:
+    """Begin to move this process and the guest's into cgroups; gives what blocks until that is done.
 
-    ``show`` gives it the shares. Raises KnarrError.
+    Which raises KnarrError when it cannot be done.
     """
-    from knarr.isolation.template import Shape, take
-
-    guest = (
-        take(Shape(settings.kind, settings.memory, settings.cpus), settings.templates) if settings.templates else None
-    )
-    if guest is None:
-        return None
     from knarr.runtime import cgroup
 
     failed: list[KnarrError] = []
@@ -35,9 +30,11 @@ def taken(settings: Settings, show: Callable[[Taken], None]) -> tuple[Taken, Cal
     def move() -> None:
         # On v1 each group waits for RCU, 7 to 13 ms: beside the rest, and over before anything foreign runs.
         try:
-            for pid in (guest.pid, *guest.helpers):
-                for each in (pid, *_children(pid)):
-                    cgroup.join_recorded(settings.groups, each)
+            for pid in (os.getpid(), guest.pid, *guest.helpers):
+                cgroup.join_recorded(groups, pid)
+            for pid in (guest.pid, *guest.helpers):  # what it has made since is there already
+                for each in _children(pid):
+                    _join(groups, each)
         except KnarrError as error:
             failed.append(error)
         finally:
@@ -50,11 +47,19 @@ def taken(settings: Settings, show: Callable[[Taken], None]) -> tuple[Taken, Cal
 
     moved.acquire()
     start_new_thread(move, ())
-    show(guest)
-    guest.life.detach()  # open until this process ends, and then the keeper ends the guest
-    return guest, settled
+    return settled
+
+
+def _join(groups: dict[str, Any] | None, pid: int) -> None:
+    from knarr.runtime import cgroup
+
+    try:
+        cgroup.join_recorded(groups, pid)
+    except KnarrError as error:
+        if getattr(error, "number", 0) != ESRCH:  # it has ended meanwhile
+            raise
 
 
 def _children(pid: int) -> list[int]:
-    """The processes of a guest that waits: all are its own children, and none comes or goes."""
+    """The processes of a guest: all are its own children."""
     return [int(word) for word in read_file(f"/proc/{pid}/task/{pid}/children", 1 << 16).split()]

@@ -1,22 +1,20 @@
 """Templates: guests that have booted and wait for their container, so that it starts at once (hot).
 
-A keeper, one process for each user, boots them, holds them, and hands one out to whoever will stand for a container:
-the descriptors over a Unix socket. A guest is used once and never knew another container. It stays the keeper's child,
-which ends it when the connection that took it ends; so does the keeper's own end. How many are kept, for how much
-memory altogether and for how long is bounded.
+A keeper, one process for each user, holds them: each guest with a process of its own that will be the container's
+monitor (waiting.py). To whoever makes a container it hands one out, as a connection to that process. A guest is used
+once and never knew another container. It ends with its monitor; one that waits ends with the keeper, too. How many are
+kept, for how much memory altogether and for how long is bounded.
 """
 
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET, socket
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from errno import ECONNREFUSED, ENOENT
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, UsageError
 from knarr.base.record import Record
-from knarr.isolation.nic import NICS
-from knarr.kernel.passed import descriptors
 from knarr.runtime.record import default_root
 
 TYPE_CHECKING = False
@@ -28,6 +26,10 @@ MESSAGE = 64 << 10
 PATIENCE = 20.0
 
 
+HANDED = ("control", "setup", "plan", "listener", "stand", "stdin", "stdout", "stderr", "start")
+"""The descriptors a monitor is given with its container, in this order; the last only where it waits for a start."""
+
+
 class Shape(Record):
     """What a template is for: containers whose guest has this memory (bytes) and this many processors."""
 
@@ -37,18 +39,10 @@ class Shape(Record):
 
 
 class Taken(Record):
-    """A guest that was taken: as ``Booting``, and the connection that keeps it alive.
+    """A guest with its monitor (waiting.py), taken: the ``connection`` to that, and ``found`` as in Settings."""
 
-    Its ``pid`` and its ``helpers`` are the keeper's children, which it does not reap before the connection ends.
-    """
-
-    pid: int
-    pidfd: int
-    channel: int
-    console: int
-    helpers: tuple[int, ...]
-    nics: tuple[int, ...]
-    life: socket
+    connection: socket
+    found: dict[str, Any]
 
 
 def folder() -> str:
@@ -62,18 +56,14 @@ def take(shape: Shape, place: str) -> Taken | None:
     if connection is None:
         return None
     try:
-        answer, given = _ask(connection, {"do": "take", "shape": words_of(shape)})
+        found = _ask(connection, {"do": "take", "shape": words_of(shape)}).get("found")
     except KnarrError:
+        found = None
+    if found is None:
         connection.close()
         return None
-    if len(given) < 3:
-        for fd in given:
-            os.close(fd)
-        connection.close()
-        return None
-    pidfd, channel, console, *nics = given
-    helpers = tuple(map(int, answer["helpers"]))
-    return Taken(int(answer["pid"]), pidfd, channel, console, helpers, tuple(nics), connection)
+    connection.settimeout(None)
+    return Taken(connection, found)
 
 
 def kept(place: str) -> list[dict[str, Any]] | None:
@@ -119,17 +109,16 @@ def connect(place: str) -> socket | None:
     return connection
 
 
-def _ask(connection: socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+def _ask(connection: socket, request: dict[str, Any]) -> dict[str, Any]:
     try:
         connection.send(fastjson.dumps(request))
-        data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(4 * (3 + NICS)), MSG_CMSG_CLOEXEC)
+        data = connection.recv(MESSAGE)
     except OSError as error:
         raise FileError("ask", "the keeper of templates", error.errno or 0) from None
-    given = descriptors(rights)
-    answer = fastjson.loads(data, "the keeper's answer") if data else {"error": "it is ending"}
+    answer: dict[str, Any] = fastjson.loads(data, "the keeper's answer") if data else {"error": "it is ending"}
     if "error" in answer:
         raise UsageError(f"the keeper of templates refuses: {answer['error']}")
-    return answer, given
+    return answer
 
 
 def _once(place: str, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -137,6 +126,6 @@ def _once(place: str, request: dict[str, Any]) -> dict[str, Any] | None:
     if connection is None:
         return None
     try:
-        return _ask(connection, request)[0]
+        return _ask(connection, request)
     finally:
         connection.close()

@@ -398,8 +398,11 @@ def confinement(
     )
 
 
-def show(pidfd: int, shares: Sequence[Share]) -> None:
-    """Give shares to a guest that was launched without. Takes root. Raises as ``confine.attach``."""
+def show(pidfd: int, shares: Sequence[Share], of: int = -1) -> None:
+    """Give shares to a guest that was launched without, as the process of pidfd ``of`` sees them (-1: this one).
+
+    Takes root. Raises as ``confine.attach``.
+    """
     from knarr.isolation.confine import attach, shown
 
-    attach(pidfd, shown(shares, _SHARES, asked=True))
+    attach(pidfd, shown(shares, _SHARES, asked=True), of)

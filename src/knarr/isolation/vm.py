@@ -106,12 +106,12 @@ def launch(
                 each.close()
 
 
-def show(helper: int, shares: Sequence[Share]) -> None:
-    """Give shares to a guest that was launched without; ``helper`` is a pidfd of its virtiofsd.
+def show(helper: int, shares: Sequence[Share], of: int = -1) -> None:
+    """Give shares to a guest that was launched without; ``helper`` is a pidfd of its virtiofsd, ``of`` as in attach.
 
     Takes root. Raises as ``confine.attach``.
     """
-    attach(helper, shown(shares, _SHARES))
+    attach(helper, shown(shares, _SHARES), of)
 
 
 def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:

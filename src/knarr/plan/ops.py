@@ -108,6 +108,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "loop_tree": (96, ("slot", "attr"), ("fstype", "option", "source", "devices*")),
     # where the hooks that follow write to
     "hook_output": (97, ("stdout_slot", "stderr_slot"), ()),
+    # instead of exec: what runs elsewhere, in a guest
+    "stand": (98, ("slot", "terminal_slot"), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

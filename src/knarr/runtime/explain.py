@@ -102,6 +102,7 @@ _DOING = {
     "root_tree": "attach the root",
     "new_tree": "mount {fstype} from {source}",
     "loop_tree": "mount {fstype} from {source} by loop devices",
+    "stand": "stand for what runs in the guest",
     "label": "label {path}",
     "scheduler": "set the scheduling policy",
     "io_priority": "set the I/O priority",
