@@ -177,7 +177,7 @@ class Isolated(Created):
             made += [memfd("knarr-plan", self._inside.encode())]
             given = {"control": theirs.fileno(), "setup": made[0], "plan": made[1], "listener": listener.fileno()}
             if self._taken is not None:
-                from knarr.isolation.handing import hand_over, tell_who_stands  # only with a guest that waited
+                from knarr.isolation.handing import hand_over  # only with a guest that waited
 
                 given |= hand_over(self._taken, {**slots, **given}, stdio, self.config["process"], made)
             launch = Launch(
@@ -195,6 +195,8 @@ class Isolated(Created):
             launch.run(None, self.stop)
             launch.close()
             if self._taken is not None:
+                from knarr.isolation.handing import tell_who_stands
+
                 tell_who_stands(self._taken, launch.pidfd)
             self.launch = Relayed(  # type: ignore[assignment]  # what its drivers use of a Launch
                 ours, launch.pid, launch.pidfd, failed=self._failed, on_sync=self._guest_sync

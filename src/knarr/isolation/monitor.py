@@ -139,7 +139,7 @@ class Ends:
         self.start: socket | None = None
         self.console: socket | None = None
         self.stand: socket | None = None
-        self.streams = (0, 1, 2)
+        self.streams: tuple[int, int, int] = (0, 1, 2)
 
 
 class Monitor:
