@@ -15,8 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.isolation.kinds import Share
-
 OVERHEAD = 64 << 20
 """Its kernel's own data, page tables and the pages of a root's overlay."""
 BESIDE = 0
