@@ -1,4 +1,4 @@
-"""Run tests in a virtual machine: Linux 6.1, systemd as PID 1, cgroup v2, D-Bus, AppArmor or SELinux, CRIU, podman.
+"""Run tests in a virtual machine: Linux 6.1 (or 6.12), systemd as PID 1, cgroup v2, D-Bus, AppArmor or SELinux, CRIU, podman.
 
 ``make test-vm`` does it. The guest's root is a Debian made once by mmdebstrap and kept in ``.cache/vm`` (a change of
 what is in it makes a new one); the installed knarr, the tests and the Python packages they need go in on a second disk,
@@ -7,11 +7,14 @@ still not work.
 
     python tests/vm/vm.py [PYTEST ARGUMENT...]     the tests that need it, or those named
     python tests/vm/vm.py -- COMMAND [ARGUMENT...] any command, as the guest's root
+
+Both with Linux 6.12 where KNARR_VM_NEW is set.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import platform
 import shlex
@@ -39,6 +42,7 @@ V1_TESTS = ("tests/vm/test_systemd_v1.py", "tests/vm/test_resources_felt.py")
 V1 = "systemd.unified_cgroup_hierarchy=0"
 SELINUX_TESTS = ("tests/vm/test_selinux.py",)
 SELINUX = "security=selinux selinux=1 enforcing=0"
+NEW_TESTS = ("tests/vm/test_verity.py",)
 SHELL_OF_ROOT = "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023"
 PLACE = "/opt/knarr"  # of the second disk in the guest
 MEMORY = "3G"
@@ -50,12 +54,19 @@ TRIES = 3
 # What apt gives as linux-image would also want an initramfs made, for a minute; we take the files. Not the kernel for
 # clouds, which lacks a device for RDMA; nor what only real machines have a use for.
 FETCH_KERNEL = """set -e
-mkdir /var/tmp/kernel && cd /var/tmp/kernel
-apt-get download "$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: //p' | head -n 1)"
-dpkg-deb -x linux-image-*.deb .
-(cd lib/modules/*/kernel && rm -r sound drivers/gpu drivers/media drivers/scsi drivers/usb drivers/net/wireless drivers/net/ethernet)
-cp -a lib/modules /usr/lib/ && cp -a boot/. /boot/
-depmod "$(ls /usr/lib/modules)" && rm -r /var/tmp/kernel
+fetch() {
+    mkdir /var/tmp/kernel && cd /var/tmp/kernel
+    apt-get download "$(apt-cache depends "$1" | sed -n 's/.*Depends: //p' | head -n 1)"
+    dpkg-deb -x linux-image-*.deb .
+    (cd lib/modules/*/kernel && rm -rf sound drivers/gpu drivers/media drivers/scsi drivers/usb drivers/net/wireless drivers/net/ethernet)
+    depmod -b . "$(ls lib/modules)" && cp -a lib/modules /usr/lib/
+    mkdir -p /boot && cp boot/vmlinuz-* "/boot/$2" && ls lib/modules > "/boot/$2.release"
+    cp boot/config-* /boot/ && rm -r /var/tmp/kernel
+}
+fetch linux-image-amd64 vmlinuz
+echo deb http://deb.debian.org/debian bookworm-backports main > /etc/apt/sources.list.d/backports.list
+apt-get -qq update
+fetch linux-image-cloud-amd64/bookworm-backports vmlinuz-new
 """
 
 SETTLE = """set -e
@@ -117,17 +128,19 @@ def main(words: list[str]) -> int:
         command = [f"{PLACE}/python", "-m", "pytest", "-v", "-p", "no:cacheprovider", *words]
     timeout = float(os.environ.get("KNARR_VM_TIMEOUT", DEFAULT_TIMEOUT))
     more = os.environ.get("KNARR_VM_KERNEL", "")
+    new = bool(os.environ.get("KNARR_VM_NEW"))
     try:
         if words[:1] == ["--"] or any(not word.startswith("-") for word in words):
-            return boot(command, timeout, more)
-        # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place; then what
-        # power cuts leave of a store.
+            return boot(command, timeout, more, new=new)
+        # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place, once with a
+        # kernel that mounts images from files; then what power cuts leave of a store.
         import powercut
 
         return (
             boot([*command, *TESTS], timeout, more)
             or boot([*command, *V1_TESTS], timeout, V1)
             or boot(["runcon", SHELL_OF_ROOT, *command, *SELINUX_TESTS], timeout, SELINUX)
+            or boot([*command, *NEW_TESTS], timeout, more, new=True)
             or powercut.main([])
         )
     except NoVm as error:
@@ -135,10 +148,10 @@ def main(words: list[str]) -> int:
         return 2
 
 
-def boot(command: list[str], timeout: float, kernel: str = "") -> int:
+def boot(command: list[str], timeout: float, kernel: str = "", *, new: bool = False) -> int:
     """Run ``command`` as the guest's root; what it prints goes to standard output as it comes. Raises NoVm.
 
-    ``kernel``: more words for the kernel's command line.
+    ``kernel``: more words for the kernel's command line. ``new``: Linux 6.12 of bookworm-backports.
     """
     qemu = _program(f"qemu-system-{platform.machine()}")
     if platform.machine() != "x86_64":
@@ -152,7 +165,8 @@ def boot(command: list[str], timeout: float, kernel: str = "") -> int:
         for number, size in enumerate(NODES):
             arguments += ["-object", f"memory-backend-ram,id=m{number},size={size}"]
             arguments += ["-numa", f"node,memdev=m{number}{',cpus=0' if number == 0 else ''}"]
-        arguments += ["-kernel", str(home / "vmlinuz"), "-initrd", str(home / "initrd")]
+        which = "-new" if new else ""
+        arguments += ["-kernel", str(home / f"vmlinuz{which}"), "-initrd", str(home / f"initrd{which}")]
         arguments += ["-append", f"{kernel_line} {kernel}"]
         for number, image in enumerate((home / "root.ext4", disk)):
             arguments += ["-drive", f"id=d{number},file={image},format=raw,if=none,snapshot=on"]
@@ -224,8 +238,10 @@ def guest() -> Path:
         tree = made / "tree"
         sys.stderr.write("knarr: making the guest's root (once; a minute or two)\n")
         _debootstrap(tree, made)
-        shutil.copy(next((tree / "boot").glob("vmlinuz-*")), made / "vmlinuz")
-        (made / "initrd").write_bytes(_initrd(tree))
+        for kernel, initrd in (("vmlinuz", "initrd"), ("vmlinuz-new", "initrd-new")):
+            shutil.copy(tree / "boot" / kernel, made)
+            release = (tree / "boot" / f"{kernel}.release").read_text().strip()
+            (made / initrd).write_bytes(_initrd(tree, release))
         _image(tree, made / "root.ext4", "3G")
         shutil.rmtree(tree)
         shutil.rmtree(made / "files")
@@ -258,23 +274,27 @@ def _image(tree: Path, image: Path, size: str) -> None:
         raise NoVm(f"mke2fs failed: {done.stderr}")
 
 
-def _initrd(tree: Path) -> bytes:
+def _initrd(tree: Path, release: str) -> bytes:
     """An initramfs with busybox, the modules in the order they need each other, and /init (cpio(5), "newc")."""
-    modules = next((tree / "usr/lib/modules").iterdir())
+    modules = tree / "usr/lib/modules" / release
     needs = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         file, _, others = line.partition(":")
-        needs[Path(file).stem] = [*reversed(others.split()), file]
+        needs[Path(file).name.partition(".")[0]] = [*reversed(others.split()), file]
+    built_in = {Path(line).stem for line in (modules / "modules.builtin").read_text().splitlines()}
     order: list[str] = []
     for name in MODULES:
-        order += [each for each in needs[name] if each not in order]
+        if name not in built_in:
+            order += [each for each in needs[name] if each not in order]
     entries = [
         ("bin", stat.S_IFDIR | 0o755, b""),
         ("bin/busybox", stat.S_IFREG | 0o755, (tree / "bin/busybox").read_bytes()),
     ]
     entries += [("bin/sh", stat.S_IFLNK | 0o777, b"busybox"), ("init", stat.S_IFREG | 0o755, INIT.encode())]
     entries += [("modules", stat.S_IFREG | 0o644, "\n".join(Path(each).name for each in order).encode())]
-    entries += [(Path(each).name, stat.S_IFREG | 0o644, (modules / each).read_bytes()) for each in order]
+    for each in order:  # busybox takes none that is compressed
+        data = (modules / each).read_bytes()
+        entries.append((Path(each).name, stat.S_IFREG | 0o644, lzma.decompress(data) if each.endswith(".xz") else data))
     archive = b"".join(_cpio(number, *entry) for number, entry in enumerate(entries, 1))
     return archive + _cpio(0, "TRAILER!!!", 0, b"")
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 def main(argv: "Sequence[str] | None" = None) -> int:
     """Run one command line. With ``argv`` returns the exit code; without, uses the process' own and ends it."""
     try:
+        if argv is None:
+            from knarr.kernel.heap import one_heap
+
+            one_heap()
         from knarr.cli.command import run_command
 
         code = run_command(sys.argv[1:] if argv is None else argv)

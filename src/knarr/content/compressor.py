@@ -15,6 +15,7 @@ from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from knarr.spec.image import Descriptor
@@ -127,20 +128,24 @@ class LayerWriter:
 
 def coder_of(how: Compression) -> Any:
     """An object with ``compress`` and ``flush``, for one stream; None for no compression."""
+    return coders_of(how)() if how.kind else None
+
+
+def coders_of(how: Compression) -> Callable[[], Any]:
+    """What gives objects with ``compress`` and ``flush``, each for one stream, and one used at a time."""
     if how.kind == "zstd":
         import zstandard
 
         # The frame names no size, for that is not known yet; the checksum is what `zstd` writes by itself too.
-        return zstandard.ZstdCompressor(level=how.level or _ZSTD_LEVEL, write_checksum=True).compressobj()
-    if how.kind == "gzip" and how.level:
+        # One for all of them: what it needs is more than most files are.
+        return zstandard.ZstdCompressor(level=how.level or _ZSTD_LEVEL, write_checksum=True).compressobj
+    if how.level:
         import zlib
 
-        return zlib.compressobj(how.level, zlib.DEFLATED, 31)
-    if how.kind == "gzip":
-        from isal import isal_zlib
+        return lambda: zlib.compressobj(how.level, zlib.DEFLATED, 31)
+    from isal import isal_zlib
 
-        return _Even(isal_zlib.compressobj(_ISAL_LEVEL, wbits=31))
-    return None
+    return lambda: _Even(isal_zlib.compressobj(_ISAL_LEVEL, wbits=31))
 
 
 class _Even:

@@ -23,7 +23,7 @@ class ReadAhead(io.RawIOBase):
     ends the thread (waiting for a ``stream.read`` under way) and closes ``stream``.
     """
 
-    def __init__(self, stream: Readable, *, chunk: int = 1 << 20, depth: int = 4) -> None:
+    def __init__(self, stream: Readable, *, chunk: int = 1 << 18, depth: int = 4) -> None:
         import threading  # cold: 1 ms; only for streams large enough to want it
 
         super().__init__()

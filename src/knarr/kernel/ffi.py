@@ -51,6 +51,10 @@ class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # not subscriptabl
     _type_ = "l"
 
 
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
 class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "P"
 
@@ -65,9 +69,15 @@ class _Function(_ctypes.CFuncPtr):
     _argtypes_ = (_Long, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
 
 
+class _Numbers(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Int
+
+
 # None stands for the running program, which has libc; typeshed wants a name.
 _THIS_PROGRAM: Any = None
-_syscall = _Function(_ctypes.dlsym(_ctypes.dlopen(_THIS_PROGRAM, 0), "syscall"))
+_libc = _ctypes.dlopen(_THIS_PROGRAM, 0)
+_syscall = _Function(_ctypes.dlsym(_libc, "syscall"))
 
 
 class Buffer:
@@ -103,3 +113,13 @@ def syscall(name: str, *arguments: int | bytes | None, operand: str = "") -> int
         error = _ctypes.get_errno()
         if error != EINTR:
             raise KernelError(name, operand, error)
+
+
+def library_call(name: str, *arguments: int) -> int:
+    """Call a function of the C library that takes and returns whole numbers; 0 where this C library has none such."""
+    try:
+        function = _Numbers(_ctypes.dlsym(_libc, name))
+    except OSError:
+        return 0
+    result: int = function(*arguments)
+    return result

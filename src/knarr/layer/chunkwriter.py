@@ -13,8 +13,9 @@ from knarr.base import fastjson
 from knarr.base.clock import rfc3339
 from knarr.base.errors import Unsupported
 from knarr.base.record import Record
-from knarr.content.compressor import coder_of
+from knarr.content.compressor import coders_of
 from knarr.content.digest import hasher, sha256_of
+from knarr.kernel.heap import trim
 from knarr.kernel.path import printable
 from knarr.layer.chunked import TOC_NAME
 from knarr.layer.tarball import BLOCK, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Entry, Reader
@@ -24,6 +25,7 @@ from knarr.spec.mediatypes import ESTARGZ_DIGEST, ZSTD_DIGEST, ZSTD_PLACE, ZSTD_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from knarr.content.compressor import Compression, Writable
@@ -38,6 +40,8 @@ _TYPES = {FILE: "reg", DIR: "dir", SYMLINK: "symlink", HARDLINK: "hardlink", CHA
 _SKIPPABLE = b"\x50\x2a\x4d\x18"
 _ZSTD_MAGIC = b"GNUlInUx"
 _BLOCK_SIZE = 512
+_TRIM = 16 << 20
+"""After so many bytes what malloc keeps is given back: a coder for each file leaves holes between its blocks."""
 
 
 class Written(Record):
@@ -65,28 +69,41 @@ class _Raw:
         self.hash = hasher("sha256")
         self._stream = stream
         self._parts: list[bytes] = []
-        self._at = 0  # where in the stream the first part begins
+        self._at = 0  # how much of the stream was taken
+        self._used = 0  # how much of the first part that is
+        self._read = 0  # since memory was given back
 
     def read(self, size: int, /) -> bytes:
         data = self._stream.read(size)
         if data:
             self.hash.update(data)
             self._parts.append(data)
+            self._read += len(data)
+            if self._read >= _TRIM:
+                self._read = 0
+                trim()
         return data
 
     def take(self, end: int) -> bytes:
         """The bytes up to ``end`` of the stream that were not taken."""
-        taken = []
+        return b"".join(self._pieces(end))
+
+    def drop(self, end: int) -> None:
+        """As ``take``, of bytes that nobody wants: a file's, which the reader of the tar gives."""
+        for _ in self._pieces(end):
+            pass
+
+    def _pieces(self, end: int) -> Iterator[memoryview]:
         while self._parts and self._at < end:
             part = self._parts[0]
-            if self._at + len(part) <= end:
+            step = min(len(part) - self._used, end - self._at)
+            piece = memoryview(part)[self._used : self._used + step]
+            self._at += step
+            self._used += step
+            if self._used == len(part):
                 del self._parts[0]
-            else:
-                self._parts[0] = part[end - self._at :]
-                part = part[: end - self._at]
-            self._at += len(part)
-            taken.append(part)
-        return b"".join(taken)
+                self._used = 0
+            yield piece
 
     def rest(self) -> bytes:
         """Some more bytes of the stream, b"" at its end; what is kept goes first."""
@@ -106,7 +123,7 @@ class _Members:
         self.plain = hasher("sha256")
         self._hash = hasher("sha256")
         self._out = out
-        self._how = how
+        self._new = coders_of(how)
         self._coder: Any = None
 
     def write(self, data: bytes | memoryview) -> None:
@@ -114,7 +131,7 @@ class _Members:
         if not data:
             return
         if self._coder is None:
-            self._coder = coder_of(self._how)
+            self._coder = self._new()
         self.plain.update(data)
         self.raw(self._coder.compress(data))
 
@@ -196,7 +213,7 @@ class _Writer:
         part = hasher("sha256")
         first, left, done = item, 0, 0
         for data in reader.chunks():
-            self.raw.take(reader.offset)
+            self.raw.drop(reader.offset)
             if item is None or first is None:
                 continue
             self.file_bytes(data)
@@ -282,7 +299,7 @@ class _Zstd(_Writer):
     """zstd:chunked: frames, then the table, a tar-split and a footer in skippable ones."""
 
     def begin(self) -> None:
-        self.split_coder = coder_of(self.how)
+        self.split_coder = coders_of(self.how)()
         self.split_bytes: list[bytes] = []
         self.split = TarSplit(self._split_write)
         self.crc = Crc64()
@@ -320,7 +337,7 @@ class _Zstd(_Writer):
         self.split_bytes.append(self.split_coder.flush())
         split = b"".join(self.split_bytes)
         table = fastjson.dumps({"version": 1, "entries": self.entries, "tarSplitDigest": sha256_of(split)})
-        coder = coder_of(self.how)
+        coder = coders_of(self.how)()
         packed = coder.compress(table) + coder.flush()
         place = self._skippable(packed)
         split_place = self._skippable(split)

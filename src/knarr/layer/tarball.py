@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE, HARDLINK, SYMLINK, CHAR, BLOCK, DIR, FIFO = range(7)
 KINDS = ("file", "hard link", "symbolic link", "character device", "block device", "directory", "FIFO")
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 BLOCK_SIZE = 512
 NAME_LIMIT = 4095  # PATH_MAX without its NUL
 COMPONENT_LIMIT = 255  # NAME_MAX

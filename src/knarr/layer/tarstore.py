@@ -2,24 +2,26 @@
 
     tar/<hex of diffID>            a layer's tar, shared by all images that have it
     index/<hex of chainID>/index   the whole tree of an image (erofs.py), whose devices are those tars
-    index/<hex>/image.json         chainID, diffIDs bottom first, bytes of the files
+    index/<hex>/image.json         chainID, diffIDs bottom first, bytes and digest of the index
     locks/<hex>, tmp/<hex>         while one is being made
     lock                           shared while they are made or looked up, exclusive while they are removed
 
-All of it 0700 and 0400 (docs/security.md I18). What is made appears by rename, complete, verified and on disk (I9).
+All of it 0700 and 0400 (docs/security.md I18). What is made appears by rename, complete, verified and on disk (I9);
+where the file system has fs-verity sealed, for these bytes the kernel hands to containers, and we do not see them again.
 Who mounts it sees what unpacking would give him: both come from one reader of tars, and tests hold the trees together.
 """
 
 from __future__ import annotations
 
 import os
-from errno import ENOSPC, EPERM, EROFS
+from errno import EIO, ENOSPC, EPERM, EROFS
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InUse, KnarrError, NotFound, Unsupported
 from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
 from knarr.base.record import Record
-from knarr.content.digest import Digest, usable
+from knarr.content.digest import Digest, hasher, usable
+from knarr.kernel.verity import seal_file
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
 
@@ -46,6 +48,7 @@ class Mountable(Record):
     index: str
     tars: tuple[str, ...]
     size: int  # bytes of the index
+    digest: str = ""  # of the index; "" for one that was made when none was written down
 
 
 if TYPE_CHECKING:  # the method ``list`` hides the type of that name from its class
@@ -109,7 +112,8 @@ class TarStore:
             raise NotFound("index of image", chain_id) from None
         record = fastjson.loads(data, path)
         diffs = tuple(record["diffs"])
-        return Mountable(record["chain"], diffs, f"{folder}/index", tuple(map(self.tar, diffs)), record["size"])
+        tars, made = tuple(map(self.tar, diffs)), record.get("digest", "")
+        return Mountable(record["chain"], diffs, f"{folder}/index", tars, record["size"], made)
 
     def list(self) -> Found:
         """All images that can be mounted. Raises FileError, SpecError."""
@@ -171,28 +175,24 @@ class TarStore:
             remove(f"{self.path}/tmp/{name}")
 
     def check(self, *, repair: bool = False) -> Wrong:
-        """What is wrong here, as (what, why): tars with another digest, indexes whose tars are missing or wrong.
+        """What is wrong here, as (what, why): tars and indexes whose bytes are others or cannot be read, missing tars.
 
-        ``repair`` removes both; they are made anew when they are needed. Raises FileError.
+        ``repair`` removes these, and the indexes over wrong tars; they are made anew when they are needed.
+        Raises FileError.
         """
-        from knarr.content.digest import hasher
-
         with Lock(f"{self.path}/lock", shared=not repair):
             found: Wrong = []
             wrong: set[str] = set()
             for name in sorted(os.listdir(f"{self.path}/tar")):
                 path = f"{self.path}/tar/{name}"
-                made = hasher(_digest(name).partition(":")[0])
-                with open(path, "rb") as file:
-                    while data := file.read(1 << 20):
-                        made.update(data)
-                if made.hexdigest() != name:
+                why = _differs(path, _digest(name))
+                if why:
                     wrong.add(path)
-                    found.append((f"tar {path}", f"it has the digest {made.hexdigest()}"))
+                    found.append((f"tar {path}", why))
             for image in self.list():
                 bad = [tar for tar in image.tars if tar in wrong or not os.path.lexists(tar)]
-                if bad or os.stat(image.index).st_size != image.size:
-                    why = f"{bad[0]} is missing or damaged" if bad else "it has another size than when it was made"
+                why = f"{bad[0]} is missing or damaged" if bad else _differs(image.index, image.digest, image.size)
+                if why:
                     found.append((f"index {image.index}", why))
                     if repair:
                         remove(os.path.dirname(image.index))
@@ -263,8 +263,11 @@ class _Making:
                 write(model, sizes, file, identity=bytes.fromhex(self.chain.encoded[:32]))
                 size = file.tell()
             diffs = [layer.diff_id for layer in self.layers]
-            document = {"chain": self.chain, "diffs": diffs, "size": size}
+            document = {"chain": self.chain, "diffs": diffs, "size": size, "digest": _digest_of(f"{folder}/index")}
             write_atomic(f"{folder}/image.json", fastjson.dumps(document))
+            for place in (*self.new, f"{folder}/index"):
+                if not seal_file(place):
+                    break  # nor the others: they are on one file system
             sync_file_system(self.store.path)
             for place, target in self.new.items():
                 os.rename(place, target)
@@ -395,3 +398,23 @@ def remove(path: str) -> None:
 
 def _digest(name: str) -> str:
     return f"{'sha256' if len(name) == 64 else 'sha512'}:{name}"
+
+
+def _digest_of(path: str, algorithm: str = "sha256") -> str:
+    """The digest of a file's bytes; raises OSError."""
+    made = hasher(algorithm)
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            made.update(data)
+    return f"{algorithm}:{made.hexdigest()}"
+
+
+def _differs(path: str, digest: str, size: int = -1) -> str:
+    """What is wrong with a file that should have this digest, and size; "" if nothing is."""
+    try:
+        if size >= 0 and os.stat(path).st_size != size:
+            return "it has another size than when it was made"
+        found = _digest_of(path, digest.partition(":")[0]) if digest else ""
+    except OSError as error:  # the disk; or the kernel, of what is sealed
+        return f"it cannot be read: {os.strerror(error.errno or EIO).lower()}"
+    return "" if found == digest else f"it has the digest {found}"
