@@ -39,18 +39,37 @@ def layer() -> tuple[bytes, str]:
     return gzip.compress(plain.getvalue(), mtime=0), f"sha256:{sha256(plain.getvalue()).hexdigest()}"
 
 
-def put(store: Store, number: int, part: Descriptor, diff_id: str) -> tuple[str, Descriptor]:
-    """Put an image into the store; the name it shall have, and its descriptor."""
+def documents(number: int, part: Descriptor, diff_id: str) -> tuple[str, list[tuple[Descriptor, bytes]]]:
+    """An image: the name it shall have, its config and manifest."""
     config = {
         "architecture": "amd64",
         "os": "linux",
         "config": {"Labels": {"number": str(number)}},
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     }
-    made = store.put(json.dumps(config).encode(), media_type=mediatypes.CONFIG)
-    manifest = {"schemaVersion": 2, "mediaType": mediatypes.MANIFEST, "config": made, "layers": [part]}
+    made = blob(config, mediatypes.CONFIG)
+    manifest = {"schemaVersion": 2, "mediaType": mediatypes.MANIFEST, "config": made[0], "layers": [part]}
     name = f"docker.io/bench/app{number % 100}:{number}"
-    return name, store.put(json.dumps(manifest).encode(), media_type=mediatypes.MANIFEST)
+    return name, [made, blob(manifest, mediatypes.MANIFEST)]
+
+
+def blob(document: object, media_type: str) -> tuple[Descriptor, bytes]:
+    """A document as it is stored."""
+    data = json.dumps(document).encode()
+    return {"mediaType": media_type, "digest": f"sha256:{sha256(data).hexdigest()}", "size": len(data)}, data
+
+
+def put(store: Store, number: int, part: Descriptor, diff_id: str) -> tuple[str, Descriptor]:
+    """Put an image into the store; the name it shall have, and its descriptor."""
+    name, blobs = documents(number, part, diff_id)
+    return name, [store.put(data, descriptor) for descriptor, data in blobs][-1]
+
+
+def put_many(store: Store, numbers: range, part: Descriptor, diff_id: str) -> list[tuple[str, Descriptor]]:
+    """As ``put``, many at once."""
+    made = [documents(number, part, diff_id) for number in numbers]
+    store.put_all(one for _, blobs in made for one in blobs)
+    return [(name, blobs[-1][0]) for name, blobs in made]
 
 
 def add(store: Store, number: int, part: Descriptor, diff_id: str) -> None:
@@ -121,7 +140,7 @@ def fill(store: Store, numbers: range, part: Descriptor, diff_id: str) -> tuple[
     """Add images with one change of the names; the seconds (of wall time) for the blobs and for the names."""
     begun = time.monotonic()
     with store.lock(shared=True):
-        made = [put(store, number, part, diff_id) for number in numbers]
+        made = put_many(store, numbers, part, diff_id)
         put_all = time.monotonic()
         with store.changing() as names:
             for name, descriptor in made:
@@ -138,8 +157,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="knarr-bench-") as top:
         where = places(f"{top}/store", f"{top}/run")
         store = Store.open(where.store)
-        blob, diff_id = layer()
-        part = store.put(blob, media_type=mediatypes.LAYER_GZIP)
+        data, diff_id = layer()
+        part = store.put(data, media_type=mediatypes.LAYER_GZIP)
         there = 0
         for count in (options.count // 100, options.count // 10, options.count):
             blobs, names = fill(store, range(there, count), part, diff_id)

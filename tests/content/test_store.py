@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -34,10 +35,12 @@ from knarr.base.errors import (
     SpecError,
 )
 from knarr.content import locks
+from knarr.content import store as store_module
 from knarr.content.check import check
 from knarr.content.digest import sha256_of
 from knarr.content.names import printable, some
 from knarr.content.store import Store
+from knarr.kernel.disk import sync_file_system
 from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
@@ -577,6 +580,55 @@ def test_data_is_on_disk_before_its_name_and_its_name_before_the_record(
     written = steps[4].removeprefix("fsync ")
     assert written.startswith("/.knarr-")
     assert steps[5:] == [f"rename {written} /index.json", "fsync "]
+
+
+def many(count: int) -> list[tuple[Any, bytes]]:
+    return [(blob(data), data) for data in (f"document {number}".encode() for number in range(count))]
+
+
+def test_many_small_blobs_are_on_disk_together_before_any_has_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], int]] = []
+
+    def watched(path: str) -> None:
+        seen.append((os.listdir(f"{path}/blobs/sha256"), len(os.listdir(f"{path}/.tmp"))))
+        sync_file_system(path)
+
+    monkeypatch.setattr(store_module, "sync_file_system", watched)
+    blobs = many(30)
+    store.put_all(blobs[:20] + blobs[:3])
+    assert seen == [([], 20)]
+    store.put_all(blobs)  # ten are new
+    assert [(len(names), count) for names, count in seen[1:]] == [(20, 10)]
+    assert [store.read_blob(descriptor) for descriptor, _ in blobs] == [data for _, data in blobs]
+    assert {stat.S_IMODE(os.stat(store.blob_path(each["digest"])).st_mode) for each, _ in blobs} == {0o444}
+    assert os.listdir(f"{store.path}/.tmp") == []
+    assert check(store) == []
+    # Few are not worth it: syncfs waits for everybody's files.
+    few = [(blob(data), data) for data in (b"one", b"two")]
+    store.put_all(few)
+    assert len(seen) == 2
+    assert all(store.has(each["digest"]) for each, _ in few)
+
+
+def test_when_many_cannot_be_synced_none_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: str) -> None:
+        raise FileError("sync", path, errno.EIO)
+
+    monkeypatch.setattr(store_module, "sync_file_system", fails)
+    with pytest.raises(FileError, match="cannot sync"):
+        store.put_all(many(20))
+    assert list(store.blobs()) == []
+    assert os.listdir(f"{store.path}/.tmp") == []
+
+
+def test_one_wrong_among_many_is_refused_before_anything_is_written(store: Store) -> None:
+    blobs = many(20)
+    blobs[11] = blobs[11][0], b"document XX"
+    with pytest.raises(DigestMismatch):
+        store.put_all(blobs)
+    assert list(store.blobs()) == []
 
 
 def test_killed_writers_leave_a_valid_store(tmp_path: Path) -> None:

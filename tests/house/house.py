@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "base": set(),
     "spec": set(),
     "kernel": set(),
-    "content": {"spec"},
+    "content": {"kernel", "spec"},
     "bundle": {"spec"},
     "image": {"content", "spec"},
     "plan": {"spec"},

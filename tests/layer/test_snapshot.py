@@ -33,10 +33,10 @@ from knarr.base.errors import (
 )
 from knarr.content.store import Store
 from knarr.content.verify import FileStream, VerifiedReader
+from knarr.kernel import disk
 from knarr.kernel.mount import MNT_DETACH, mount, umount2
 from knarr.kernel.userns import IdMap
 from knarr.layer import snapshot as snapshot_module
-from knarr.layer import unpack as unpack_module
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import NO_LAYERS, Snapshots
 from knarr.layer.source import Layer, layers_of
@@ -267,7 +267,7 @@ def test_a_layer_is_seen_only_when_it_is_whole(snapshots: Snapshots, monkeypatch
         seen.append({name for name in os.listdir(path) if len(name) == 64})
         raise FileError("sync", path, errno.EIO)
 
-    monkeypatch.setattr(unpack_module, "sync_file_system", watched)
+    monkeypatch.setattr(disk, "sync_file_system", watched)
     with pytest.raises(FileError, match="cannot sync"):
         snapshots.ensure([layer(BASE), layer(NEXT)])
     assert seen == [set()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from trees import needs_root
 
 from knarr.base.errors import DigestMismatch, FileError, FormatError, NotFound, SizeMismatch, Unsupported
 from knarr.kernel.mount import MNT_DETACH, mount, umount2
-from knarr.layer import erofs
+from knarr.layer import erofs, tarstore
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import NO_LAYERS
 from knarr.layer.tarstore import TarStore
@@ -112,6 +113,76 @@ def test_an_image_that_no_index_can_hold(store: TarStore, monkeypatch: pytest.Mo
 
 
 @needs_root
+def test_all_is_sealed_before_it_is_seen(store: TarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def seal(path: str) -> bool:
+        assert os.path.dirname(path).startswith(f"{store.path}/tmp")
+        asked.append(os.path.basename(path))
+        return True
+
+    monkeypatch.setattr(tarstore, "seal_file", seal)
+    store.ensure([layer(BASE), layer(NEXT), layer(BASE)])
+    assert sorted(asked) == sorted([f"{digest(BASE)[7:]}.tar", f"{digest(NEXT)[7:]}.tar", "index"])
+    asked.clear()
+    store.ensure([layer(BASE), layer(LAST)])
+    assert sorted(asked) == sorted([f"{digest(LAST)[7:]}.tar", "index"])
+
+
+def test_no_room_for_the_tree(store: TarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seal(path: str) -> bool:
+        raise OSError(errno.ENOSPC, path)
+
+    monkeypatch.setattr(tarstore, "seal_file", seal)
+    with pytest.raises(FileError, match="no space left on device"):
+        store.ensure([layer(BASE)])
+    assert everything(store) == set()
+
+
+def test_an_index_that_changed_is_found(store: TarStore) -> None:
+    image = store.get(store.ensure([layer(BASE)]))
+    assert store.check() == []
+    data = bytearray(Path(image.index).read_bytes())
+    data[-1] ^= 1
+    os.chmod(image.index, 0o600)
+    Path(image.index).write_bytes(data)
+    ((what, why),) = store.check(repair=True)
+    assert what == f"index {image.index}"
+    assert "it has the digest" in why
+    assert store.list() == []
+    assert store.check() == []
+
+
+def test_a_record_that_has_no_digest(store: TarStore) -> None:
+    """As it was written before there was one."""
+    image = store.get(store.ensure([layer(BASE)]))
+    record = Path(image.index).with_name("image.json")
+    known = json.loads(record.read_bytes())
+    del known["digest"]
+    record.write_text(json.dumps(known))
+    assert store.check() == []
+    Path(image.index).unlink()
+    ((_, why),) = store.check()
+    assert why == "it cannot be read: no such file or directory"
+
+
+def test_a_tar_that_cannot_be_read(store: TarStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = store.get(store.ensure([layer(BASE)]))
+
+    def broken(path: str, algorithm: str = "sha256") -> str:
+        if path == image.tars[0]:
+            raise OSError(errno.EIO, path)
+        return found(path, algorithm)
+
+    found = tarstore._digest_of
+    monkeypatch.setattr(tarstore, "_digest_of", broken)
+    assert [why for _, why in store.check(repair=True)] == [
+        "it cannot be read: input/output error",
+        f"{image.tars[0]} is missing or damaged",
+    ]
+    assert not os.path.lexists(image.tars[0])
+
+
 def test_a_full_disk(store: TarStore) -> None:
     place = f"{store.path}/small"
     os.mkdir(place)

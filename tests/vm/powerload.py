@@ -1,7 +1,7 @@
 """What the guest of powercut.py does: look at what a power cut left, then work on the store until the next one.
 
     powerload.py check            say what is wrong, prune, and what is wrong then
-    powerload.py work SEED        pull, unpack, index, name, forget, prune, for ever
+    powerload.py work SEED        pull, unpack, index, put many small blobs, forget, prune, for ever
 
 Speaks in lines: ``names N…``, ``wrong …``, ``doing WHAT NAME``, ``did NAMES…``; the host reads them.
 """
@@ -18,6 +18,7 @@ import tempfile
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from knarr.content.digest import sha256_of
 from knarr.engine import images, storekeeping
 from knarr.engine.copying import copy
 from knarr.engine.imaging.validate import validate
@@ -162,6 +163,14 @@ def index(name: str) -> None:
     images.tars(where()).ensure(layers(name))
 
 
+def many(_name: str) -> None:
+    """Put many small blobs at once: nobody names them, but what has a blob's name must be whole."""
+    data = [os.urandom(500 + 37 * number) for number in range(60)]
+    kind = "application/octet-stream"
+    store = open_store(where())
+    store.put_all(({"mediaType": kind, "digest": sha256_of(each), "size": len(each)}, each) for each in data)
+
+
 def forget(name: str) -> None:
     """Take the name away, and what nobody needs then."""
     images.remove(where(), name)
@@ -178,7 +187,7 @@ def work(seed: int) -> None:
     for _ in itertools.count():
         name = f"{PREFIX}:{chance.randrange(COUNT)}"
         there = name in names()
-        what: Callable[[str], None] = chance.choice([unpack, index, forget, prune] if there else [pull, pull, prune])
+        what: Callable[[str], None] = chance.choice([unpack, index, many, forget, prune] if there else [pull, pull, many, prune])
         say("doing", what.__name__, name)
         what(name)
         say("did", *names())

@@ -21,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from knarr.content.digest import Digest
     from knarr.content.store import Store
     from knarr.spec.image import Descriptor
 
@@ -100,7 +99,7 @@ def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float 
         return Collected(tuple(sorted(gone)), size)
 
 
-def _wanted(store: Store, roots: list[Descriptor], there: set[Digest]) -> set[str]:
+def _wanted(store: Store, roots: list[Descriptor], there: set[str]) -> set[str]:
     """Return the digests ``reachable`` would yield, without opening the manifests whose references are known."""
     facts = facts_of(store)
     wanted: set[str] = set()

@@ -17,22 +17,23 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOENT, ENOSPC
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, NotFound, SizeMismatch
-from knarr.base.files import Lock, read_file, sync_directory, write_atomic
+from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
 from knarr.content.digest import USABLE, Digest, hasher, sha256_of, usable
 from knarr.content.locks import LOCK_TIMEOUT, held, store_hint
 from knarr.content.names import Changes, read_entries, some, write_entries
 from knarr.content.part import TEMPORARY, fill, locked_part, make_directory, opened, pour
-from knarr.content.verify import FileStream, Resumable, VerifiedReader, open_regular, read_all
+from knarr.content.verify import FileStream, Resumable, VerifiedReader, open_regular, read_all, verify_bytes
+from knarr.kernel.disk import sync_file_system
 from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from knarr.content.gc import Collected
     from knarr.content.part import Source
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 DOCUMENT_LIMIT = 4 << 20
 """Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer)."""
+
+TOGETHER = 8
+"""So many small blobs are put on disk by one syncfs(2) rather than an fsync(2) each."""
 
 
 class Store:
@@ -123,17 +127,17 @@ class Store:
         stream = self.open_blob(descriptor)
         return read_all(stream, descriptor["digest"], descriptor["size"], limit, stream.what)
 
-    def digests(self) -> set[Digest]:
+    def digests(self) -> set[str]:
         """Return the digest of every blob, by their names alone; what cannot be one's name is passed over.
 
         Raises FileError.
         """
-        return {
-            Digest(f"{algorithm}:{name}")
-            for algorithm, length in USABLE.items()
-            for name in self._listed(algorithm)
-            if len(name) == length and not name.strip("0123456789abcdef")
-        }
+        found: set[str] = set()
+        for algorithm, length in USABLE.items():
+            begin = f"{algorithm}:"
+            names = self._listed(algorithm)
+            found.update([begin + each for each in names if len(each) == length and not each.strip("0123456789abcdef")])
+        return found
 
     def _listed(self, algorithm: str) -> list[str]:
         try:
@@ -151,7 +155,7 @@ class Store:
             except FileNotFoundError:
                 continue  # collected meanwhile
             if stat.S_ISREG(found.st_mode):
-                yield digest, found.st_size
+                yield Digest(digest), found.st_size
 
     def put(
         self,
@@ -205,12 +209,64 @@ class Store:
             stream.close()
         return {"mediaType": media_type, "digest": digest, "size": stream.size}
 
+    def put_all(self, blobs: Iterable[tuple[Descriptor, bytes]]) -> None:
+        """Add many small blobs, verified: one wait for the disk for all of them.
+
+        Each has a file that nobody else writes or waits for; they get their names when syncfs(2) has put them all on
+        the disk. Few are put one by one, for it also waits for what others have written. Raises SizeMismatch,
+        DigestMismatch, InvalidDigest, FileError.
+        """
+        new: dict[Digest, tuple[str, bytes]] = {}
+        for descriptor, data in blobs:
+            digest = verify_bytes(data, descriptor["digest"], descriptor["size"])
+            if digest not in new and not self.has(digest, len(data)):
+                new[digest] = f"new-{os.urandom(12).hex()}", data
+        if len(new) < TOGETHER:
+            for digest, (_, data) in new.items():
+                self.put(data, {"mediaType": "application/octet-stream", "digest": digest, "size": len(data)})
+            return
+        with self.lock():
+            try:
+                for name, data in new.values():
+                    self._written(name, data)
+                sync_file_system(self.path)
+                while new:
+                    digest, (name, _) = next(iter(new.items()))
+                    self._named(name, digest)
+                    del new[digest]
+            finally:
+                for name, _ in new.values():
+                    with suppress(OSError):  # not all were made
+                        os.unlink(f"{self.path}/{TEMPORARY}/{name}")
+
+    def _written(self, name: str, data: bytes) -> None:
+        """Write a blob's file, not yet on disk."""
+        path = f"{self.path}/{TEMPORARY}/{name}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                write_all(fd, data)
+                os.fchmod(fd, 0o444)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            number = error.errno or EINVAL
+            raise FileError("write blobs to", self.path, number, hint=store_hint(number)) from None
+
     def _settle(self, fd: int, name: str, digest: Digest) -> None:
         """Give the finished file its name: data on disk first, then the rename."""
-        target = self.blob_path(digest)
         try:
             os.fchmod(fd, 0o444)
             os.fsync(fd)
+        except OSError as error:
+            number = error.errno or EINVAL
+            raise FileError(f"write blob {digest} to", self.path, number, hint=store_hint(number)) from None
+        self._named(name, digest)
+
+    def _named(self, name: str, digest: Digest) -> None:
+        """Rename a file that is on disk."""
+        target = self.blob_path(digest)
+        try:
             try:
                 os.rename(f"{self.path}/{TEMPORARY}/{name}", target)
             except FileNotFoundError:

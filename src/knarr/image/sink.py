@@ -79,6 +79,7 @@ class StoreSink:
         self.entry: Descriptor | None = None
         self._names = list(names)
         self._referrers: list[Descriptor] = []
+        self._documents: list[tuple[Descriptor, bytes]] = []
         self._held = ExitStack()
         self._hold()
 
@@ -97,15 +98,21 @@ class StoreSink:
         self.store.put(source, descriptor, moved=moved)
 
     def put_document(self, descriptor: Descriptor, data: bytes) -> None:
-        """Add a manifest or index."""
-        self.store.put(data, descriptor)
+        """Take a manifest or index; it is added with the others of its image, before that gets a name."""
+        self._documents.append((descriptor, data))
+
+    def _put_documents(self) -> None:
+        documents, self._documents = self._documents, []
+        self.store.put_all(documents)
 
     def put_name(self, descriptor: Descriptor, index: str) -> None:
         """Let the names mean a manifest or index; ``index`` is the digest of the one it was found in, or ""."""
+        self._put_documents()
         self.entry = entry_of(descriptor, index)
 
     def put_referrer(self, descriptor: Descriptor, subject: str) -> None:  # noqa: ARG002  # it says so itself
         """Keep what refers to an image: index.json must name it, or the next collection takes it."""
+        self._put_documents()
         self._referrers.append(entry_of(descriptor, ""))
 
     def finish(self) -> None:

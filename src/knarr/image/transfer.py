@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic, sleep
+
 from knarr.base.errors import Interrupted
 from knarr.base.record import Record
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from knarr.spec.image import Descriptor
 
     Progress = Callable[["BlobProgress"], None]
+
+_STARTING = 1.0  # seconds a thread may take to begin, when nobody knows whether it was started
 
 
 class BlobProgress(Record):
@@ -149,15 +153,21 @@ def transfer(
                 ended.notify_all()
 
     threads = [threading.Thread(target=work, name=f"knarr-copy-{number}", daemon=True) for number in range(running)]
+    begun: list[threading.Thread] = []
     try:
         for thread in threads:
+            begun.append(thread)
             thread.start()
         with ended:
             while running:
                 ended.wait()
     except BaseException:  # Ctrl-C: let every thread take its unfinished blob away first
         stop()
-        for thread in threads:
+        for thread in begun:
+            # Ctrl-C within start(): the last of them is about to run, or will not, and Thread does not know which.
+            deadline = monotonic() + _STARTING
+            while thread.ident is None and monotonic() < deadline:
+                sleep(0.01)
             if thread.ident is not None:
                 thread.join()
         raise

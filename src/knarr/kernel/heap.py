@@ -1,7 +1,7 @@
 """What glibc's malloc keeps of freed memory, and how to have less of it: mallopt(3), malloc_trim(3).
 
-Threads get heaps of their own, and blocks of a few hundred kilobytes that come and go leave holes in each: after gigabytes
-of layers that was half of what knarr had resident. Other C libraries have neither call; then nothing is done.
+Threads get heaps of their own, and blocks of a few hundred kilobytes that come and go leave holes in each: after
+gigabytes of layers that was half of what knarr had resident. Other C libraries have neither call; nothing is done then.
 """
 
 from __future__ import annotations

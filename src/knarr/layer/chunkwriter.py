@@ -25,7 +25,7 @@ from knarr.spec.mediatypes import ESTARGZ_DIGEST, ZSTD_DIGEST, ZSTD_PLACE, ZSTD_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
     from knarr.content.compressor import Compression, Writable

@@ -352,7 +352,8 @@ class _Making:
         return f"{self.snapshots.path}/tmp/{self.chain[index].encoded}"
 
     def run(self) -> None:
-        from knarr.layer.unpack import sync_file_system, unpacker
+        from knarr.kernel.disk import sync_file_system
+        from knarr.layer.unpack import unpacker
 
         worker = unpacker(self.snapshots.ids)
         links: list[str] = []

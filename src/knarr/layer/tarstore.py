@@ -7,7 +7,7 @@
     lock                           shared while they are made or looked up, exclusive while they are removed
 
 All of it 0700 and 0400 (docs/security.md I18). What is made appears by rename, complete, verified and on disk (I9);
-where the file system has fs-verity sealed, for these bytes the kernel hands to containers, and we do not see them again.
+where the file system has fs-verity sealed, for these bytes the kernel hands to containers without asking us again.
 Who mounts it sees what unpacking would give him: both come from one reader of tars, and tests hold the trees together.
 """
 
@@ -21,6 +21,7 @@ from knarr.base.errors import FileError, InUse, KnarrError, NotFound, Unsupporte
 from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
 from knarr.base.record import Record
 from knarr.content.digest import Digest, hasher, usable
+from knarr.kernel.disk import sync_file_system
 from knarr.kernel.verity import seal_file
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
@@ -250,7 +251,6 @@ class _Making:
     def run(self) -> None:
         from knarr.layer.erofs import write
         from knarr.layer.model import Model
-        from knarr.layer.unpack import sync_file_system
 
         folder = f"{self.store.path}/tmp/{self.chain.encoded}"
         try:

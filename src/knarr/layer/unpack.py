@@ -11,7 +11,7 @@ import stat
 from errno import EACCES, EBUSY, EINVAL, ENOTEMPTY, EPERM, EROFS
 
 from knarr.base.errors import FileError, KernelError, NotFound, Unsupported
-from knarr.kernel.ffi import syscall
+from knarr.kernel.disk import sync_file_system
 from knarr.kernel.path import remove_tree
 from knarr.kernel.userns import IdMap, default_map
 from knarr.layer.apply import Applied, apply_layer
@@ -173,17 +173,6 @@ def unpacker(ids: IdMap | None = None) -> Unpacker:
         if not mapped.squash:
             raise
         return Direct(mapped)
-
-
-def sync_file_system(path: str) -> None:
-    """syncfs(2): write everything of the file system that holds ``path`` to its disk. Raises FileError."""
-    fd = open_directory(path)
-    try:
-        syscall("syncfs", fd)
-    except KernelError as error:
-        raise FileError("sync", path, error.errno or EINVAL) from None
-    finally:
-        os.close(fd)
 
 
 def materialise(

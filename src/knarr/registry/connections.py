@@ -78,7 +78,7 @@ class Policy(Record):
     """between two attempts, also when the registry asks for more"""
     commit: float = 600.0
     """for the answer to an upload: a registry may copy the blob first"""
-    chunk: int = 8 << 20
+    chunk: int = 4 << 20
     """bytes of one request of an upload; of a larger blob at most so much is sent twice when things break"""
     single_post: int = 0
     """blobs of at most so many bytes are sent with the request that begins the upload (few registries take that)"""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Moved = Callable[[int], None]
 
 _BUSY = (408, 429, 500, 502, 503, 504)
-_AHEAD = 4  # mebibytes read while a piece is sent
+_AHEAD = 4  # chunks read while a piece is sent
 # What registries answer that do not take a blob in pieces.
 _NO_PIECES = (400, 405, 411, 413, 415, 416, 501)
 
