@@ -54,6 +54,16 @@ def test_a_container_goes_on_when_criu_cannot_work(ours: Runtime, bundle: Bundle
     assert f"restore container {again}: CRIU: CRIU ended without an answer" in done.stderr
     assert not (ours.root / again).exists()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    # The same by its path.
+    for program, says in (
+        (f"{fake}/criu", "CRIU ended without an answer"),
+        (f"{fake}/none", f"start {fake}/none: no such file"),
+    ):
+        done = ours("--criu", program, "checkpoint", "--image-path", str(tmp_path / "images"), id)
+        assert done.returncode == 1
+        assert says in done.stderr
+    done = ours("checkpoint", "--network-lock", "x", "--image-path", str(tmp_path / "images"), id)
+    assert "option --network-lock: 'x' is not iptables, nftables or skip" in done.stderr
 
 
 @needs_root

@@ -1,4 +1,5 @@
-"""The official suite's checks that matter, on all three runtimes: docs/conformance.md names its program for each.
+"""The official suite's checks that matter, on all three runtimes: docs/conformance.md names its program for each. A few
+are of fields that the suite has no program for.
 
 Here they also run where there is no Go compiler, and without the suite's mistakes: its check of the pids limit compares
 pointers, that of open files runs in a Go program, which changes the very limit it looks at.
@@ -9,12 +10,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from blackbox import Bundle, Runtime, cgroups_named, mounts_at, needs_busybox, needs_root
+from blackbox import UNIFIED, Bundle, Runtime, cgroups_named, mounts_at, needs_busybox, needs_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [needs_busybox, needs_root]
 KINDS = {"pid": "pid", "network": "net", "ipc": "ipc", "uts": "uts", "mount": "mnt"}
@@ -34,6 +39,7 @@ def merged(place: dict[str, Any], change: dict[str, Any]) -> None:
 # program of the suite: (what is added to config.json, what the container's shell does, what it says)
 INSIDE: dict[str, tuple[dict[str, Any], str, str]] = {
     "hostname": ({"hostname": "conform"}, "cat /proc/sys/kernel/hostname", "conform"),
+    "domainname": ({"domainname": "conform.example"}, "cat /proc/sys/kernel/domainname", "conform.example"),
     "linux_sysctl": ({"linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}}, "cat /proc/sys/net/ipv4/ip_forward", "1"),
     "linux_masked_paths": ({"linux": {"maskedPaths": ["/etc/hidden", "/hidden"]}}, "cat /etc/hidden; ls /hidden", ""),
     "linux_readonly_paths": (
@@ -84,8 +90,47 @@ def test_inside(program: str, runtime: Runtime, bundle: Bundle) -> None:
         (bundle.rootfs / "bin" / name).symlink_to("busybox")
     merged(bundle.config, change)
     done = runtime("run", "--bundle", bundle.write("sh", "-c", script), runtime.new_id())
+    if runtime.name == "runc" and "domainname" in change and done.stdout.strip() == "(none)":
+        pytest.skip("this runc ignores domainname")
     assert done.returncode == 0, done
     assert done.stdout.split() == wanted.split()
+
+
+@pytest.fixture
+def shared_tree(tmp_path: Path) -> Iterator[Path]:
+    """A mount that is shared: what is bound from it can be a slave."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", place], check=True)
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.parametrize("kind", ["shared", "slave", "private", "unbindable"])
+def test_propagation(kind: str, shared_tree: Path, runtime: Runtime, bundle: Bundle) -> None:
+    """linux_rootfs_propagation; and of single mounts, with all below (r…) and without."""
+    shown = {"shared": "shared:", "slave": "master:", "private": "", "unbindable": "unbindable"}
+    bundle.config["linux"]["rootfsPropagation"] = kind
+    for place, options in (("/a", ["bind", kind]), ("/b", ["rbind", f"r{kind}"])):
+        mount = {"destination": place, "type": "bind", "source": str(shared_tree), "options": options}
+        bundle.config["mounts"].append(mount)
+    done = runtime("run", "--bundle", bundle.write("cat", "/proc/self/mountinfo"), runtime.new_id())
+    if runtime.name == "runc" and kind == "unbindable":
+        pytest.skip("runc 1.1 cannot bind a root that cannot be bound")
+    if runtime.name == "crun" and kind == "slave" and os.path.ismount(UNIFIED):
+        pytest.skip("crun is called in a mount namespace where all is private")
+    assert done.returncode == 0, done
+    fields = [line.split() for line in done.stdout.splitlines()]
+    tags = {each[4]: " ".join(each[6 : each.index("-")]) for each in fields}
+    for place in ("/a", "/b"):
+        assert tags[place].startswith(shown[kind]), (place, tags)
+        assert tags[place] or not shown[kind], (place, tags)
+    if runtime.name == "knarr":  # the others leave some of them private
+        # The root lies on a mount of its own, which is no other's slave.
+        assert tags["/"].startswith(shown[kind]) if kind != "slave" else tags["/"] == "", tags
 
 
 def test_namespaces(runtime: Runtime, bundle: Bundle) -> None:

@@ -78,6 +78,13 @@ def test_throttles(field: str, v1: str, key: str, runtime: Runtime, bundle: Bund
         assert seen == f"{major}:{minor} 1000000"
 
 
+@pytest.mark.skipif(V2, reason="cgroup v2 has neither")
+def test_swappiness_and_no_oom_killer(runtime: Runtime, bundle: Bundle) -> None:
+    id = created(runtime, bundle, memory={"limit": 64 << 20, "swappiness": 7, "disableOOMKiller": True})
+    assert value(id, "memory", "memory.swappiness", "") == "7"
+    assert "oom_kill_disable 1" in value(id, "memory", "memory.oom_control", "").splitlines()
+
+
 @pytest.mark.skipif(not V2, reason="unified is cgroup v2's")
 def test_unified(runtime: Runtime, bundle: Bundle) -> None:
     id = created(runtime, bundle, unified={"memory.high": "104857600", "pids.max": "77"})

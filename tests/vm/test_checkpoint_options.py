@@ -99,6 +99,77 @@ def test_tcp_established(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> No
     assert "LOOPBACK,UP" in runtime.ok("exec", id, "ip", "link", "show", "lo")
 
 
+def test_link_remap(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """A file that is open by a name it has no more, while it has another one."""
+    script = "echo text > /tmp/a; ln /tmp/a /tmp/b; exec 9< /tmp/a; rm /tmp/a; while :; do sleep 0.2; done"
+    id = start(runtime, bundle, script)
+    refused(runtime, id, tmp_path / "refused", "link-remap")
+    checkpoint(runtime, id, tmp_path / "images", "--link-remap")
+    restore(runtime, bundle, id, tmp_path / "images")
+    assert runtime.ok("exec", id, "sh", "-c", "cat /proc/1/fd/9; ls /tmp").split() == ["text", "b"]
+
+
+def test_tcp_skip_in_flight(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """A connection that nobody answers is left out of the images."""
+    rules = "table inet knarr { chain in { type filter hook input priority 0; tcp dport 4000 drop; }; }"
+    id = start(runtime, bundle, "sleep 3; nc 127.0.0.1 4000; while :; do sleep 0.2; done")
+    inside = ["nsenter", "-t", str(runtime.state(id)["pid"]), "-n", "nft", "-f", "-"]
+    subprocess.run(inside, input=rules, text=True, check=True)
+    time.sleep(3)
+    refused(runtime, id, tmp_path / "refused", "skip-in-flight")
+    checkpoint(runtime, id, tmp_path / "images", "--tcp-established", "--tcp-skip-in-flight")
+    restore(runtime, bundle, id, tmp_path / "images", "--tcp-established")
+    assert runtime.state(id)["status"] == "running"
+
+
+def test_tcp_close(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """The connection that was open is one that the other side has left: what reads from it hears the end."""
+    script = "nc -l -p 4000 -e sleep 1000 & sleep 0.5; nc 127.0.0.1 4000 < /tmp/in; echo over > /tmp/said; wait"
+    (bundle.rootfs / "bin/mkfifo").symlink_to("busybox")
+    id = start(runtime, bundle, f"mkfifo /tmp/in; exec 8<>/tmp/in; {script}")
+    assert runtime("exec", id, "cat", "/tmp/said").returncode == 1
+    checkpoint(runtime, id, tmp_path / "images", "--tcp-established")
+    restore(runtime, bundle, id, tmp_path / "images", "--tcp-close")
+    runtime.ok("exec", id, "sh", "-c", "sleep 2; grep over /tmp/said")
+
+
+@pytest.mark.skipif(
+    "KNARR_VM" not in os.environ, reason="puts a program into /usr/local/sbin of the guest of make test-vm"
+)
+def test_network_lock(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """CRIU runs iptables-restore for one method alone; a method that this CRIU does not know is refused, not passed over."""
+    wrapper = Path("/usr/local/sbin/iptables-restore")
+    wrapper.write_text(f'#!/bin/sh\necho called >> {tmp_path}/called\nexec /usr/sbin/iptables-restore "$@"\n')
+    wrapper.chmod(0o755)
+    try:
+        id = start(
+            runtime, bundle, "nc -l -p 4000 -e cat & sleep 0.5; nc 127.0.0.1 4000 < /dev/zero > /dev/null & wait"
+        )
+        for method, called in (("nftables", False), ("iptables", True)):
+            more = ("--tcp-established", "--leave-running", "--network-lock", method)
+            checkpoint(runtime, id, tmp_path / method, *more)
+            assert (tmp_path / "called").exists() == called, method
+    finally:
+        wrapper.unlink()
+    done = runtime("checkpoint", "--image-path", str(tmp_path / "skip"), "--network-lock", "skip", id, timeout=120)
+    assert done.returncode == 1
+    assert "--network-lock skip is not supported: this CRIU is 3.17, it takes 3.18" in done.stderr
+    assert runtime.state(id)["status"] == "running"
+
+
+def test_another_criu(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    wrapper = tmp_path / "my-criu"
+    real = shutil.which("criu", path="/usr/sbin:/usr/bin")
+    wrapper.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/called\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    id = start(runtime, bundle, "sleep 1000")
+    images = ("--image-path", str(tmp_path / "images"))
+    runtime.ok("--criu", str(wrapper), "checkpoint", *images, id, timeout=120)
+    assert (tmp_path / "called").read_text() == "swrk\n"
+    quiet(runtime, "--criu", str(wrapper), "restore", "--detach", "--bundle", str(bundle.path), *images, id)
+    assert (tmp_path / "called").read_text() == "swrk\nswrk\n"
+
+
 def test_ext_unix_sk(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
     """Standard input is a datagram socket whose other end is outside."""
     id = runtime.new_id()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DUMP, RESTORE, PRE_DUMP, NOTIFY, FEATURE_CHECK, VERSION = 1, 2, 4, 6, 9, 10
 # Old names of the modes; "" leaves it to CRIU.
 CGROUP_MODES = {"": 6, "ignore": 0, "soft": 3, "full": 4, "strict": 5}
+# Method -> its number, and the first CRIU that has it: older ones pass over what they do not know.
+NETWORK_LOCKS = {"": (0, (0, 0)), "iptables": (1, (0, 0)), "nftables": (2, (3, 16)), "skip": (3, (3, 18))}
 CLONE_NEWNET = 0x40000000
 MARKS = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 """External namespaces that CRIU takes by descriptor: its name for the kind, and runc's key."""
@@ -62,8 +64,10 @@ _OPTIONS: Table = {
     "lazy_pages": (48, None),
     "orphan_pts_master": (50, None),
     "config_file": (51, None),
+    "tcp_close": (52, None),
     "lsm_profile": (53, None),
     "lsm_mount_context": (63, None),
+    "network_lock": (64, None),
 }
 REQUEST: Table = {
     "type": (1, None),
@@ -74,13 +78,16 @@ REQUEST: Table = {
 
 
 class CriuOptions(Record):
-    """runc's options of checkpoint and restore. Paths are absolute, ``parent`` is relative to ``images``."""
+    """The options of checkpoint and restore. Paths are absolute, ``parent`` is relative to ``images``."""
 
     images: str
+    program: str = "criu"  # a path, or a name to look for in PATH
     work: str = ""
     parent: str = ""
     leave_running: bool = False
     tcp_established: bool = False
+    tcp_close: bool = False
+    network_lock: str = ""
     tcp_skip_in_flight: bool = False
     link_remap: bool = False
     ext_unix_sk: bool = False
@@ -157,6 +164,8 @@ def common(options: CriuOptions, config: dict[str, Any], *, images_fd: int, work
     """The options that checkpoint and restore share."""
     if options.cgroups_mode not in CGROUP_MODES:
         raise UsageError(f"option --manage-cgroups-mode: {options.cgroups_mode!r} is not soft, full, strict or ignore")
+    if options.network_lock not in NETWORK_LOCKS:
+        raise UsageError(f"option --network-lock: {options.network_lock!r} is not iptables, nftables or skip")
     wanted: dict[str, Any] = {
         "images_dir_fd": images_fd,
         "work_dir_fd": work_fd,
@@ -178,6 +187,8 @@ def common(options: CriuOptions, config: dict[str, Any], *, images_fd: int, work
     file = (config.get("annotations") or {}).get("org.criu.config", "/etc/criu/knarr.conf")
     if file:
         wanted["config_file"] = file
+    if options.network_lock:
+        wanted["network_lock"] = NETWORK_LOCKS[options.network_lock][0]
     return wanted
 
 

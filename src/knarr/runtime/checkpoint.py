@@ -56,10 +56,7 @@ def checkpoint(state_root: str, id: str, options: CriuOptions) -> list[str]:
 
 
 def _dump(state: State, config: dict[str, Any], options: CriuOptions, doing: str) -> None:
-    if options.pre_dump:
-        criu.demand_feature("--pre-dump", "mem_track")
-    if options.lazy_pages:
-        criu.demand_feature("--lazy-pages", "lazy_pages")
+    criu.demand(options, doing)
     pidfd = open_pid(state.pid, state.starttime)
     if pidfd is None:
         raise WrongStatus(state.id, "checkpoint", "stopped")
@@ -80,7 +77,7 @@ def _dump(state: State, config: dict[str, Any], options: CriuOptions, doing: str
         if not options.pre_dump:
             links = [os.readlink(f"/proc/{state.pid}/fd/{number}") for number in _open_of(state.pid)]
             write_atomic(DESCRIPTORS, fastjson.dumps(links), dir_fd=images_fd)
-        process = criu.Criu(doing)
+        process = criu.Criu(doing, options.program)
         kind = ask.PRE_DUMP if options.pre_dump else ask.DUMP
         response = process.request({"type": kind, "opts": wanted}, _StatusReady(options.status_fd))
         if response is None or not response.get(2):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from knarr.plan.criu import CriuOptions
+
 _PACKET = 64 << 10
 _LOG_MAX = 16 << 20
 _FIRST_EXTRA = 4
@@ -30,8 +32,10 @@ class Criu:
 
     __slots__ = ("pid", "sock")
 
-    def __init__(self, doing: str, stdio: tuple[int, int, int] = (0, 1, 2), extra: Sequence[int] = ()) -> None:
-        program = _program(doing)
+    def __init__(
+        self, doing: str, program: str, stdio: tuple[int, int, int] = (0, 1, 2), extra: Sequence[int] = ()
+    ) -> None:
+        program = _found(doing, program)
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
         self.sock: socket = ours
         moved: list[int] = []
@@ -99,16 +103,41 @@ class Criu:
             pass
 
 
-def _program(doing: str) -> str:
+def _found(doing: str, program: str) -> str:
+    if "/" in program:
+        return program  # what is wrong with it shows when it is started
     for folder in (*os.environ.get("PATH", os.defpath).split(":"), "/usr/sbin", "/sbin"):
-        if folder.startswith("/") and os.access(f"{folder}/criu", os.X_OK):
-            return f"{folder}/criu"
-    raise Unsupported(doing, "the program criu is not installed")
+        if folder.startswith("/") and os.access(f"{folder}/{program}", os.X_OK):
+            return f"{folder}/{program}"
+    raise Unsupported(doing, f"the program {program} is not installed")
 
 
-def demand_feature(doing: str, feature: str) -> None:
-    """Raise Unsupported unless CRIU and the kernel have ``mem_track`` or ``lazy_pages``."""
-    process = Criu(doing)
+def demand(options: CriuOptions, doing: str) -> None:
+    """Raise Unsupported unless CRIU, and the kernel, have what the options need."""
+    for wanted, option, feature in (
+        (options.pre_dump, "--pre-dump", "mem_track"),
+        (options.lazy_pages, "--lazy-pages", "lazy_pages"),
+    ):
+        if wanted:
+            _demand_feature(option, feature, options.program)
+    method = options.network_lock
+    _, least = criu.NETWORK_LOCKS.get(method, (0, (0, 0)))
+    if least > (0, 0):
+        process = Criu(doing, options.program)
+        try:
+            response = process.request({"type": criu.VERSION})
+        finally:
+            process.close()
+        said = criu.decode((response or {}).get(10, b""))
+        there = (said.get(1, 0), said.get(2, 0))
+        if there < least:
+            why = f"this CRIU is {there[0]}.{there[1]}, it takes {least[0]}.{least[1]}"
+            raise Unsupported(f"--network-lock {method}", why)
+
+
+def _demand_feature(doing: str, feature: str, program: str) -> None:
+    """``mem_track`` or ``lazy_pages``."""
+    process = Criu(doing, program)
     try:
         response = process.request({"type": criu.FEATURE_CHECK, "features": {feature: True}})
     finally:

@@ -134,8 +134,7 @@ def restore(
     check_id(id)
     host = probe()
     groups = cgroup.plan(config, host, id, rootless=rootless, manager=manager)
-    if options.lazy_pages:
-        criu.demand_feature("--lazy-pages", "lazy_pages")
+    criu.demand(options, f"restore container {id}")
     # What is mounted here is seen by nobody else, and gone with us. Before anything is opened: CRIU mounts in its
     # working directory, which must not belong to another mount namespace.
     unshare(_CLONE_NEWNS)
@@ -168,6 +167,7 @@ def restore(
         wanted |= {
             "root": root,
             "evasive_devices": True,
+            "tcp_close": options.tcp_close,
             "rst_sibling": True,
             "inherit_fd": inherited,
             "join_ns": ask.joined_namespaces(config),
@@ -177,7 +177,8 @@ def restore(
             wanted["lsm_profile"] = options.lsm_profile
         if options.lsm_mount_context:
             wanted["lsm_mount_context"] = options.lsm_mount_context
-        _ask(restored, wanted, groups, extra=extra, console=console, log=f"{options.work or options.images}/{LOG}")
+        log = f"{options.work or options.images}/{LOG}"
+        _ask(restored, wanted, groups, program=options.program, extra=extra, console=console, log=log)
         restored.finish()
         return restored
     except BaseException as error:
@@ -191,11 +192,18 @@ def restore(
 
 
 def _ask(
-    restored: Restored, wanted: dict[str, Any], groups: CgroupPlan | None, *, extra: list[int], console: int, log: str
+    restored: Restored,
+    wanted: dict[str, Any],
+    groups: CgroupPlan | None,
+    *,
+    program: str,
+    extra: list[int],
+    console: int,
+    log: str,
 ) -> None:
     """Have CRIU do it, in the container's groups from the start, and do our part when it says so."""
     doing = f"restore container {restored.state.id}"
-    process = criu.Criu(doing, extra=extra)
+    process = criu.Criu(doing, program, extra=extra)
     response = None
     try:
         if groups is not None:

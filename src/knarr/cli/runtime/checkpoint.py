@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Write a container's processes to a directory."""
-    for warning in checkpoint(context.root, operands[0], criu_options(options)):
+    for warning in checkpoint(context.root, operands[0], criu_options(options, context)):
         context.log.warning(warning)
     return 0
 
 
-def criu_options(options: dict[str, Any]) -> CriuOptions:
+def criu_options(options: dict[str, Any], context: Context) -> CriuOptions:
     """The options of either verb. Raises UsageError."""
     images = os.path.abspath(options.get("image-path") or "checkpoint")
     parent = options.get("parent-path") or ""
@@ -40,6 +40,7 @@ def criu_options(options: dict[str, Any]) -> CriuOptions:
             raise UsageError(f"option --empty-ns: {kind!r} is not network")
     return CriuOptions(
         images=images,
+        program=os.path.abspath(context.criu) if "/" in context.criu else context.criu,
         work=os.path.abspath(options["work-path"]) if options.get("work-path") else "",
         parent=parent,
         leave_running=bool(options.get("leave-running")),
@@ -55,6 +56,8 @@ def criu_options(options: dict[str, Any]) -> CriuOptions:
         pre_dump=bool(options.get("pre-dump")),
         auto_dedup=bool(options.get("auto-dedup")),
         cgroups_mode=options.get("manage-cgroups-mode") or "",
+        tcp_close=bool(options.get("tcp-close")),
+        network_lock=options.get("network-lock") or "",
         lsm_profile=options.get("lsm-profile") or "",
         lsm_mount_context=options.get("lsm-mount-context") or "",
     )

@@ -24,15 +24,23 @@ _ROOTLESS: dict[str, bool | None] = {"true": True, "false": False, "auto": None}
 class Context:
     """What the global options say, for the verb."""
 
-    __slots__ = ("_root", "cgroup_manager", "log", "rootless", "told")
+    __slots__ = ("_root", "cgroup_manager", "criu", "log", "rootless", "told")
 
     def __init__(
-        self, root: str | None, log: Log, *, rootless: bool | None, cgroup_manager: str, told: int = -1
+        self,
+        root: str | None,
+        log: Log,
+        *,
+        rootless: bool | None,
+        cgroup_manager: str,
+        criu: str = "criu",
+        told: int = -1,
     ) -> None:
         self._root = root
         self.log = log
         self.rootless = rootless
         self.cgroup_manager = cgroup_manager
+        self.criu = criu
         self.told = told
 
     @property
@@ -69,7 +77,14 @@ def main(arguments: list[str] | None = None, told: int = -1) -> int:
         rootless = given.get("rootless", "auto")
         if rootless not in _ROOTLESS:
             raise UsageError(f"option --rootless: {rootless!r} is not true, false or auto")
-        context = Context(given.get("root"), log, rootless=_ROOTLESS[rootless], cgroup_manager=manager, told=told)
+        context = Context(
+            given.get("root"),
+            log,
+            rootless=_ROOTLESS[rootless],
+            cgroup_manager=manager,
+            criu=given.get("criu") or "criu",
+            told=told,
+        )
         code = _run(verb, options, operands, context)
         if given.get("debug"):
             said = f"{' '.join((verb, *operands[:1]))} below {context.root}: exit code {code}"

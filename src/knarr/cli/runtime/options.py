@@ -26,6 +26,7 @@ GLOBAL: Table = (
     ("rootless", "", VALUE),
     ("systemd-cgroup", "", FLAG),
     ("cgroup-manager", "", VALUE),
+    ("criu", "", VALUE),
     ("version", "v", FLAG),
     ("help", "h", FLAG),
 )
@@ -53,6 +54,7 @@ _CRIU: Table = (
     ("manage-cgroups-mode", "", VALUE),
     ("empty-ns", "", LIST),
     ("auto-dedup", "", FLAG),
+    ("network-lock", "", VALUE),
 )
 
 # verb -> (options, least operands, most operands, whether options may follow operands)
@@ -145,6 +147,7 @@ VERBS: dict[str, tuple[Table, int, int, bool]] = {
             ("pid-file", "", VALUE),
             ("no-subreaper", "", FLAG),
             ("no-pivot", "", FLAG),
+            ("tcp-close", "", FLAG),
             ("lsm-profile", "", VALUE),
             ("lsm-mount-context", "", VALUE),
         ),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     """Bring a container back; in the foreground the exit code is its program's, as with ``run``."""
     detach = bool(options.get("detach"))
-    wanted = criu_options(options)
+    wanted = criu_options(options, context)
     bundle, config, _ = making.read_bundle(options)
     terminal = bool(config["process"].get("terminal"))
     making.check_terminal(config["process"], options, detach=detach, document="config.json")
