@@ -70,7 +70,7 @@ def life(d: Recorder, folder: Path) -> None:
     lines = done.stdout.splitlines()[1:]
     assert (lines, done.stderr, done.returncode) == (["from the host", "through", "box", "1000"], "err\n", 7), done
     assert (folder / "made").read_text() == "made\n"
-    done = d.quiet("run", "-d", "--name", "stays", *NONE, "--memory", "64m", "small", "sh", "-c", "echo up; sleep 1000")
+    done = d.quiet("run", "-d", "--name", "stays", *NONE, "--memory", "64m", "small", "sh", "-c", "echo up | tee /made; sleep 1000")
     assert done.returncode == 0, done
     done = d.quiet("exec", "stays", "sh", "-c", "cat /proc/sys/kernel/osrelease; exit 4")
     assert (another_kernel(done.stdout), done.returncode) == (True, 4), done
@@ -83,6 +83,9 @@ def life(d: Recorder, folder: Path) -> None:
     done = d.quiet("stop", "-t", "1", "stays")  # the first process of a pid namespace does not hear SIGTERM
     assert done.returncode == 0, done
     assert d.quiet("wait", "stays").stdout.strip() == "137"
+    assert "A /made\n" in d.quiet("diff", "stays").stdout
+    assert d.quiet("cp", "stays:/made", f"{folder}/copied").returncode == 0
+    assert (folder / "copied").read_text() == "up\n"
     assert d.quiet("rm", "stays").returncode == 0
     done = d.quiet("run", "--rm", *NONE, "small", "no-such-program")
     assert done.returncode == 127

@@ -67,16 +67,6 @@ def test_what_cannot_be_executed_is_told_as_ever(
     assert "Traceback" not in done.stderr
 
 
-def test_the_image_stays_as_it_is_and_what_is_written_has_its_owner(
-    runtime: Runtime, isolated: Bundle, kind: str
-) -> None:
-    (isolated.rootfs / "tmp/there").write_text("there")
-    script = "echo new >> /tmp/there; cat /tmp/there; rm -r /etc; ls -d /etc; touch /tmp/mine; stat -c %u /tmp/mine"
-    done = run(runtime, isolated, "sh", "-c", script)
-    assert done.stdout.splitlines() == ["therenew", "0"], done.stderr
-    assert (isolated.rootfs / "etc").exists() == (kind != "namespace")
-
-
 def test_volumes(runtime: Runtime, isolated: Bundle, tmp_path: Path) -> None:
     for name in ("ro", "rw"):
         (tmp_path / name).mkdir()

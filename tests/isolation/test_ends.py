@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from behind import GUESTS, ISOLATION, need
-from blackbox import left_behind, needs_busybox, needs_root
+from blackbox import end, left_behind, needs_busybox, needs_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,14 +80,23 @@ def test_its_machine_is_killed(runtime: Runtime, bundle: Bundle, guest: str) -> 
 
 
 @needs_root
-def test_its_memory_is_full(runtime: Runtime, bundle: Bundle, guest: str) -> None:
-    """One of its processes wants more than the limit: that one is killed, and it is told at the end."""
+def test_its_memory_is_full(runtime: Runtime, bundle: Bundle, guest: str, tmp_path: Path) -> None:
+    """A process wants more than the limit: it is killed; whoever watches hears of it, and so do those who come later."""
     bundle.config["linux"]["resources"]["memory"] = {"limit": SMALL}
-    script = "tail /dev/zero; echo $?; echo still here"
+    script = "until [ -e /tmp/go ]; do sleep 0.1; done; tail /dev/zero; echo $?; exec tail /dev/zero"
     id = runtime.new_id()
-    done = runtime("run", "--keep", "-b", bundle.write("sh", "-c", script), id)
-    assert (done.returncode, done.stdout.split()) == (0, ["137", "still", "here"]), done.stderr
-    ended(runtime, id, "out of memory: 1 of its processes")
+    with (tmp_path / "out").open("wb") as out:
+        runtime.ok("run", "-d", "-b", bundle.write("sh", "-c", script), id, stdout=out)
+    watching = runtime.popen("events", "--interval", "600s", id, stdout=subprocess.PIPE)
+    try:
+        time.sleep(1)
+        runtime.ok("exec", id, "touch", "/tmp/go")
+        said = watching.communicate(timeout=20)[0]
+    finally:
+        end(watching)
+    assert [json.loads(line)["type"] for line in said.splitlines()] == ["oom", "oom"]
+    assert (tmp_path / "out").read_text() == "137\n"
+    ended(runtime, id, "out of memory: 2 of its processes")
 
 
 @needs_root

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from behind import need
+from behind import ISOLATION, need
+from blackbox import needs_busybox
 
 import knarr
 from knarr.base.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from blackbox import Bundle
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root: an ordinary user's host: is put together by mounts"
@@ -50,3 +54,30 @@ def test_what_cannot_be(knarr_program: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 125
     assert "the guest cannot use the host's network" in done.stderr
+
+
+@needs_busybox
+@pytest.mark.parametrize("where", ["namespace", "kernel"])
+def test_a_container_without_memory_left_is_known_afterwards(
+    knarr_program: str, where: str, tmp_path: Path, bundle: Bundle
+) -> None:
+    if where != "namespace":
+        need(where)
+    bundle.config["linux"]["resources"]["memory"] = {"limit": 32 << 20}
+    bundle.config["annotations"] = {ISOLATION: where}
+    image = f"bundle:{bundle.write('tail', '/dev/zero')}"
+    environment = {**os.environ, "KNARR_STORE": str(tmp_path / "store"), "KNARR_RUN": str(tmp_path / "run")}
+
+    def knarr_does(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [knarr_program, *words], capture_output=True, text=True, check=False, timeout=60, env=environment
+        )
+
+    done = knarr_does("run", "--name", "it", image)
+    try:
+        assert done.returncode == 137, done.stderr
+        state = json.loads(knarr_does("inspect", "--format", "{{json .State}}", "it").stdout)
+        assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
+        assert state["Error"].startswith("out of memory") == (where == "kernel")
+    finally:
+        assert knarr_does("rm", "it").returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from behind import ISOLATION, need
 from blackbox import left_behind, needs_busybox
+from disks import ext4, qcow2
 
 from knarr.isolation import accel, guest_vm, kernels
 
@@ -59,7 +61,9 @@ def test_what_qemu_says_of_its_parameters_is_told(runtime: Runtime, machine: Bun
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hwConfig": {"irqs": [5]}}, "config.json /vm/hwConfig/irqs"),
     ({"hwConfig": {"dtdevs": ["/soc/uart"]}}, "config.json /vm/hwConfig/dtdevs"),
-    ({"image": {"path": "/root.img", "format": "raw"}}, "config.json /vm/image"),
+    ({"image": {"path": "/root.img", "format": "vmdk"}}, "config.json /vm/image/format"),
+    ({"image": {"path": "/none/root.img", "format": "raw"}}, "/none/root.img: no such file"),
+    ({"image": {"path": "/dev/null", "format": "raw"}}, "config.json /vm/image/path"),
     ({"hypervisor": {"path": "/bin/true"}}, "config.json /vm/hypervisor/path"),
     ({"hypervisor": {"path": "/none/qemu"}}, "/none/qemu: no such file"),
     ({"kernel": {"path": "/bin/true"}}, "config.json /vm/kernel/path"),
@@ -78,6 +82,33 @@ def test_what_cannot_be_had_is_refused_and_named(
     assert done.returncode != 0
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert left_behind(runtime, id) == []
+
+
+def test_an_image_is_the_root(runtime: Runtime, machine: Bundle, tmp_path: Path) -> None:
+    """Written to, the next container finds it; read-only, and with a disk format of QEMU's, it stays as it is."""
+    machine.config["vm"]["image"] = {"path": str(ext4(machine.rootfs, tmp_path / "raw")), "format": "raw"}
+    shutil.rmtree(machine.rootfs)
+    machine.rootfs.mkdir()
+    volume = {"destination": "/v", "type": "bind", "source": str(tmp_path / "v"), "options": ["bind"]}
+    (tmp_path / "v").mkdir()
+    machine.config["mounts"].append(volume)
+    script = "echo first > /made; grep -w / /proc/mounts; echo out > /v/out; exit 3"
+    done = runtime("run", "-b", machine.write("sh", "-c", script), runtime.new_id())
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.split()[:3] == ["/dev/vda", "/", "ext4"]
+    assert (tmp_path / "v/out").read_text() == "out\n"
+    assert list(machine.rootfs.iterdir()) == []
+    packed = qcow2((tmp_path / "raw").read_bytes())
+    (tmp_path / "qcow2").write_bytes(packed)
+    machine.config["vm"]["image"] = {"path": str(tmp_path / "qcow2"), "format": "qcow2"}
+    machine.config["root"]["readonly"] = True
+    script = "cat /made; stat -c %u /made; echo second > /made; ls /v"
+    id = runtime.new_id()
+    done = runtime("run", "-b", machine.write("sh", "-c", script), id)
+    assert done.stdout.split() == ["first", "0", "out"], done.stderr
+    assert "Read-only file system" in done.stderr
+    assert (tmp_path / "qcow2").read_bytes() == packed
     assert left_behind(runtime, id) == []
 
 

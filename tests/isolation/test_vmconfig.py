@@ -41,7 +41,7 @@ def test_without_one_nothing_is_asked_for() -> None:
         ({"kernel": {"path": "/k", "parameters": ["rdinit=/sh"]}}, "/vm/kernel/parameters/0", "for knarr"),
         ({"kernel": {"path": "/k", "parameters": ["x knarr.channel=a"]}}, "/vm/kernel/parameters/0", "for knarr"),
         ({"kernel": {"path": "/k", "parameters": ["x\ny"]}}, "/vm/kernel/parameters/0", "one line"),
-        ({"image": {"path": "/root.img", "format": "raw"}}, "/vm/image", "root.path"),
+        ({"image": {"path": "/root.img", "format": "vdi"}}, "/vm/image/format", "other files"),
         ({"hwConfig": {"dtdevs": ["/soc/eth"]}}, "/vm/hwConfig/dtdevs", "hardware"),
         ({"hwConfig": {"iomems": [{"firstMFN": 1, "nrMFNs": 1}]}}, "/vm/hwConfig/iomems", "hardware"),
         ({"hwConfig": {"irqs": [4]}}, "/vm/hwConfig/irqs", "hardware"),

@@ -21,6 +21,7 @@ from knarr.engine.names import random_name
 from knarr.engine.records import Container
 from knarr.isolation.choose import ANNOTATION as ISOLATION
 from knarr.isolation.choose import NAMES as ISOLATIONS
+from knarr.isolation.choose import WRITES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         config = conversion.config
         config["root"]["path"] = made.path
         _ask_for(config, request)
+        if request.guest and request.remove:
+            config["annotations"].setdefault(WRITES, "discard")  # nobody will look
         _check(config, ready, request.options)
         if choice.labels.mount:
             _label(where, folder, made.root, options.mounts, choice.labels.mount, notes)

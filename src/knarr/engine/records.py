@@ -58,6 +58,8 @@ class Container(Record):
     started: str = ""
     finished: str = ""
     exit_code: int | None = None
+    out_of_memory: bool = False  # processes of it were killed for want of memory
+    reason: str = ""  # why one in a guest ended, when that was not its program's doing
 
 
 def directory(where: Places, id: str) -> str:

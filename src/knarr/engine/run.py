@@ -51,8 +51,10 @@ class Run:
     def end(self) -> None:
         """After ``session.done``: remove cgroups and state, and files or record the exit code. Raises KnarrError."""
         self.session.close()
-        self.created.delete()
         where = self.prepared.where
+        if not self.record.remove:
+            self._note_end()
+        self.created.delete()
         if self.record.remove:
             remove_files(where, self.record)
         else:
@@ -63,6 +65,20 @@ class Run:
             except FileError as error:
                 if error.number != ENOENT:  # else somebody removed the container meanwhile
                     raise
+
+    def _note_end(self) -> None:
+        """Put into the record what the container's state and cgroups tell, before they are removed."""
+        state = self.created.state
+        if state.isolation is None:
+            from knarr.runtime.oom import kills
+
+            self.record = self.record.replace(out_of_memory=kills(state.cgroup) > 0)
+        else:
+            from knarr.runtime import record
+            from knarr.runtime.monitored import OUT_OF_MEMORY
+
+            told = record.reason(self.created.fd)
+            self.record = self.record.replace(out_of_memory=told.startswith(OUT_OF_MEMORY), reason=told)
 
     def abort(self, error: BaseException) -> None:
         """After an error: end the process, remove everything. Further trouble is noted on ``error``."""

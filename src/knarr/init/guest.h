@@ -33,6 +33,9 @@ enum {
     FRAME_DEVICES = 8,
     FRAME_LIST = 9,
     FRAME_NETLINK = 10,
+    FRAME_LOOK = 11,
+    FRAME_PIECE = 12,
+    FRAME_ATTRIBUTE = 13,
     FRAME_PLAN = 16,
     FRAME_SPAWN = 17,
     FRAME_SIGNAL = 18,
@@ -49,6 +52,22 @@ enum { FRAME_HELLO = 64, FRAME_REPLY = 65, FRAME_CONTROL_END = 66, FRAME_EXIT = 
 enum { SLOT_CONSOLE = 1, SLOT_DIRECTORY = 2, SLOT_PIDFD = 3, SLOT_START = 4 };
 enum { SPAWN_TERMINAL = 1, SPAWN_STDIN = 2 };
 
+/* One entry of a directory in the answer to a FRAME_LOOK; its name and the text of a link follow. */
+struct looked {
+    u64 inode, size;
+    i64 seconds;
+    u32 nanoseconds, mode, uid, gid, links, major, minor, marks, name_length, link_length;
+};
+enum { LOOK_OPAQUE = 1, LOOK_CAPABLE = 2 };
+
+/* as getdents64 gives it */
+struct directory_entry {
+    u64 inode, offset;
+    unsigned short size;
+    u8 type;
+    char name[];
+};
+
 /* guest.c: the channel's outgoing side. `frame_room` gives where `length` bytes of payload go, NULL when there is no
  * room; `frame_done` sends them. */
 u8 *frame_room(size_t length);
@@ -61,6 +80,9 @@ void answer_request(const struct frame *frame, u8 *bytes);
 
 /* guest_net.c */
 long send_netlink(const char *namespace, const u8 *messages, const u8 *end, u8 *reply);
+/* files.c */
+long look_into(const char *path, u32 skip, u8 *to);
+long read_piece(const char *path, u64 at, u8 *to, u32 limit);
 
 /* workload.c */
 enum { POLLED = 5 }; /* most descriptors of one process that are waited for */

@@ -79,12 +79,6 @@ static long do_read(const char *path, u8 *to, u32 limit)
 static long do_list(const char *path, u8 *to)
 {
     static u8 entries[32768] __attribute__((aligned(8)));
-    struct entry {
-        u64 inode, offset;
-        unsigned short size;
-        u8 type;
-        char name[];
-    };
     long directory = kcall(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
     u32 used = 0;
 
@@ -94,7 +88,7 @@ static long do_list(const char *path, u8 *to)
         long at = 0;
 
         while (at < got) {
-            const struct entry *entry = (const struct entry *)(const void *)(entries + at);
+            const struct directory_entry *entry = (const struct directory_entry *)(const void *)(entries + at);
             size_t length = text_length(entry->name) + 1;
 
             at += entry->size;
@@ -161,9 +155,10 @@ void answer_request(const struct frame *frame, u8 *bytes)
 {
     u8 *at = bytes, *reply = frame_room(REPLY_LIMIT);
     const u8 *end = bytes + frame->length;
-    const char *path;
+    const char *path, *name;
     long got = -EPROTO;
     u32 length = 0;
+    u64 place;
 
     switch (frame->kind) {
     case FRAME_MOUNT: got = do_mount(bytes, end); break;
@@ -181,6 +176,18 @@ void answer_request(const struct frame *frame, u8 *bytes)
         case FRAME_READ: got = do_read(path, reply, frame->value); break;
         case FRAME_LIST: got = do_list(path, reply); break;
         case FRAME_NETLINK: got = send_netlink(path, at, end, reply); break;
+        case FRAME_LOOK: got = look_into(path, frame->value, reply); break;
+        case FRAME_PIECE:
+            if (end - at == (long)sizeof place) {
+                memcpy(&place, at, sizeof place);
+                got = read_piece(path, place, reply, frame->value);
+            }
+            break;
+        case FRAME_ATTRIBUTE:
+            name = next_text(&at, end);
+            if (name != NULL)
+                got = kcall(lgetxattr, path, name, reply, REPLY_LIMIT);
+            break;
         default: break;
         }
         if (got > 0)

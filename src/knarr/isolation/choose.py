@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from knarr.runtime.exec import Execed
 
 ANNOTATION = "org.knarr.isolation"
+WRITES = "org.knarr.isolation.writes"
+"""The annotation that says whether what a container in a guest writes to its root stays: keep (default) or discard."""
 GUESTS = ("kernel", "vm")
 NAMES = ("namespace", *GUESTS)
 

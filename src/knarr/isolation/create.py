@@ -13,9 +13,10 @@ from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from errno import EEXIST
 
 from knarr.base import fastjson
-from knarr.base.errors import FileError, InitError, KernelError, KnarrError, Unsupported
+from knarr.base.errors import FileError, InitError, KernelError, KnarrError, SpecError, SpecFinding, Unsupported
 from knarr.base.ids import check_id
 from knarr.isolation import convert, frames, guest, kinds, template
+from knarr.isolation.choose import WRITES
 from knarr.isolation.kinds import Share
 from knarr.isolation.python import python_command
 from knarr.plan import ops
@@ -42,10 +43,14 @@ _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
 _MEMORY = 512 << 20
 """Bytes of memory for a container that asks for no limit."""
+_LEAST_KEPT = 1 << 30
+"""Bytes of files, holes included, that may be kept of a container with little memory."""
 _HOST_OVERHEAD = 96 << 20
 """Bytes the monitor and the guest's process take beside the guest's memory."""
 _HOST_PIDS = 64
 """Processes and threads of the host's that a guest takes beside one for each of its own."""
+_DISK = "/run/disk"
+"""Where the guest mounts its disk, unless that is the root."""
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 
 
@@ -122,7 +127,9 @@ def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
 class Isolated(Created):
     """A container in a guest of its own; everything else is as with one on the host's kernel."""
 
-    __slots__ = ("_found", "_inside", "_kind", "_made", "_mapped", "_own_mounts", "_place", "_shares", "_taken")
+    __slots__ = (
+        *("_found", "_inside", "_keep", "_kind", "_made", "_mapped", "_own_mounts", "_place", "_shares", "_taken"),
+    )
 
     def __init__(
         self,
@@ -138,9 +145,11 @@ class Isolated(Created):
         own_mounts: bool,
         mapped: bool,
         place: str,
+        keep: bool,
         **more: Any,
     ) -> None:
         super().__init__(id, plan, host, **more)
+        self._keep = keep
         self._kind = kind
         self._inside = inside
         self._shares = shares
@@ -281,8 +290,15 @@ class Isolated(Created):
             "groups": None if self.plan.cgroup is None else cgroup.intent(self.plan.cgroup),
             "own_mounts": self._own_mounts,
             "own_terminal": self._taken is not None and stdio.console >= 0,
+            "keep": max(_LEAST_KEPT, 2 * memory) if self._keep else 0,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
-            "steps": [*root_steps(self._shares, self._kind, memory // 2), *cgroup_steps(groups)],
+            "steps": [
+                *share_steps(self._shares, self._kind),
+                *root_steps(self._found.get("image"), memory // 2),
+                *cgroup_steps(groups),
+            ],
+            "flush": any(share.writable for share in self._shares)
+            or bool((self._found.get("image") or {}).get("writable")),
             "controllers": list(groups.directories[0].controllers) if groups is not None else [],
             "slots": [places[name] for name in self._inside.slots],
             "terminal": bool(process.get("terminal")),
@@ -301,6 +317,17 @@ def resources(config: dict[str, Any]) -> tuple[int, int]:
     return (memory if memory > 0 else _MEMORY), (max(1, -(-quota // period)) if quota > 0 else 1)
 
 
+def kept(config: dict[str, Any], root: Root) -> bool:
+    """Whether what is written to the root is to be there afterwards."""
+    asked = (config.get("annotations") or {}).get(WRITES) or "keep"
+    if asked not in ("keep", "discard"):
+        why = f"{asked!r} is not keep or discard"
+        raise SpecError("config.json", [SpecFinding(f"/annotations/{WRITES}", why)])
+    readonly = (config.get("root") or {}).get("readonly")
+    disk = (config.get("vm") or {}).get("image")  # it is written to itself
+    return asked == "keep" and not readonly and not root.scratch and not disk
+
+
 def step(request: tuple[int, int, bytes], doing: str, pointer: str = "", fine: tuple[int, ...] = ()) -> dict[str, Any]:
     """A request for the monitor's set-up; ``fine`` are errors that do not matter."""
     kind, value, payload = request
@@ -314,12 +341,8 @@ def step(request: tuple[int, int, bytes], doing: str, pointer: str = "", fine: t
     }
 
 
-def root_steps(shares: tuple[Share, ...], kind: str, room: int) -> list[dict[str, Any]]:
-    """Mount the shares, and the root: an overlay of the first share and ``room`` bytes of the guest's memory.
-
-    The files of the image stay as they are, owned by whom the host shows; what is written gets the right owner, which
-    a file system of the host's would not give it.
-    """
+def share_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
+    """Mount the shares."""
     steps = []
     for place, how in kinds.before(kind):
         steps.append(step(guest.mkdir(place), f"make {place}"))
@@ -332,15 +355,34 @@ def root_steps(shares: tuple[Share, ...], kind: str, room: int) -> list[dict[str
         flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY) | how.flags
         steps.append(step(guest.mkdir(place), f"make {place}"))
         steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
-    layer = "/run/layer"
+    return steps
+
+
+def root_steps(image: dict[str, Any] | None, room: int) -> list[dict[str, Any]]:
+    """Mount the root: an overlay of the first share, or of a disk, and ``room`` bytes of the guest's memory.
+
+    The files below stay as they are, owned by whom the host shows; what is written gets the right owner, which a file
+    system of the host's would not give it. A disk that may be written to is the root itself.
+    """
+    layer, below = kinds.LAYER, convert.share_place(0)
+    steps = [step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}")]
+    if image is not None:
+        below = convert.ROOT if image["writable"] else _DISK
+        flags = _MS_NODEV | (0 if image["writable"] else _MS_RDONLY)
+        request = guest.mount("/dev/vda", below, image["fstype"], flags)
+        steps.append(step(guest.mkdir(_DISK), f"make {_DISK}"))
+        steps.append(step(request, f"mount the {image['fstype']} of {image['path']}", "/vm/image"))
+        if image["writable"]:
+            return steps
     steps += [
         step(guest.mkdir(layer), f"make {layer}"),
         step(guest.mount("tmpfs", layer, "tmpfs", 0, f"mode=700,size={room >> 10}k"), "mount a tmpfs"),
-        step(guest.mkdir(f"{layer}/upper"), "make the upper layer"),
+        step(guest.mkdir(kinds.UPPER), "make the upper layer"),
         step(guest.mkdir(f"{layer}/work", 0o700), "make the work directory"),
-        step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}"),
     ]
-    data = f"lowerdir={convert.share_place(0)},upperdir={layer}/upper,workdir={layer}/work"
+    # Nothing in the upper layer refers to what lies below by other than its name: it is read as it is (changes.py).
+    data = f"redirect_dir=off,metacopy=off,index=off,lowerdir={below},upperdir={kinds.UPPER}"
+    data += f",workdir={layer}/work"
     return [*steps, step(guest.mount("overlay", convert.ROOT, "overlay", 0, data), "mount the root", "/root")]
 
 
@@ -549,6 +591,7 @@ def begin(
             own_mounts=root.kind != "bind",
             mapped=mapped,
             place=f"{os.path.abspath(state_root)}/{id}",
+            keep=kept(config, root),
             bundle=bundle,
             config=config,
             root_fd=root_fd,

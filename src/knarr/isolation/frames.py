@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 
 # host to guest: requests, each answered by one REPLY
-MOUNT, UNMOUNT, MKDIR, RMDIR, WRITE, READ, MODULE, DEVICES, LIST, NETLINK = range(1, 11)
+MOUNT, UNMOUNT, MKDIR, RMDIR, WRITE, READ, MODULE, DEVICES, LIST, NETLINK, LOOK, PIECE, ATTRIBUTE = range(1, 14)
 # host to guest: processes
 PLAN, SPAWN, SIGNAL, RESIZE, CONNECT, END = range(16, 22)
 # both ways

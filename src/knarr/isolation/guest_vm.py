@@ -7,7 +7,7 @@ from _thread import start_new_thread
 
 from knarr.base.errors import FileError, KnarrError, Unsupported
 from knarr.base.files import read_file, write_atomic
-from knarr.isolation import accel, frames, kernels, qemu, vm, vmconfig
+from knarr.isolation import accel, diskimage, frames, kernels, qemu, vm, vmconfig
 from knarr.isolation.initramfs import initramfs
 from knarr.isolation.kinds import Booting, Mounted, Settings
 from knarr.isolation.nic import NICS
@@ -44,8 +44,14 @@ def find_guest(config: dict[str, Any]) -> dict[str, Any]:
         cache = accel.cache_directory()
     except KnarrError:
         cache = ""  # it takes longer, each time
+    image = None
+    wanted: tuple[str, ...] = kernels.BASE_MODULES
+    if asked.image:
+        writable = not (config.get("root") or {}).get("readonly")
+        image = diskimage.look(asked.image, asked.format, writable=writable)
+        wanted = (*wanted, "virtio_blk", image.fstype)
     path = asked.kernel or kernels.find()
-    kernel = _of("/vm/kernel/path" if asked.kernel else "", kernels.prepare, path, cache, kernels.BASE_MODULES)
+    kernel = _of("/vm/kernel/path" if asked.kernel else "", kernels.prepare, path, cache, wanted)
     for name in ("initrd", "device_tree"):
         file = getattr(asked, name)
         if file and not os.access(file, os.R_OK):
@@ -59,6 +65,7 @@ def find_guest(config: dict[str, Any]) -> dict[str, Any]:
         "accelerator": how.name,
         "tsc": how.tsc,
         "section": config.get("vm"),
+        "image": None if image is None else image.facts(),
     }
 
 
@@ -164,6 +171,7 @@ def boot(settings: Settings) -> Booting:
             nics=NICS,
             words=asked.words,
             parameters=asked.parameters,
+            image=None if found["image"] is None else diskimage.DiskImage(**found["image"]),
         ),
         filters=settings.filters,
     )

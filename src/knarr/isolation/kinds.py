@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 KERNEL, VM = "kernel", "vm"
 """Under a Linux kernel of its own as a process (user-mode Linux); in a microVM."""
 
+LAYER = "/run/layer"
+UPPER = f"{LAYER}/upper"
+"""Where the guest keeps what is written to the root."""
+
 
 class Share(Record):
     """A file or directory of the host's that the guest may see; only what is ``writable`` may it change.

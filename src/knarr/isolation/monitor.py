@@ -24,13 +24,14 @@ from knarr.base import fastjson
 from knarr.base.errors import InitError, Interrupted, KnarrError, SafetyViolation
 from knarr.isolation import frames
 from knarr.isolation.guest import Guest
-from knarr.isolation.kinds import Booting, Settings, Share, boot
+from knarr.isolation.kinds import UPPER, Booting, Settings, Share, boot
 from knarr.isolation.network import Joining
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
+from knarr.isolation.watchers import Watchers
 from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
-from knarr.runtime.monitored import FAILED, PAUSED
+from knarr.runtime.monitored import FAILED, OUT_OF_MEMORY, PAUSED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _LINGER = 0.3
 """Seconds that output of a further process may come after its end, when others still hold its streams."""
 _END = 3.0
 """Seconds the guest may take to write out its files and end."""
+_HEARS = 5.0
+"""Seconds the guest may take to tell the end of a container that was killed."""
 _CONSOLE = 8 << 10
 LIMIT = 32 << 20
 _MESSAGE = 256 << 10
@@ -94,8 +97,8 @@ def stay(setup: dict[str, Any], ends: Ends, begin: Callable[[Settings], tuple[Bo
 def _leave_reason(place: str, text: str) -> None:
     """Beside the container's record: why it ended without its program's doing."""
     try:
-        with open(f"{place}/{REASON}", "w", encoding="utf-8", errors="replace") as file:
-            file.write(text[:_REASON_BYTES])
+        with open(f"{place}/{REASON}", "a", encoding="utf-8", errors="replace") as file:
+            file.write(("; " if file.tell() else "") + text[:_REASON_BYTES])
     except OSError:
         pass  # it is being removed
 
@@ -126,7 +129,7 @@ def content(fd: int) -> bytes:
 class Ends:
     """What a monitor is given of the outside: its creator's socket, the plan (a memfd), where requests come in.
 
-    ``streams`` are the container's; ``stand`` is the connection to what stands for its first process, which knarr-init
+    ``streams`` are the container's; ``root`` its root, -1 where the monitor sees it itself. ``stand`` is the connection to what stands for its first process, which knarr-init
     does (stand.c), None where the monitor itself does.
     """
 
@@ -140,6 +143,7 @@ class Ends:
         self.console: socket | None = None
         self.stand: socket | None = None
         self.streams: tuple[int, int, int] = (0, 1, 2)
+        self.root = -1
 
 
 class Monitor:
@@ -160,6 +164,8 @@ class Monitor:
         self._guest: Guest
         self._network: Joining
         self._held = b""  # a packet of the container's init, which waits for the network
+        self._watchers: Watchers
+        self._killed = 0.0  # by when it must have ended, once it was killed
         self._signals = catch_signals() if ends.stand is None else -1
 
     def run(self) -> int:
@@ -170,6 +176,7 @@ class Monitor:
         self._booting, self._guest = self._begin(Settings(**settings))
         try:
             self._network = Joining(self._guest, self._booting.nics, self._setup)
+            self._watchers = Watchers(self._guest, self._setup["group"])
             try:
                 self._boot()
                 if self._booting.settled is not None:
@@ -180,7 +187,8 @@ class Monitor:
                 error.hint = error.hint or self._last_words()
                 raise
             self._tell_of_memory()
-            if any(share.writable for share in settings["shares"]):
+            self._keep_writes()
+            if self._setup["flush"]:
                 self._power_off()  # without, there is nothing it could have to write out
             return self._first.code
         finally:
@@ -272,6 +280,8 @@ class Monitor:
                 drained = drained or monotonic() + _DRAIN
                 if first.flushed and (not first.work.open or monotonic() > drained):
                     return
+            elif self._killed and monotonic() > self._killed:
+                raise InitError("", "kill the container", 0, why="its guest does not answer")
             watched = self._watched()
             poller = poll()  # anew each time: they are few, and change all the time
             events: dict[int, int] = {}
@@ -279,10 +289,13 @@ class Monitor:
                 events[fd] = events.get(fd, 0) | wanted
             for fd, wanted in events.items():
                 poller.register(fd, wanted)
-            waits = drained is not None or any(
-                each and each.work.status is not None for each in self._guests_of.values()
+            waits = (
+                drained is not None
+                or bool(self._killed)
+                or any(each and each.work.status is not None for each in self._guests_of.values())
             )
-            ready = dict(poller.poll(100 if waits else None))
+            ready = dict(poller.poll(100 if waits else self._watchers.wait()))
+            self._watchers.look()
             for fd, wanted, handle in watched:
                 got = ready.get(fd, 0)
                 if got & (wanted | 0x18):  # POLLERR, POLLHUP
@@ -382,8 +395,21 @@ class Monitor:
             self._guest.send(frames.SIGNAL, (relay or self._first).work.id, message["number"])
         elif do == "resize" and relay is not None:
             relay.resize(message["rows"], message["columns"])
+        elif do == "end":
+            self._kill(connection)
+        elif do == "watch":
+            self._watchers.add(connection)
         else:
             self._answer(connection, message)
+
+    def _kill(self, connection: socket) -> None:
+        """End the container; a guest that does not hear of it within some seconds is ended with it."""
+        self._guest.send(frames.SIGNAL, self._first.work.id, signal.SIGKILL)
+        self._killed = self._killed or monotonic() + _HEARS
+        try:
+            connection.send(fastjson.dumps({}))
+        except OSError:
+            pass  # it does not wait any more
 
     def _answer(self, connection: socket, message: dict[str, Any]) -> None:
         """A question about the container. That the guest does not answer it is no reason to end."""
@@ -440,24 +466,31 @@ class Monitor:
     def _forget(self, connection: socket) -> None:
         """Whoever stood for a further process is gone: so is the process."""
         relay = self._guests_of.pop(connection, None)
+        self._watchers.forget(connection)
         connection.close()
         if relay is not None:
             self._guest.send(frames.SIGNAL, relay.work.id, 9)
             self._lingering.append(relay)
 
     def _tell_of_memory(self) -> None:
-        """Leave a word when processes were killed because the container had no memory left (cgroup-v2.rst)."""
-        if not self._setup["group"]:
+        """Leave a word when processes were killed because the container had no memory left."""
+        kills = self._watchers.last()
+        if kills:
+            _leave_reason(self._setup["place"], f"{OUT_OF_MEMORY}: {kills} of its processes were killed")
+
+    def _keep_writes(self) -> None:
+        """Bring what was written to the root into the root on the host, where it is to stay."""
+        if not self._setup["keep"]:
             return
-        path = f"{self._setup['group']}/memory.events"
         try:
-            _, data = self._guest.call(frames.READ, 4096, frames.texts(path), monotonic() + _END)
-        except KnarrError:
-            return  # it is on its way out anyway
-        for line in data.decode("ascii", "replace").splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill" and count.isdecimal() and int(count):
-                _leave_reason(self._setup["place"], f"out of memory: {int(count)} of its processes were killed")
+            from knarr.isolation.changes import keep, opened  # only where something is kept
+
+            root = self._ends.root if self._ends.root >= 0 else opened(self._setup["settings"]["shares"][0].source)
+            notes = keep(self._guest, UPPER, root, self._setup["keep"])
+        except KnarrError as error:
+            notes = (f"what it wrote to its root could not be kept whole: {error}",)
+        if notes:
+            _leave_reason(self._setup["place"], "; ".join(notes))
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

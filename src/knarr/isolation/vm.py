@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.isolation.confine import Confined
+    from knarr.isolation.diskimage import DiskImage
     from knarr.isolation.kinds import Share
 
 _SHARES = "/shares"
@@ -36,7 +37,7 @@ class Settings(Record):
     """One guest: ``kernel`` and ``initramfs`` are files, ``memory`` in bytes, ``accelerator`` as QEMU has it.
 
     With None for ``shares`` they are given to it later, by ``show``. ``tsc`` as in qemu.Machine. It has ``nics``
-    network devices. ``words`` go on the kernel's command line, ``parameters`` on QEMU's.
+    network devices. ``words`` go on the kernel's command line, ``parameters`` on QEMU's. ``image`` is its disk.
     """
 
     kernel: str
@@ -50,6 +51,7 @@ class Settings(Record):
     nics: int = 0
     words: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    image: DiskImage | None = None
 
 
 class Launched(Record):
@@ -87,6 +89,9 @@ def launch(
         if settings.shares is None or settings.shares:
             helper, connection = _serve(settings, (null, said, said), filters, deadline)
             handed.append(connection.fileno())
+        if settings.image is not None:
+            closed.append(_opened(settings.image))
+            handed.append(closed[-1])
         stdio = Stdio(null, said, said, preserve=tuple(handed))
         process = start(confinement(hypervisor, settings), stdio, filters=filters, deadline=deadline)
         channel.setblocking(False)
@@ -106,6 +111,14 @@ def launch(
                 each.close()
 
 
+def _opened(image: DiskImage) -> int:
+    flags = os.O_RDWR if image.writable else os.O_RDONLY
+    try:
+        return os.open(image.path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError("open", image.path, error.errno or 0) from None
+
+
 def show(helper: int, shares: Sequence[Share], of: int = -1) -> None:
     """Give shares to a guest that was launched without; ``helper`` is a pidfd of its virtiofsd, ``of`` as in attach.
 
@@ -115,7 +128,9 @@ def show(helper: int, shares: Sequence[Share], of: int = -1) -> None:
 
 
 def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
-    """What QEMU may have: itself, its libraries and firmware, the kernel, three sockets; KVM where that is used."""
+    """What QEMU may have: itself, its libraries and firmware, the kernel, what it inherits; KVM where that is used."""
+    shared = settings.shares != ()
+    image = settings.image
     machine = qemu.Machine(
         kernel="/kernel",
         initrd="/initramfs",
@@ -125,7 +140,10 @@ def confinement(hypervisor: qemu.Hypervisor, settings: Settings) -> Confinement:
         channel=3,
         console=4,
         nics=range(5, 5 + settings.nics),
-        shares=-1 if settings.shares == () else 5 + settings.nics,
+        shares=5 + settings.nics if shared else -1,
+        image=-1 if image is None else 5 + settings.nics + shared,
+        image_format="" if image is None else image.format,
+        image_writable=image is not None and image.writable,
         tsc=settings.tsc,
         device_tree="/devicetree" if settings.device_tree else "",
         words=settings.words,

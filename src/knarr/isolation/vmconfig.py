@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LEAST = 64 << 20
 """Bytes of memory below which no guest boots."""
 MOST_CPUS = 64
+FORMATS = ("raw", "qcow2")
 _OURS = ("rdinit=", "knarr.")
 _XEN = "hands hardware of the host to the guest, which QEMU does not by this"
 
@@ -22,7 +23,8 @@ _XEN = "hands hardware of the host to the guest, which QEMU does not by this"
 class Wanted(Record):
     """The section as decided; "" and 0 for what it does not say.
 
-    ``words`` for the kernel's command line, ``parameters`` for the hypervisor's. ``memory`` in bytes.
+    ``words`` for the kernel's command line, ``parameters`` for the hypervisor's. ``memory`` in bytes. ``image`` is the
+    file that holds the container's root, ``format`` of FORMATS.
     """
 
     hypervisor: str = ""
@@ -33,13 +35,15 @@ class Wanted(Record):
     cpus: int = 0
     memory: int = 0
     device_tree: str = ""
+    image: str = ""
+    format: str = ""
 
 
 def wanted(section: dict[str, Any] | None) -> Wanted:
     """What the section asks for; nothing without one."""
     section = section or {}
     hypervisor, kernel = section.get("hypervisor") or {}, section.get("kernel") or {}
-    hardware = section.get("hwConfig") or {}
+    hardware, image = section.get("hwConfig") or {}, section.get("image") or {}
     return Wanted(
         hypervisor=hypervisor.get("path") or "",
         parameters=tuple(hypervisor.get("parameters") or ()),
@@ -49,6 +53,8 @@ def wanted(section: dict[str, Any] | None) -> Wanted:
         cpus=hardware.get("vcpus") or 0,
         memory=hardware.get("memory") or 0,
         device_tree=hardware.get("deviceTree") or "",
+        image=image.get("path") or "",
+        format=image.get("format") or "",
     )
 
 
@@ -66,8 +72,10 @@ def cannot_honour(section: dict[str, Any] | None, arch: str) -> list[SpecFinding
                 found.append(SpecFinding(at, f"{each} is for knarr to set"))
         if not word.isprintable():
             found.append(SpecFinding(at, "a kernel's command line is one line of text"))
-    if section.get("image"):
-        found.append(SpecFinding("/vm/image", "the guest's own root is knarr's; root.path is the container's"))
+    format = (section.get("image") or {}).get("format") or ""
+    if format and format not in FORMATS:
+        why = f"a {format} image may refer to other files; qemu-img convert -O qcow2 makes one that does not"
+        found.append(SpecFinding("/vm/image/format", why))
     hardware = section.get("hwConfig") or {}
     found += [SpecFinding(f"/vm/hwConfig/{name}", _XEN) for name in ("dtdevs", "iomems", "irqs") if hardware.get(name)]
     if hardware.get("deviceTree") and arch != "aarch64":

@@ -137,14 +137,14 @@ class _Waiting:
         ends.streams = (given["stdin"], given["stdout"], -1 if setup["own_terminal"] else given["stderr"])
         ends.start = socket(fileno=given["start"]) if "start" in given else None
         self._guest.bound = given["stand"]
-        code = stay(setup, ends, lambda settings: self._begin(setup, settings))
+        code = stay(setup, ends, lambda settings: self._begin(setup, settings, ends))
         try:
             ends.stand.send(pack("<II", STAND_EXIT, code))
         except OSError:
             pass  # it was killed
         return code
 
-    def _begin(self, setup: dict[str, Any], settings: Settings) -> tuple[Booting, Guest]:
+    def _begin(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> tuple[Booting, Guest]:
         """The guest, with its shares, in the container's cgroups (or on the way there) and network."""
         settled = settle(self._booting, setup["groups"])
         shares = (*(settings.shares or ()), *settings.drivers)
@@ -154,6 +154,10 @@ class _Waiting:
         syscall("setns", stands, _CLONE_NEWNET, operand="the container's network namespace")
         if setup["own_mounts"]:
             self._show(shares, stands)
+        if setup["keep"] and settings.shares:
+            from knarr.isolation.changes import opened  # only where something is kept
+
+            ends.root = opened(settings.shares[0].source, stands)
         os.close(stands)
         return self._booting.replace(settled=settled), self._guest
 

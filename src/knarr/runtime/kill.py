@@ -30,6 +30,11 @@ def kill(state_root: str, id: str, number: int, *, all: bool = False) -> None:
 
             ask(fd, id, "signal", number=number, all=all)
             return
+        if state.isolation is not None and number == SIGKILL and status in ("created", "running"):
+            from knarr.runtime.monitored import end
+
+            if end(fd, id):
+                return
     finally:
         posix.close(fd)
     if state.cgroup is not None and number == SIGKILL and state.shared_pids:

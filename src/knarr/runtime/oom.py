@@ -12,7 +12,7 @@ from select import POLLIN, POLLPRI
 
 from knarr.base.errors import KernelError, Unsupported
 from knarr.runtime import cgroup, cgroup_probe
-from knarr.runtime.cgroup_fs import open_group, write
+from knarr.runtime.cgroup_fs import open_group, read, write
 from knarr.runtime.stats import table
 
 _LIMIT = 4096
@@ -77,6 +77,27 @@ class OomWatch:
         for fd in self._fds:
             posix.close(fd)
         self._fds = []
+
+
+def kills(recorded: cgroup.Intent | None) -> int:
+    """How many processes of the container were killed for want of memory so far; 0 where nobody counts.
+
+    v1 says it in memory.oom_control since Linux 4.13, v2 in memory.events.
+    """
+    if recorded is None:
+        return 0
+    for mountpoint, path, _ in recorded["groups"]:
+        try:
+            group = open_group(mountpoint, path)
+        except KernelError:
+            continue
+        try:
+            return table(read(group, "memory.events" if recorded["v2"] else "memory.oom_control")).get("oom_kill", 0)
+        except OSError:
+            continue  # this hierarchy is another controller's
+        finally:
+            posix.close(group)
+    return 0
 
 
 def _watch_v2(group: int) -> list[int]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.cli.runtime.command import Context
+    from knarr.runtime.monitored import GuestOomWatch
+    from knarr.runtime.oom import OomWatch
     from knarr.runtime.record import State
     from knarr.runtime.stats import MemoryEntry, Stalls, Stats
 
@@ -61,11 +63,23 @@ def _stats(root: str, state: State) -> Stats:
     return guest_stats(root, state.id)
 
 
-def _stream(root: str, state: State, interval: float) -> None:
-    from knarr.runtime.oom import OomWatch
+def _watch(root: str, state: State) -> OomWatch | GuestOomWatch:
+    if state.isolation is None:
+        from knarr.runtime.oom import OomWatch
 
+        return OomWatch(state.cgroup)
+    from knarr.runtime.monitored import GuestOomWatch
+
+    fd = record.open_container(root, state.id)
+    try:
+        return GuestOomWatch(fd, state.id)
+    finally:
+        posix.close(fd)
+
+
+def _stream(root: str, state: State, interval: float) -> None:
     id = state.id
-    watch = OomWatch(state.cgroup)
+    watch = _watch(root, state)
     try:
         poller = poll()
         for fd, events in watch.fds:
@@ -73,16 +87,22 @@ def _stream(root: str, state: State, interval: float) -> None:
         due = monotonic() + interval
         while not watch.over:
             if poller.poll(max(0.0, due - monotonic()) * 1000):
-                for _ in range(watch.look()):
-                    _print("oom", id, None)
+                _print_kills(id, watch.look())
             if monotonic() >= due:
                 due += interval
                 try:
                     _print("stats", id, shape(_stats(root, state)))
-                except (KernelError, WrongStatus):
-                    return  # its groups are gone
+                except (KernelError, WrongStatus):  # its groups are gone, or its monitor
+                    if state.isolation is not None:
+                        _print_kills(id, watch.look())
+                    return
     finally:
         watch.close()
+
+
+def _print_kills(id: str, count: int) -> None:
+    for _ in range(count):
+        _print("oom", id, None)
 
 
 def _print(kind: str, id: str, data: dict[str, Any] | None) -> None:

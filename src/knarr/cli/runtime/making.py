@@ -222,7 +222,10 @@ def warn(config: dict[str, Any], log: Log) -> None:
     """Log what a runtime should mention about a valid config.json."""
     from knarr.spec.validate import config_warnings
 
-    log_findings("config.json", config_warnings(config), log)
+    found = config_warnings(config)
+    if "vm" in config and isolation(config) == "vm":
+        found = [each for each in found if each.pointer != "/vm"]
+    log_findings("config.json", found, log)
 
 
 def log_findings(document: str, findings: Iterable[SpecFinding], log: Log) -> None:
