@@ -28,7 +28,8 @@ def ext4(folder: Path, image: Path, megabytes: int = 16) -> Path:
 def qcow2(raw: bytes, *, backing: str = "", features: int = 0, encrypted: int = 0, version: int = 3) -> bytes:
     """The same as a QCOW2 image: header, refcount table and block, both tables, then the clusters that are not zero."""
     count = -(-len(raw) // CLUSTER)
-    clusters, entries = [], []
+    clusters: list[bytes] = []
+    entries: list[int] = []
     for number in range(count):
         data = raw[number * CLUSTER : (number + 1) * CLUSTER].ljust(CLUSTER, b"\0")
         if data.count(0) == CLUSTER:

@@ -80,7 +80,9 @@ def test_the_modules_of_a_package_that_was_only_unpacked(tmp_path: Path) -> None
     assert found == [f"{folder}/kernel/b.ko", f"{folder}/kernel/a.ko"]
 
 
-@pytest.mark.parametrize(("release", "later"), [("6.1.141", False), ("6.9.0", False), ("6.12.113", True), ("7.2", True)])
+@pytest.mark.parametrize(
+    ("release", "later"), [("6.1.141", False), ("6.9.0", False), ("6.12.113", True), ("7.2", True)]
+)
 def test_the_filter_lets_pass_what_that_kernel_needs(release: str, *, later: bool) -> None:
     rules = uml.calls(release)
     names = {name for rule in rules for name in rule["names"]}

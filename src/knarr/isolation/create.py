@@ -297,8 +297,8 @@ class Isolated(Created):
                 *root_steps(self._found.get("image"), memory // 2),
                 *cgroup_steps(groups),
             ],
-            "flush": any(share.writable for share in self._shares)
-            or bool((self._found.get("image") or {}).get("writable")),
+            "flush": any(share.writable for share in self._shares),
+            "unmount": convert.ROOT if (self._found.get("image") or {}).get("writable") else "",
             "controllers": list(groups.directories[0].controllers) if groups is not None else [],
             "slots": [places[name] for name in self._inside.slots],
             "terminal": bool(process.get("terminal")),

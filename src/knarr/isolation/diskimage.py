@@ -1,8 +1,8 @@
 """The disk image of config.json's ``vm.image``: which file system it holds, without trusting it (cold).
 
 Raw and QCOW2 (docs/interop/qcow2.txt of QEMU) only, each read by its own rules and never guessed: a raw image whose
-first bytes are a QCOW2 header stays raw. An image that names another file (a backing file, a data file) is refused: QEMU
-could not open it either, behind its wall.
+first bytes are a QCOW2 header stays raw. An image that names another file (a backing file, a data file) is refused:
+QEMU could not open it either, behind its wall.
 """
 
 from __future__ import annotations

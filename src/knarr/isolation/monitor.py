@@ -188,7 +188,7 @@ class Monitor:
                 raise
             self._tell_of_memory()
             self._keep_writes()
-            if self._setup["flush"]:
+            if self._setup["flush"] or self._setup["unmount"]:
                 self._power_off()  # without, there is nothing it could have to write out
             return self._first.code
         finally:
@@ -497,7 +497,10 @@ class Monitor:
     def _power_off(self) -> None:
         """Have the guest write out its files and end; what it does not do in time is not waited for."""
         deadline = monotonic() + _END
+        place = self._setup["unmount"]
         try:
+            if place:  # a disk: its file system is to be clean
+                self._guest.request(frames.UNMOUNT, 0, frames.texts(place), lambda *_: None)
             self._guest.send(frames.END)
             while not ended(self._booting.pidfd, 0.001) and monotonic() < deadline:
                 self._guest.flush()

@@ -41,9 +41,9 @@ class Machine(Record):
     """A guest's machine. ``memory`` in bytes. ``kernel`` and ``initrd`` are paths as QEMU sees them.
 
     ``channel`` (a socket), ``console`` (a pipe), ``shares`` (the connection to virtiofsd; -1: none) and ``image`` (of a
-    disk, opened as it may be written to; -1: none) are descriptors that QEMU inherits, and so are ``nics``, sockets whose
-    packets are the frames of its network devices. ``tsc`` is the frequency of the host's time stamp counter in kHz, 0
-    where it is not known.
+    disk, opened as it may be written to; -1: none) are descriptors that QEMU inherits, and so are ``nics``, sockets
+    whose packets are the frames of its network devices. ``tsc`` is the frequency of the host's time stamp counter in
+    kHz, 0 where it is not known.
     ``words`` are put on the kernel's command line, ``parameters`` on QEMU's.
     """
 
