@@ -14,6 +14,8 @@ import pytest
 from behind import GUESTS, ISOLATION, need
 from blackbox import cgroup_of, left_behind, needs_busybox
 
+from knarr.isolation.choose import WRITES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -98,10 +100,11 @@ def small(templates: Templates, bundle: Bundle, tmp_path: Path) -> Bundle:
 def test_a_container_takes_one(templates: Templates, runtime: Runtime, small: Bundle, tmp_path: Path) -> None:
     templates.expect("ready")
     id = runtime.new_id()
-    script = "cat /etc/alone; echo written >/volume/it; echo x 2>/dev/null >/etc/alone || echo refused; exit 5"
-    done = runtime("run", "-b", small.write("sh", "-c", script), id)
+    script = "cat /etc/alone; echo written >/volume/it; echo x 2>/dev/null >/etc/alone || echo refused; echo k >/kept"
+    done = runtime("run", "-b", small.write("sh", "-c", f"{script}; exit 5"), id)
     assert (done.returncode, done.stdout) == (5, "from the host\nrefused\n")
     assert (tmp_path / "volume" / "it").read_text() == "written\n"
+    assert (small.rootfs / "kept").read_text() == "k\n"
     assert left_behind(runtime, id) == []
     templates.expect("ready")  # another one
 
@@ -215,6 +218,7 @@ def test_nothing_of_one_is_seen_by_the_next(templates: Templates, runtime: Runti
         "cat /proc/sys/kernel/random/boot_id; ls /tmp /dev/shm; hostname; "
         "echo secret >/tmp/left; echo secret >/dev/shm/left; hostname spoilt; sleep 600 & exit 0"
     )
+    small.config["annotations"][WRITES] = "discard"  # its root is the next one's, too
     boots = []
     for _ in range(2):
         templates.expect("ready")

@@ -70,7 +70,10 @@ class _File(Record):
 
 
 def opened(root: str, of: int = -1) -> int:
-    """A descriptor of a container's root; ``of``: a pidfd of the process in whose mounts it is seen. Raises FileError."""
+    """A descriptor of a container's root; ``of``: a pidfd of the process in whose mounts it is seen.
+
+    Raises FileError.
+    """
     if of >= 0:
         with open(f"/proc/self/fdinfo/{of}", encoding="ascii") as file:
             (pid,) = [line.split()[1] for line in file if line.startswith("Pid:")]

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
-from errno import EEXIST
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KernelError, KnarrError, SpecError, SpecFinding, Unsupported
 from knarr.base.ids import check_id
-from knarr.isolation import convert, frames, guest, kinds, template
+from knarr.isolation import convert, frames, kinds, steps, template
 from knarr.isolation.choose import WRITES
 from knarr.isolation.kinds import Share
 from knarr.isolation.python import python_command
 from knarr.plan import ops
 from knarr.plan.cgroup import CgroupHost, CgroupPlan
 from knarr.plan.container import ContainerPlan, Options, own_id_alone, own_maps, plan_container
-from knarr.plan.device_bpf import device_program
 from knarr.plan.host import Host
 from knarr.plan.namespaces import CLONE_FLAG, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
@@ -49,9 +47,6 @@ _HOST_OVERHEAD = 96 << 20
 """Bytes the monitor and the guest's process take beside the guest's memory."""
 _HOST_PIDS = 64
 """Processes and threads of the host's that a guest takes beside one for each of its own."""
-_DISK = "/run/disk"
-"""Where the guest mounts its disk, unless that is the root."""
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 
 
 def guest_host(controllers: tuple[str, ...] = _CONTROLLERS) -> Host:
@@ -293,9 +288,9 @@ class Isolated(Created):
             "keep": max(_LEAST_KEPT, 2 * memory) if self._keep else 0,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
             "steps": [
-                *share_steps(self._shares, self._kind),
-                *root_steps(self._found.get("image"), memory // 2),
-                *cgroup_steps(groups),
+                *steps.of_shares(self._shares, self._kind),
+                *steps.of_root(self._found.get("image"), memory // 2),
+                *steps.of_cgroup(groups),
             ],
             "flush": any(share.writable for share in self._shares),
             "unmount": convert.ROOT if (self._found.get("image") or {}).get("writable") else "",
@@ -326,87 +321,6 @@ def kept(config: dict[str, Any], root: Root) -> bool:
     readonly = (config.get("root") or {}).get("readonly")
     disk = (config.get("vm") or {}).get("image")  # it is written to itself
     return asked == "keep" and not readonly and not root.scratch and not disk
-
-
-def step(request: tuple[int, int, bytes], doing: str, pointer: str = "", fine: tuple[int, ...] = ()) -> dict[str, Any]:
-    """A request for the monitor's set-up; ``fine`` are errors that do not matter."""
-    kind, value, payload = request
-    return {
-        "kind": kind,
-        "value": value,
-        "payload": payload.hex(),
-        "doing": doing,
-        "pointer": pointer,
-        "fine": list(fine),
-    }
-
-
-def share_steps(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
-    """Mount the shares."""
-    steps = []
-    for place, how in kinds.before(kind):
-        steps.append(step(guest.mkdir(place), f"make {place}"))
-        steps.append(
-            step(guest.mount(how.source, place, how.fstype, _MS_NODEV | how.flags, how.data), f"mount {place}")
-        )
-    for number, share in enumerate(shares):
-        place = convert.share_place(number)
-        how = kinds.mounted(kind, number)
-        flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY) | how.flags
-        steps.append(step(guest.mkdir(place), f"make {place}"))
-        steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
-    return steps
-
-
-def root_steps(image: dict[str, Any] | None, room: int) -> list[dict[str, Any]]:
-    """Mount the root: an overlay of the first share, or of a disk, and ``room`` bytes of the guest's memory.
-
-    The files below stay as they are, owned by whom the host shows; what is written gets the right owner, which a file
-    system of the host's would not give it. A disk that may be written to is the root itself.
-    """
-    layer, below = kinds.LAYER, convert.share_place(0)
-    steps = [step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}")]
-    if image is not None:
-        below = convert.ROOT if image["writable"] else _DISK
-        flags = _MS_NODEV | (0 if image["writable"] else _MS_RDONLY)
-        request = guest.mount("/dev/vda", below, image["fstype"], flags)
-        steps.append(step(guest.mkdir(_DISK), f"make {_DISK}"))
-        steps.append(step(request, f"mount the {image['fstype']} of {image['path']}", "/vm/image"))
-        if image["writable"]:
-            return steps
-    steps += [
-        step(guest.mkdir(layer), f"make {layer}"),
-        step(guest.mount("tmpfs", layer, "tmpfs", 0, f"mode=700,size={room >> 10}k"), "mount a tmpfs"),
-        step(guest.mkdir(kinds.UPPER), "make the upper layer"),
-        step(guest.mkdir(f"{layer}/work", 0o700), "make the work directory"),
-    ]
-    # Nothing in the upper layer refers to what lies below by other than its name: it is read as it is (changes.py).
-    data = f"redirect_dir=off,metacopy=off,index=off,lowerdir={below},upperdir={kinds.UPPER}"
-    data += f",workdir={layer}/work"
-    return [*steps, step(guest.mount("overlay", convert.ROOT, "overlay", 0, data), "mount the root", "/root")]
-
-
-def cgroup_steps(groups: CgroupPlan | None) -> list[dict[str, Any]]:
-    """Make the container's group in the guest and write its limits."""
-    if groups is None:
-        return []
-    where = groups.directories[0]
-    path, steps = "/sys/fs/cgroup", []
-    for part in where.path.strip("/").split("/"):
-        file = f"{path}/cgroup.subtree_control"
-        given = [(guest.write(file, f"+{name}"), f"give on {name}") for name in where.controllers]
-        steps += [step(request, doing, "/linux/resources") for request, doing in given]
-        path += f"/{part}"
-        steps.append(step(guest.mkdir(path), f"make {path}", "/linux/cgroupsPath", (EEXIST,)))
-    for limit in groups.writes:
-        file, value = limit.choices[0]
-        fine = (2,) if limit.optional else ()  # ENOENT
-        steps.append(step(guest.write(f"{path}/{file}", value), f"write {value!r} to {file}", limit.pointer, fine))
-    program = device_program(groups.device_rules)
-    if program is not None:
-        request = (frames.DEVICES, 0, frames.texts(path) + program)
-        steps.append(step(request, "attach the device rules", "/linux/resources/devices"))
-    return steps
 
 
 def host_config(config: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -129,11 +129,11 @@ def content(fd: int) -> bytes:
 class Ends:
     """What a monitor is given of the outside: its creator's socket, the plan (a memfd), where requests come in.
 
-    ``streams`` are the container's; ``root`` its root, -1 where the monitor sees it itself. ``stand`` is the connection to what stands for its first process, which knarr-init
-    does (stand.c), None where the monitor itself does.
+    ``streams`` are the container's; ``root`` its root, -1 where the monitor sees it itself. ``stand`` is the connection
+    to what stands for its first process, which knarr-init does (stand.c), None where the monitor itself does.
     """
 
-    __slots__ = ("console", "control", "listener", "plan", "stand", "start", "streams")
+    __slots__ = ("console", "control", "listener", "plan", "root", "stand", "start", "streams")
 
     def __init__(self, control: socket, plan: int, listener: socket) -> None:
         self.control = control
