@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from behind import GUESTS, ISOLATION, need
-from blackbox import left_behind, needs_busybox
+from blackbox import left_behind, needs_busybox, needs_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,25 @@ def test_volumes(runtime: Runtime, isolated: Bundle, tmp_path: Path) -> None:
     assert (tmp_path / "rw/file").read_text() == "rw\nmore\n"
     assert (tmp_path / "rw/new").read_text() == "made\n"
     assert (tmp_path / "ro/file").read_text() == "ro\n"
+
+
+@needs_root
+def test_whose_files_on_a_volume_are(runtime: Runtime, isolated: Bundle, kind: str, tmp_path: Path) -> None:
+    """What a user other than root makes there: hostfs of user-mode Linux gives it to root (docs/isolation.md)."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o777)
+    entry = {"destination": "/tmp", "type": "bind", "source": str(volume), "options": ["bind"]}
+    isolated.config["mounts"].append(entry)
+    isolated.config["process"]["user"] = {"uid": 1000, "gid": 1001}
+    script = "echo one > /tmp/file; mkdir /tmp/folder; cat /tmp/file; stat -c %u:%g /tmp/file; : > /tmp/folder/below"
+    done = run(runtime, isolated, "sh", "-c", script)
+    owner = (0, 0) if kind == "kernel" else (1000, 1001)
+    assert done.stdout.split() == ["one", f"{owner[0]}:{owner[1]}"], done.stderr
+    for name in ("file", "folder"):
+        facts = (volume / name).stat()
+        assert (facts.st_uid, facts.st_gid) == owner
+    assert (volume / "folder/below").exists() == (kind != "kernel")
 
 
 def test_its_life(runtime: Runtime, isolated: Bundle, kind: str) -> None:
