@@ -49,6 +49,11 @@ def test_the_second_call_uses_it(tree: Path) -> None:
     assert calls(tree, "true", "true") == ["import", "cache", "cache"]
 
 
+def test_another_kind_of_isolation_has_its_own(tree: Path) -> None:
+    again = f"ln -s program {tree}/knarr-runtime-vm && {sys.executable} -I -S {tree}/knarr-runtime-vm {tree}"
+    assert calls(tree, again) == ["import", "import", "cache"]
+
+
 def test_a_changed_source_is_seen_at_once(tree: Path) -> None:
     change = f"echo 'MARK = 1' >> {tree}/knarr/base/files.py"
     assert calls(tree, "true", change, "true") == ["import", "cache", "import 1", "cache 1"]

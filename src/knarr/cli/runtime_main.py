@@ -64,8 +64,9 @@ def place() -> str:
 
 
 def name(verb: str) -> str:
-    """The file of a verb: of this interpreter, and of this installation."""
-    return f"{verb}.{sys.implementation.cache_tag}-{sys.hexversion:x}.{_HOME.replace('/', '%')}"[:255]
+    """The file of a verb, for a kind of isolation: of this interpreter, and of this installation."""
+    called = next((kind for kind in ("-kernel", "-vm") if sys.argv[0].endswith(kind)), "")
+    return f"{verb}{called}.{sys.implementation.cache_tag}-{sys.hexversion:x}.{_HOME.replace('/', '%')}"[:255]
 
 
 def _load(verb: str) -> bool:

@@ -262,6 +262,22 @@ static void say_hello(void)
     frame_done(FRAME_HELLO, 0, PROTOCOL, (u32)(at - begin));
 }
 
+/* No programs of the guest's own, which is to say none: for each device that appears (a mount brings one) and each module
+ * that might be, the kernel would make a process to find that out. Where it has no such file, it starts none. */
+static void start_no_helpers(void)
+{
+    static const char *const files[] = {"/proc/sys/kernel/hotplug", "/proc/sys/kernel/modprobe"};
+    u32 each;
+
+    for (each = 0; each < sizeof files / sizeof files[0]; each++) {
+        long file = kcall(openat, AT_FDCWD, files[each], O_WRONLY | O_CLOEXEC);
+
+        if (file >= 0)
+            kcall(write, file, "\n", 1);
+        close_fd(file);
+    }
+}
+
 static void watch_children(void)
 {
     u64 mask = 1ull << (SIGCHLD_ - 1);
@@ -281,6 +297,7 @@ void guest_main(void)
 
     load_modules();
     make_root();
+    start_no_helpers();
     kcall(prlimit64, 0, 7 /* RLIMIT_NOFILE */, files, NULL);
     kernel_word("knarr.end=", ends, sizeof ends);
     restarts = text_equal(ends, "restart");

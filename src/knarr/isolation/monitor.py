@@ -17,7 +17,7 @@ from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQP
 from errno import EAGAIN, EINTR
 from fcntl import ioctl
 from select import POLLIN, poll
-from struct import pack, unpack
+from struct import pack, unpack, unpack_from
 from time import monotonic
 
 from knarr.base import fastjson
@@ -31,6 +31,7 @@ from knarr.isolation.stand_in import catch_signals, window
 from knarr.isolation.watchers import Watchers
 from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
+from knarr.runtime.launch import SYNC, SYNC_READY
 from knarr.runtime.monitored import FAILED, OUT_OF_MEMORY, PAUSED
 
 TYPE_CHECKING = False
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from knarr.isolation.relay import Watched
 
 CONTROL, SETUP, PLAN, FIRST_OF_MORE = 3, 4, 5, 6
+STAND_EXIT = 2  # stand.c
 GUEST_LOST = 137
 """Exit code when the guest is gone: as if all its processes had been killed."""
 REASON = "reason"
@@ -118,6 +120,14 @@ def _report(control: socket, error: KnarrError) -> None:
         pass
 
 
+def tell_code(stand: socket, code: int) -> None:
+    """The exit code, to what stands for the container."""
+    try:
+        stand.send(pack("<II", STAND_EXIT, code))
+    except OSError:
+        pass  # it was killed, or was told before
+
+
 def content(fd: int) -> bytes:
     """All of a memfd, which is closed."""
     size = os.fstat(fd).st_size
@@ -163,7 +173,8 @@ class Monitor:
         self._booting: Booting
         self._guest: Guest
         self._network: Joining
-        self._held = b""  # a packet of the container's init, which waits for the network
+        self._held = b""  # a packet of the container's init, which waits for cgroups and network
+        self._checks = False  # for the network
         self._watchers: Watchers
         self._killed = 0.0  # by when it must have ended, once it was killed
         self._signals = catch_signals() if ends.stand is None else -1
@@ -179,8 +190,6 @@ class Monitor:
             self._watchers = Watchers(self._guest, self._setup["group"])
             try:
                 self._boot()
-                if self._booting.settled is not None:
-                    self._booting.settled()
                 self._spawn_first()
                 self._loop()
             except KnarrError as error:
@@ -190,11 +199,18 @@ class Monitor:
             self._keep_writes()
             if self._setup["flush"] or self._setup["unmount"]:
                 self._power_off()  # without, there is nothing it could have to write out
+            signal_pid(self._booting.pidfd, signal.SIGKILL)
+            self._tell_code()
             return self._first.code
         finally:
             signal_pid(self._booting.pidfd, signal.SIGKILL)
             ended(self._booting.pidfd, 10.0)
             reap(self._booting.pidfd, wait=False)
+
+    def _tell_code(self) -> None:
+        """To what stands before us: who waits for that may go on while the guest's memory is given back."""
+        if self._ends.stand is not None:
+            tell_code(self._ends.stand, self._first.code)
 
     def _last_words(self) -> str:
         self._hear()
@@ -251,10 +267,21 @@ class Monitor:
         self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
 
     def _of_first(self, packet: bytes) -> None:
-        if self._network.hear(packet):
+        self._checks = self._network.hear(packet)
+        kind, _, value, _ = unpack_from("<IIiI", packet)
+        if self._checks or (kind == SYNC and value == SYNC_READY):
             self._held = packet  # it is dealt with where the guest can be asked something
         else:
             self._first.tell(packet)
+
+    def _let_go(self) -> None:
+        """All is ready but what has taken its time meanwhile; nothing foreign has run yet."""
+        if self._booting.settled is not None:
+            self._booting.settled()
+        if self._checks:
+            self._network.check()
+        held, self._held = self._held, b""
+        self._first.tell(held)
 
     def _spawn(self, relay: Relay, plan: bytes, slots: list[list[Any]], *, stdin: bool) -> None:
         errors: list[int] = []
@@ -273,9 +300,7 @@ class Monitor:
         first, drained = self._first, None
         while True:
             if self._held:
-                self._network.check()
-                held, self._held = self._held, b""
-                first.tell(held)
+                self._let_go()
             if first.work.status is not None:
                 drained = drained or monotonic() + _DRAIN
                 if first.flushed and (not first.work.open or monotonic() > drained):

@@ -12,14 +12,13 @@ import _signal as signal
 import os
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from select import POLLIN, poll
-from struct import pack
 from time import monotonic
 
 from knarr.base import fastjson
 from knarr.base.errors import Interrupted, KnarrError
 from knarr.isolation import kinds
 from knarr.isolation.guest import Guest
-from knarr.isolation.monitor import LIMIT, Ends, content, stay
+from knarr.isolation.monitor import LIMIT, Ends, content, stay, tell_code
 from knarr.isolation.taking import settle
 from knarr.isolation.template import HANDED, MESSAGE
 from knarr.kernel.ffi import syscall
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from knarr.isolation.kinds import Booting, Settings, Share
     from knarr.isolation.template import Shape
 
-STAND_EXIT = 2  # stand.c
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _KEEPER = 3
@@ -138,10 +136,7 @@ class _Waiting:
         ends.start = socket(fileno=given["start"]) if "start" in given else None
         self._guest.bound = given["stand"]
         code = stay(setup, ends, lambda settings: self._begin(setup, settings, ends))
-        try:
-            ends.stand.send(pack("<II", STAND_EXIT, code))
-        except OSError:
-            pass  # it was killed
+        tell_code(ends.stand, code)
         return code
 
     def _begin(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> tuple[Booting, Guest]:
