@@ -39,6 +39,15 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert not broken
 
 
+def test_tests_that_show_a_feature_are_there() -> None:
+    missing = []
+    for line in (ROOT / "docs" / "coverage.md").read_text().splitlines():
+        for file, names in re.findall(r"`(\w+/test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", line):
+            tests = (ROOT / "tests" / file).read_text()
+            missing += [f"{file}: {name}" for name in re.findall(r"\w+", names) if f"def test_{name}(" not in tests]
+    assert not missing
+
+
 def headings(text: str) -> set[str]:
     """Return the anchors that a Markdown page's headings get."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import enginekit
 import pytest
+from blackbox import Bundle, Runtime
 
 from knarr.bundle.apparmor_profile import NAME, profile_text
 from knarr.content.digest import sha256_of
@@ -176,6 +177,53 @@ def test_another_profile(image: str) -> None:
     done = knarr("run", "--rm", "--security-opt", "apparmor=knarr-vm-other", image, "true")
     assert done.returncode == 125
     assert "knarr-vm-other" in done.stderr
+
+
+def test_exec_in_a_profile_of_its_own(tmp_path: Path) -> None:
+    """The option of the runtime's, which `docker exec` passes in a process document."""
+    parser("--replace", "profile knarr-vm-other flags=(attach_disconnected) { file, signal, network, capability, }\n")
+    runtime, bundle = Runtime("knarr", tmp_path), Bundle(tmp_path / "bundle")
+    id = runtime.new_id()
+    try:
+        runtime.ok("run", "--detach", "--bundle", bundle.write("sleep", "1000"), id)
+        assert runtime.ok("exec", id, *LABEL).strip() == "unconfined"
+        assert runtime.ok("exec", "--apparmor", "knarr-vm-other", id, *LABEL).strip() == "knarr-vm-other (enforce)"
+        refused = runtime("exec", "--apparmor", "knarr-vm-none", id, "true")
+        assert refused.returncode == 255
+        assert "knarr-vm-none" in refused.stderr
+    finally:
+        runtime.clean()
+        parser("--remove", "profile knarr-vm-other {}\n")
+
+
+def test_a_privileged_exec_stays_in_profile_and_filter_as_with_podman(image: str) -> None:
+    look = ("sh", "-c", "cat /proc/self/attr/current; grep -E 'CapEff|Seccomp:' /proc/self/status | tr '\\n' ' '")
+    if shutil.which("podman") is None:
+        pytest.skip("podman is not installed")
+
+    def podman(*words: str) -> str:
+        command = ["podman", "--log-level=error", "--cgroup-manager", "cgroupfs", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+
+    pulled = podman("pull", "-q", image).strip()
+    podman("run", "-d", "--rm", "--network", "none", "--name", "beside", pulled, "sleep", "600")
+    try:
+        theirs = podman("exec", "--privileged", "beside", *look).splitlines()
+    finally:
+        podman("rm", "-f", "-t", "0", "beside")
+    with subprocess.Popen([*PROGRAM, "run", "--rm", "--name", "label", image, "sleep", "600"]) as running:
+        for _ in range(300):
+            done = knarr("exec", "--privileged", "label", *look)
+            if done.returncode == 0:
+                break
+            time.sleep(0.2)
+        assert knarr("kill", "label").returncode == 0
+        running.wait(60)
+    ours = done.stdout.splitlines()
+    assert "containers-default" in theirs[0]
+    assert ours[0] == OURS
+    assert theirs[1].split() == ours[1].split()
+    assert "Seccomp: 2" in " ".join(ours[1].split())
 
 
 def test_the_text_of_another_version_is_replaced(image: str) -> None:

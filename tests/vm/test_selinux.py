@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import enginekit
 import pytest
+from blackbox import Bundle, Runtime
 
 from knarr.spec.defaults import default_config
 
@@ -276,6 +277,20 @@ def test_exec_and_inspect_have_it_and_it_is_given_back(image: str) -> None:
         assert {path.name for path in CLAIMS.iterdir() if path.is_symlink()} == set(found)
     assert [path for path in CLAIMS.iterdir() if path.is_symlink()] == []
     assert "container_t:s0 with two categories of its own" in knarr("info").stdout
+
+
+@pytest.mark.usefixtures("policy")
+def test_exec_with_a_label_of_its_own(tmp_path: Path) -> None:
+    """The option of the runtime's, which the container itself need not have."""
+    runtime, bundle = Runtime("knarr", tmp_path), Bundle(tmp_path / "bundle")
+    id = runtime.new_id()
+    wanted = "system_u:system_r:container_t:s0:c7,c8"
+    try:
+        runtime.ok("run", "--detach", "--bundle", bundle.write("sleep", "1000", noNewPrivileges=False), id)
+        assert "container_t" not in runtime.ok("exec", id, *LABEL)
+        assert runtime.ok("exec", "--process-label", wanted, id, *LABEL).strip("\0\n") == wanted
+    finally:
+        runtime.clean()
 
 
 @pytest.mark.usefixtures("policy")
