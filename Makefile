@@ -53,10 +53,9 @@ bench-isolation: build ## measure a kernel of its own beside runsc and runc; as 
 	@scripts/prepare system test bench
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/isolation.py $(ARGS)
 
-bench-images: build ## measure image jobs beside umoci; the image is made the first time
+bench-images: build ## the image jobs that have goals, beside umoci, skopeo, podman, docker, ctr; as root; writes build/bench-images.svg
 	@scripts/prepare system test
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/images.py $(ARGS)
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/copies.py
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) bench/imagegoals.py $(ARGS)
 
 conformance: build ## build and run the official conformance suite (downloads it; needs root)
 	@scripts/prepare system test

@@ -37,6 +37,31 @@ def layout() -> Path:
     return path
 
 
+def minbase() -> Path:
+    """A layout with a small Debian, one layer, tag ``gzip``."""
+    path = CACHE / "minbase"
+    if not path.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            os.environ.setdefault("SOURCE_DATE_EPOCH", "1750000000")
+            call("mmdebstrap", "--quiet", "--variant=minbase", "bookworm", f"{folder}/debian.tar")
+            Image.empty().append(f"{folder}/debian.tar").with_config(cmd=["/bin/sh"]).save(f"oci:{folder}/image:gzip")
+            os.rename(f"{folder}/image", path)
+    return path
+
+
+def plain() -> Path:
+    """The lowest layer of ``layout``'s image as a plain tar."""
+    path = CACHE / "debian.tar"
+    if not path.is_file():
+        stream = Image.open(f"oci:{layout()}:gzip").layers[0].stream()
+        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as file:
+            while data := stream.read(1 << 20):
+                file.write(data)
+        os.rename(file.name, path)
+    return path
+
+
 def _make(folder: Path) -> Image:
     """A Debian, numpy, scipy, and a small layer that changes things below it."""
     os.environ.setdefault("SOURCE_DATE_EPOCH", "1750000000")

@@ -234,6 +234,36 @@ def test_cancelling_a_connection_that_is_being_made(tmp_path: Path) -> None:
             one.close()
 
 
+def test_cancelling_the_look_up_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer is given up by the resolver after many seconds, by us at once."""
+    reference = layout(tmp_path / "a", big(1, 1000))
+    look_up, asked, answer = socket.getaddrinfo, threading.Event(), threading.Event()
+
+    def silent(host: str, *rest: int, **options: int) -> list[Any]:
+        if host != "registry.invalid" or options.get("flags"):
+            return look_up(host, *rest, **options)
+        asked.set()
+        answer.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+
+    async def work() -> None:
+        for begin in (
+            lambda: aio.Image.open("docker://registry.invalid/a:1"),
+            lambda: aio.pull("registry.invalid/a:1"),
+            lambda: aio.copy(reference, "docker://registry.invalid/a:1"),
+        ):
+            asked.clear()
+            assert await cancelled(asyncio.create_task(begin()), asked) < 2
+
+    asyncio.run(work())
+    answer.set()  # those left behind end now
+    for thread in threading.enumerate():
+        if thread.name == "knarr-lookup":
+            thread.join(10)
+
+
 def test_cancelling_what_is_sent_to_a_registry_that_takes_nothing(tmp_path: Path) -> None:
     reference = layout(tmp_path / "a", big(1, 20_000_000), kind="")
     asked, over = threading.Event(), threading.Event()

@@ -12,9 +12,9 @@ import os
 import socket
 import ssl
 from contextlib import suppress
-from errno import EADDRNOTAVAIL, EINVAL
+from errno import EADDRNOTAVAIL, ECONNABORTED, EINVAL
 from functools import cache, partial
-from threading import Lock
+from threading import Lock, Thread
 from time import monotonic
 from urllib.parse import unquote, urlsplit
 
@@ -205,7 +205,7 @@ class _Paced(io.RawIOBase):
 def _connected(address: tuple[str, int], wait: float, options: Any, waiting: Waiting) -> socket.socket:
     """Connect to the first address of a host that answers, each within ``wait`` seconds; raises OSError."""
     failed: OSError | None = None
-    for family, kind, protocol, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, where in _looked_up(address, waiting):
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:  # a family this kernel has not
@@ -225,6 +225,39 @@ def _connected(address: tuple[str, int], wait: float, options: Any, waiting: Wai
         finally:
             waiting.discard(sock)
     raise failed or OSError(EADDRNOTAVAIL, os.strerror(EADDRNOTAVAIL))
+
+
+def _looked_up(address: tuple[str, int], waiting: Waiting) -> list[Any]:
+    """``getaddrinfo``, which can be given up; raises what it raises, OSError when it is broken off.
+
+    Nobody can end a look-up that waits for a name server; so it has a thread, which is left behind then and ends by
+    itself: it has neither a socket nor anything else of ours.
+    """
+    with suppress(socket.gaierror):  # a number needs no server
+        return socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    found: list[Any] = []
+    mine, theirs = socket.socketpair()
+
+    def look() -> None:
+        with theirs:
+            try:
+                found.append(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as error:
+                found.append(error)
+
+    waiting.add(mine)
+    try:
+        Thread(target=look, name="knarr-lookup", daemon=True).start()
+        mine.recv(1)  # the end, of the thread's work or of our waiting
+    finally:
+        waiting.discard(mine)
+        mine.close()
+    if not found:
+        raise ConnectionAbortedError(ECONNABORTED, os.strerror(ECONNABORTED))
+    if isinstance(found[0], Exception):
+        raise found[0]
+    answer: list[Any] = found[0]
+    return answer
 
 
 def _pools(policy: Policy, waiting: Waiting) -> tuple[type[HTTPConnectionPool], type[HTTPSConnectionPool]]:
