@@ -51,7 +51,7 @@ import os, sys
 from knarr.layer.apply import apply_layer
 os.mkdir(sys.argv[2])
 with open(sys.argv[1], "rb", buffering=0) as tar:
-    apply_layer(tar, sys.argv[2])
+    apply_layer(tar, os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECTORY), fresh=True)
 """
 
 
