@@ -294,8 +294,10 @@ def pull(bench: Bench, place: Path) -> Iterator[Job]:
 def _engines(place: Path, ref: str) -> dict[str, Contender]:
     found: dict[str, Contender] = {}
     store, data = place / "store", place / "data"
-    podman = ["podman", "--root", str(store), "--runroot", "/run/podman-bench", "--cgroup-manager", "cgroupfs"]
-    podman += ["--events-backend", "none", "run", "--rm", "--tls-verify=false", "--network", "none", ref, "/bin/true"]
+    # Not crun, which podman would take: it wants nothing of cgroup v2 where there is also v1.
+    podman = ["podman", "--root", str(store), "--runroot", "/run/podman-bench", "--runtime", "runc"]
+    podman += ["--cgroup-manager", "cgroupfs", "--events-backend", "none"]
+    podman += ["run", "--rm", "--tls-verify=false", "--network", "none", ref, "/bin/true"]
     found["podman"] = Contender([podman], clear=(store, Path("/run/podman-bench")))
     socket = "/run/docker-bench.sock"
     words = ["dockerd", "--data-root", f"{data}/root", "--exec-root", "/run/docker-bench", "-H", f"unix://{socket}"]
