@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from behind import ISOLATION, need
-from blackbox import needs_busybox
+from blackbox import end, needs_busybox
 
 import knarr
 from knarr.base.errors import UsageError
@@ -81,3 +83,26 @@ def test_a_container_without_memory_left_is_known_afterwards(
         assert state["Error"].startswith("out of memory") == (where == "kernel")
     finally:
         assert knarr_does("rm", "it").returncode == 0
+
+
+def test_a_signal_to_knarr_ends_a_program_that_does_not_care(knarr_program: str, kind: str) -> None:
+    """As first process of a pid namespace it would not notice; a person who presses Ctrl-C means it."""
+    script = "echo up; exec sleep 100"
+    command = [knarr_program, "run", "--isolation", kind, "host:", "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process, contextlib.ExitStack() as finally_:
+        finally_.callback(end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 128 + signal.SIGINT
+
+
+def test_a_signal_to_knarr_is_for_a_program_that_cares(knarr_program: str, kind: str) -> None:
+    script = "trap 'echo heard; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    command = [knarr_program, "run", "--isolation", kind, "host:", "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process, contextlib.ExitStack() as finally_:
+        finally_.callback(end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGTERM)
+        assert (process.wait(20), process.stdout.read()) == (3, b"heard\n")

@@ -14,7 +14,7 @@ from knarr.base.errors import Interrupted, KnarrError, UsageError
 from knarr.engine.run import begin, close_all
 from knarr.engine.session import Relay, Session, Typed, pipe, run_to_end
 from knarr.kernel import tty
-from knarr.runtime.create import Stdio
+from knarr.runtime.create import Created, Stdio
 from knarr.runtime.foreground import SIGWINCH, Signals, Terminal
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from knarr.engine.create import Request
     from knarr.engine.paths import Places
     from knarr.engine.session import Pump
+    from knarr.runtime.create import Process
 
 _SIGINT, _SIGKILL = 2, 9
 _FATAL = frozenset((1, 2, 3, 15))  # SIGHUP, SIGINT, SIGQUIT, SIGTERM: meant to end the program
@@ -117,9 +118,11 @@ class Attended:
                 continue
             if number in _FATAL:
                 self.asked_to_end += 1
-                if self.asked_to_end >= 3 or not _cares(session.process.pid, number):
+                if self.asked_to_end >= 3 or not _cares(session.process, number):
                     self.killed_for = self.killed_for or number
                     number = _SIGKILL
+            if number == _SIGKILL and self.asked_to_end < 3 and _ended(session.process):
+                continue
             session.signal(number)
 
     def code(self, session: Session) -> int:
@@ -144,10 +147,32 @@ def _is_file(fd: int) -> bool:
         return False  # it is closed
 
 
-def _cares(pid: int, number: int) -> bool:
+def _in_guest(process: Process) -> Created | None:
+    """The container, if it is in a guest: a monitor stands for its first process."""
+    return process if isinstance(process, Created) and process.state.isolation is not None else None
+
+
+def _ended(process: Process) -> bool:
+    """Have the monitor kill a container in a guest; False when it is none, or the monitor does not answer."""
+    from knarr.runtime.monitored import end
+
+    container = _in_guest(process)
+    return container is not None and end(container.fd, container.id)
+
+
+def _cares(process: Process, number: int) -> bool:
     """Whether a process catches or ignores a signal (SigCgt, SigIgn): if neither, a pid 1 would never notice it."""
+    container = _in_guest(process)
+    if container is not None:
+        from knarr.runtime.monitored import ask
+
+        try:
+            answer = ask(container.fd, container.id, "cares", patience=2.0, number=number)
+        except KnarrError:
+            return True
+        return bool(answer["cares"])
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
+        with open(f"/proc/{process.pid}/status", "rb") as file:
             fields = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
         masks = int(fields[b"SigCgt"], 16) | int(fields[b"SigIgn"], 16)
     except (OSError, KeyError, ValueError):

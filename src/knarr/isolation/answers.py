@@ -37,6 +37,8 @@ def answer(who: Guest, first: int, group: str, message: dict[str, Any]) -> dict[
         else:
             who.send(frames.SIGNAL, first, number)
         return {}
+    if do == "cares":
+        return {"cares": asked.cares(int(message["number"]))}
     if do == "ps":
         return {"processes": [asked.described(pid) for pid in asked.processes()[:500]]}
     if do == "read":
@@ -93,6 +95,19 @@ class _Asked:
             below = self.demand((frames.LIST, 0, frames.texts(path)), f"list {path}")
             waiting += [f"{path}/{name}" for name in below.decode("utf-8", "replace").split("\0") if name]
         return sorted(pids)
+
+    def cares(self, number: int) -> bool:
+        """Whether the container's first process, whose number is the lowest, catches or ignores a signal."""
+        pids = self.processes()
+        masks = 0
+        for line in self.read(f"/proc/{pids[0]}/status", missing="").splitlines() if pids else ():
+            name, _, value = line.partition(":")
+            if name in ("SigCgt", "SigIgn"):
+                try:
+                    masks |= int(value, 16)
+                except ValueError:
+                    return True  # a guest may call anything a mask
+        return bool(masks >> (number - 1) & 1) if masks else False
 
     def signal(self, pid: int, number: int) -> None:
         """Signal one of them."""
