@@ -29,6 +29,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def runtime(tmp_path: Path) -> Iterator[Runtime]:
     """knarr-runtime."""
     made = Runtime("knarr", tmp_path)
+    made.patience = 60  # a microVM that says nothing is given up after 30 s, with its last words
     yield made
     made.clean()
 

@@ -104,6 +104,7 @@ class Runtime:
         self.root = scratch / "state"
         self.command = [*command_of(name, scratch), "--root", str(self.root)]
         self.ids: list[str] = []
+        self.patience = 30.0
         # crun 1.8 gives its stdin to the container's user, and so the machine's /dev/null: it gets one of its own.
         self.null = Path(os.devnull)
         if name == "crun" and os.geteuid() == 0:
@@ -117,7 +118,7 @@ class Runtime:
 
     def __call__(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
         with self.null.open("rb") as null:
-            options: dict[str, Any] = {"stdin": null, "timeout": 30, **more}
+            options: dict[str, Any] = {"stdin": null, "timeout": self.patience, **more}
             if "stdout" not in options:
                 # Files, not pipes: a container that inherits them must not keep us waiting for their end.
                 return run_to_files([*self.command, *words], **options)
