@@ -2,7 +2,7 @@
 
 ``python bench/isolation.py [--rounds N] [--jobs true,compile]`` as root; prints Markdown and writes a plot. What is
 installed is measured, not the source tree. The programs are the host's own: its /usr is bound read-only into an
-otherwise empty root.
+otherwise empty root. ``vm`` are the starts of a microVM, ``memory`` is what a container takes; neither is drawn.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import footprint
 import plot
 from timing import Figures, command, interleave, table
 
@@ -41,7 +42,9 @@ JOBS = {
         ["python3", "-m", "unittest", "-q", "/job/tests.py"],
         5,
     ),
+    "vm": ("start to exit of `true` in a microVM", ["true"], 5),
 }
+MEASURED = (*JOBS, "memory")
 SCRIPTS = {
     "compute": "sum(n * n % 7 for n in range(20_000_000))\n",
     "pipe": "dd if=/dev/zero bs=4096 count=4096 2>/dev/null | dd of=/dev/null bs=4096 2>/dev/null\n",
@@ -78,7 +81,7 @@ def make_bundle(folder: Path, job: str) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config["ociVersion"] = "1.0.2"
     config["process"]["terminal"] = False
-    config["process"]["args"] = JOBS[job][1]
+    config["process"]["args"] = JOBS[job][1] if job in JOBS else ["true"]
     config["process"]["env"] = ["PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "HOME=/tmp"]
     config["mounts"] = [entry for entry in config["mounts"] if entry["type"] != "cgroup"]
     config["mounts"] += [
@@ -129,13 +132,14 @@ def once(line: list[str], bundle: Path) -> Callable[[], None]:
 
 
 class Templates:
-    """A keeper with one guest ready, and the wait for the next to be."""
+    """A keeper with guests of a kind ready, and the wait for the next to be."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._knarr = str(Path(sys.prefix, "bin", "knarr"))
 
     def __enter__(self) -> Self:
-        self._call("start", "--count", "2", "--memory", str(MEMORY))
+        self._call("start", "--isolation", self._kind, "--count", "2", "--memory", str(MEMORY))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,18 +162,38 @@ class Templates:
 def measure(job: str, lines: dict[str, list[str]], scratch: Path, rounds: int) -> dict[str, Figures]:
     """One job by all contenders in turn; with templates in rounds of their own, after waiting for one to be ready."""
     bundle = make_bundle(scratch / f"bundle-{job}", job)
+    kind = "vm" if job == "vm" else "kernel"
+    if job == "vm":
+        lines = {"knarr vm": guest_line("vm", scratch)}
     figures = interleave({name: once(line, bundle) for name, line in lines.items()}, rounds=rounds, warmup=1)
-    if job == "true":
-        with Templates() as templates:
-            warm, run = Figures(), once(lines["knarr kernel"], bundle)
+    if job in ("true", "vm"):
+        name = f"knarr {kind}"
+        with Templates(kind) as templates:
+            warm, run = Figures(), once(lines[name], bundle)
             for number in range(rounds + 2):
                 templates.wait()
                 start = time.perf_counter()
                 run()
                 if number >= 2:
                     warm.wall.append((time.perf_counter() - start) * 1000)
-        figures = {"knarr kernel": figures.pop("knarr kernel"), "knarr kernel, template": warm, **figures}
+        figures = {name: figures.pop(name), f"{name}, template": warm, **figures}
     return figures
+
+
+def guest_line(kind: str, scratch: Path) -> list[str]:
+    """The command line of a kind up to the verb."""
+    name = "knarr-runtime" if kind == "namespace" else f"knarr-runtime-{kind}"
+    return [str(Path(sys.prefix, "bin", name)), "--root", str(scratch / f"root-{kind}")]
+
+
+def memory(scratch: Path) -> str:
+    """What a container of each kind takes, and one of a template."""
+    bundle = make_bundle(scratch / "bundle-memory", "memory")
+    lines = {kind: guest_line(kind, scratch) for kind in ("namespace", "kernel", "vm")}
+    found = {kind: footprint.footprint(line, bundle, 2 if kind == "vm" else 4) for kind, line in lines.items()}
+    with Templates("kernel") as templates:
+        found["kernel, template"] = footprint.footprint(lines["kernel"], bundle, 4, templates.wait)
+    return footprint.table(found)
 
 
 def relative(jobs: dict[str, dict[str, Figures]]) -> dict[str, dict[str, Figures]]:
@@ -188,21 +212,27 @@ def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=0, help="of each job; 0: as many as it takes")
-    parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--jobs", default=",".join(MEASURED))
     parser.add_argument("--plot", type=Path, default=Path("build/bench-isolation.svg"))
     asked = parser.parse_args()
     if os.geteuid():
         raise SystemExit("run it as root: runsc and runc are measured with what root can do")
     scratch = Path(tempfile.mkdtemp(prefix="knarr-bench-"))
+    os.environ["KNARR_TEMPLATES"] = str(scratch / "templates")
     try:
         make_work(scratch / "job")
         lines = contenders(scratch)
         jobs = {}
         for job in asked.jobs.split(","):
+            if job == "memory":
+                print(memory(scratch))
+                continue
             title, _, rounds = JOBS[job]
-            jobs[title] = measure(job, lines, scratch, asked.rounds or rounds)
-            print(table(title, jobs[title], [name for name in ("runsc", "runc") if name in lines]))
+            figures = measure(job, lines, scratch, asked.rounds or rounds)
+            print(table(title, figures, [name for name in ("runsc", "runc") if name in figures]))
             print()
+            if job != "vm":
+                jobs[title] = figures
         plot.write(asked.plot, "knarr kernel beside runsc and runc", relative(jobs), "% of runsc's median")
         print(f"plot: {asked.plot}")
     finally:
