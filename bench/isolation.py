@@ -233,6 +233,8 @@ def main() -> None:
             print()
             if job != "vm":
                 jobs[title] = figures
+        if not jobs:
+            return
         plot.write(asked.plot, "knarr kernel beside runsc and runc", relative(jobs), "% of runsc's median")
         print(f"plot: {asked.plot}")
     finally:

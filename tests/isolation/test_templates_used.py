@@ -155,6 +155,14 @@ KERNEL = pytest.mark.parametrize("templates", ["kernel"], indirect=True)  # a mi
 
 
 @KERNEL
+def test_several_boot_at_one_time(templates: Templates, tmp_path: Path) -> None:
+    for count in ("4", "1", "5"):
+        templates("start", "--memory", str(MEMORY), "--count", count)
+        assert [row["State"] for row in templates.listed()] == ["ready"] * int(count)
+    assert not list((tmp_path / "templates").glob("initramfs*"))
+
+
+@KERNEL
 @pytest.mark.parametrize("whom", ["monitor", "guest"])
 def test_whoever_of_it_is_killed_all_of_it_ends(
     templates: Templates, runtime: Runtime, small: Bundle, whom: str

@@ -87,6 +87,9 @@ def main(place: str, idle: float) -> None:
     except KnarrError as error:
         os.write(2, f"{error}\n".encode())
         os._exit(1)
+    for name in os.listdir(place):
+        if name.startswith(waiting.INITRAMFS):
+            os.unlink(f"{place}/{name}")  # of a boot that was killed
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # by way of the end of run()
     os.write(2, f"{_LISTENING}\n".encode())
     null = os.open("/dev/null", os.O_RDWR)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from knarr.isolation.kinds import Booting, Settings, Share
     from knarr.isolation.template import Shape
 
+INITRAMFS = "initramfs-"
+"""In the keeper's folder, with the number of the process whose guest boots."""
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _KEEPER = 3
@@ -91,12 +93,21 @@ class _Waiting:
             return 1  # who took it is gone
 
     def _boot(self, found: dict[str, Any]) -> None:
+        # Of its own: others boot at this moment, and a file that is replaced can no longer be bound.
+        initramfs = f"{self._place}/{INITRAMFS}{os.getpid()}"
+        try:
+            self._boot_from(initramfs, found)
+        finally:
+            if os.path.exists(initramfs):
+                os.unlink(initramfs)
+
+    def _boot_from(self, initramfs: str, found: dict[str, Any]) -> None:
         settings = kinds.Settings(
             kind=self._shape.kind,
             memory=self._shape.memory,
             cpus=self._shape.cpus,
             shares=None,
-            initramfs=f"{self._place}/initramfs",
+            initramfs=initramfs,
             found=found,
             filters=f"{self._place}/.seccomp",
         )
