@@ -19,6 +19,7 @@ from knarr.base.errors import KnarrError, SafetyViolation
 from knarr.isolation import changes, frames
 from knarr.isolation.choose import WRITES
 from knarr.isolation.guest import Guest
+from knarr.isolation.taking import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,7 +201,7 @@ def kept(tmp_path: Path) -> Iterator[Callable[[Answer], tuple[str, ...]]]:
 
     def run(answer: Answer) -> tuple[str, ...]:
         begun.append(Hostile(answer))
-        root = changes.opened(str(tmp_path / "root"))
+        root = opened(str(tmp_path / "root"))
         try:
             return changes.keep(begun[-1].guest, "/upper", root, 1 << 20)
         finally:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
 from struct import Struct
 from time import monotonic
 
-from knarr.base.errors import FileError, InitError, KnarrError, SafetyViolation
+from knarr.base.errors import InitError, KnarrError, SafetyViolation
 from knarr.base.record import Record
 from knarr.isolation import frames
 from knarr.kernel.path import printable
@@ -67,21 +66,6 @@ class _File(Record):
     device: tuple[int, int]
     marks: int
     target: bytes
-
-
-def opened(root: str, of: int = -1) -> int:
-    """A descriptor of a container's root; ``of``: a pidfd of the process in whose mounts it is seen.
-
-    Raises FileError.
-    """
-    if of >= 0:
-        with open(f"/proc/self/fdinfo/{of}", encoding="ascii") as file:
-            (pid,) = [line.split()[1] for line in file if line.startswith("Pid:")]
-        root = f"/proc/{pid}/root{root}"
-    try:
-        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise FileError("open", root, error.errno or 0) from None
 
 
 def keep(guest: Guest, upper: str, root: int, most: int) -> tuple[str, ...]:
@@ -205,7 +189,7 @@ class _Changes:
 
     def _contents(self, files: list[_File]) -> Iterator[bytes]:
         """Files with what they hold, their beginnings asked for ahead."""
-        asked: deque[list[tuple[int, bytes]]] = deque()
+        asked: list[list[tuple[int, bytes]]] = []
         todo = iter(files)
         for file in files:
             while len(asked) < _AHEAD and (following := next(todo, None)) is not None:
@@ -215,7 +199,7 @@ class _Changes:
                 else:
                     answers.append((0, b""))
                 asked.append(answers)
-            yield from self._content(file, asked.popleft())
+            yield from self._content(file, asked.pop(0))
 
     def _from(self, file: _File, at: int) -> bytes:
         return self._place(file.path) + at.to_bytes(8, "little")

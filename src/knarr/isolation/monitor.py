@@ -508,7 +508,11 @@ class Monitor:
         if not self._setup["keep"]:
             return
         try:
-            from knarr.isolation.changes import keep, opened  # only where something is kept
+            _, data = self._guest.call(frames.LOOK, 0, frames.texts(UPPER), monotonic() + _END)
+            if not data:
+                return  # nothing was written
+            from knarr.isolation.changes import keep  # 20 ms: only where something is kept
+            from knarr.isolation.taking import opened
 
             root = self._ends.root if self._ends.root >= 0 else opened(self._setup["settings"]["shares"][0].source)
             notes = keep(self._guest, UPPER, root, self._setup["keep"])

@@ -6,7 +6,7 @@ import os
 from _thread import allocate_lock, start_new_thread
 from errno import ESRCH
 
-from knarr.base.errors import KnarrError
+from knarr.base.errors import FileError, KnarrError
 from knarr.base.files import read_file
 
 TYPE_CHECKING = False
@@ -63,3 +63,18 @@ def _join(groups: dict[str, Any] | None, pid: int) -> None:
 def _children(pid: int) -> list[int]:
     """The processes of a guest: all are its own children."""
     return [int(word) for word in read_file(f"/proc/{pid}/task/{pid}/children", 1 << 16).split()]
+
+
+def opened(root: str, of: int = -1) -> int:
+    """A descriptor of a container's root; ``of``: a pidfd of the process in whose mounts it is seen.
+
+    Raises FileError.
+    """
+    if of >= 0:
+        with open(f"/proc/self/fdinfo/{of}", encoding="ascii") as file:
+            (pid,) = [line.split()[1] for line in file if line.startswith("Pid:")]
+        root = f"/proc/{pid}/root{root}"
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError("open", root, error.errno or 0) from None

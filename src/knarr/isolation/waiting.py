@@ -19,7 +19,7 @@ from knarr.base.errors import Interrupted, KnarrError
 from knarr.isolation import kinds
 from knarr.isolation.guest import Guest
 from knarr.isolation.monitor import LIMIT, Ends, content, stay, tell_code
-from knarr.isolation.taking import settle
+from knarr.isolation.taking import opened, settle
 from knarr.isolation.template import HANDED, MESSAGE
 from knarr.kernel.ffi import syscall
 from knarr.kernel.passed import descriptors
@@ -161,8 +161,6 @@ class _Waiting:
         if setup["own_mounts"]:
             self._show(shares, stands)
         if setup["keep"] and settings.shares:
-            from knarr.isolation.changes import opened  # only where something is kept
-
             ends.root = opened(settings.shares[0].source, stands)
         os.close(stands)
         return self._booting.replace(settled=settled), self._guest
