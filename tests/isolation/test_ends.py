@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,11 +45,12 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def below(pid: int) -> Iterator[tuple[int, str]]:
-    """The processes below one, and their names."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            yield child, Path(f"/proc/{child}/comm").read_text().strip()
-            yield from below(child)
+    """The processes below one, and their names; those of a guest come and go meanwhile."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child, Path(f"/proc/{child}/comm").read_text().strip()
+                yield from below(child)
 
 
 def fill(disk: Path) -> None:

@@ -29,9 +29,13 @@ MEMORY = 96 << 20
 
 
 def children(pid: int) -> list[int]:
-    """All the processes below one."""
-    found = []
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+    """All the processes below one; those of a guest come and go meanwhile."""
+    found: list[int] = []
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return found
+    for child in map(int, words):
         found += [child, *children(child)]
     return found
 
