@@ -22,7 +22,7 @@ from knarr.spec import mediatypes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from collections.abc import Set as AbstractSet
     from typing import Any, TypedDict
 
@@ -85,6 +85,11 @@ class Facts:
         self._blobs = f"{store.path}/{mediatypes.BLOBS_DIRECTORY}"
         self._rows: dict[str, Any] = _read(f"{store.path}/{FILE}")
         self._changes = 0  # rows that the file lacks or has in vain
+
+    @property
+    def rows(self) -> Mapping[str, Any]:
+        """All rows by digest, as they were read once: for who goes through thousands. Others use the methods."""
+        return self._rows
 
     def manifest(self, descriptor: Descriptor, *, look: bool = True) -> ManifestFacts:
         """Return the facts of a manifest that is there; raises as reading it does, NotFound, SpecError, ….

@@ -102,18 +102,22 @@ def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float 
 def _wanted(store: Store, roots: list[Descriptor], there: set[str]) -> set[str]:
     """Return the digests ``reachable`` would yield, without opening the manifests whose references are known."""
     facts = facts_of(store)
+    rows = facts.rows
     wanted: set[str] = set()
     seen: set[str] = set()  # of these the references are in wanted too; a layer may have a manifest's digest
     stack = list(roots)
+    manifests = mediatypes.MANIFESTS
     while stack:
         descriptor = stack.pop()
         digest, kind = descriptor["digest"], descriptor["mediaType"]
         wanted.add(digest)
         if digest in seen or digest not in there:  # an index of which only one platform was pulled
             continue
-        if kind in mediatypes.MANIFESTS:
+        if kind in manifests:
             seen.add(digest)
-            found = facts.manifest(descriptor, look=False)
+            found = rows.get(digest)
+            if found is None or found.get("type") != kind:
+                found = facts.manifest(descriptor, look=False)
             if found["nested"]:
                 stack.extend(children(descriptor, store.read_blob(descriptor)))
             else:

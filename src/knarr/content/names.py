@@ -64,8 +64,9 @@ def _remember(path: str, entries: Entries) -> Entries:
 
 def _places(entries: tuple[Descriptor, ...]) -> dict[str, tuple[int, ...]]:
     places: dict[str, tuple[int, ...]] = {}
+    none: dict[str, str] = {}
     for at, entry in enumerate(entries):
-        name = name_of(entry)
+        name = entry.get("annotations", none).get(mediatypes.REF_NAME)  # as name_of, of thousands
         if name:
             places[name] = (*places[name], at) if name in places else (at,)
     return places

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 DOCUMENT_LIMIT = 4 << 20
 """Most bytes of a manifest, index or config: 4 MiB (distribution-spec and every peer)."""
 
+_HEX = "0123456789abcdef"
 TOGETHER = 8
 """So many small blobs are put on disk by one syncfs(2) rather than an fsync(2) each."""
 
@@ -136,7 +137,9 @@ class Store:
         for algorithm, length in USABLE.items():
             begin = f"{algorithm}:"
             names = self._listed(algorithm)
-            found.update([begin + each for each in names if len(each) == length and not each.strip("0123456789abcdef")])
+            if set(map(len, names)) != {length} or "".join(names).strip(_HEX):  # looked at together they take a third
+                names = [each for each in names if len(each) == length and not each.strip(_HEX)]
+            found.update([begin + each for each in names])
         return found
 
     def _listed(self, algorithm: str) -> list[str]:

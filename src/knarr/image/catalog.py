@@ -181,7 +181,15 @@ def _listed(facts: Facts, entry: Descriptor) -> Listed:
 def stacks(store: Store) -> set[tuple[str, ...]]:
     """Return the layers of every image, as diffIDs, lowest first; of one that cannot be read, none."""
     facts, found = facts_of(store), set()
+    rows = facts.rows
     for entry in store.entries():
+        row = rows.get(entry["digest"])
+        usual = row is not None and row.get("type") == entry["mediaType"] and not row["kind"]
+        if usual and "artifactType" not in entry:
+            config = rows.get(row["config"])
+            if config is not None and "diffIds" in config:
+                found.add(tuple(config["diffIds"]))
+                continue
         if not _is_image(entry):
             continue
         try:
