@@ -184,8 +184,9 @@ def stacks(store: Store) -> set[tuple[str, ...]]:
     rows = facts.rows
     for entry in store.entries():
         row = rows.get(entry["digest"])
-        usual = row is not None and row.get("type") == entry["mediaType"] and not row["kind"]
-        if usual and "artifactType" not in entry:
+        if row is None or "artifactType" in entry:
+            pass  # it takes a closer look
+        elif row.get("type") == entry["mediaType"] and not row["kind"]:
             config = rows.get(row["config"])
             if config is not None and "diffIds" in config:
                 found.add(tuple(config["diffIds"]))
