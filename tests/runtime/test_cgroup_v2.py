@@ -26,12 +26,13 @@ KEPT = ("KNARR_TEST_INSTALLED", "KNARR_TEST_RUNTIME")
         (("test_cgroup_groups.py",), ""),
         (("test_options.py",), "admits and not crun or knarr and (cgroup or sigkill)"),
         (("test_conformance.py",), "not runc and not crun"),
+        (("test_error_pointers.py",), "refused_with_its_field and cgroup"),
         (
             ("test_pause.py", "test_update.py", "test_events.py", "test_resources.py"),
             "not runc and not crun and not size and not sense",
         ),
     ],
-    ids=["groups", "options", "conformance", "verbs"],
+    ids=["groups", "options", "conformance", "errors", "verbs"],
 )
 @pytest.mark.skipif(HOST is not None and HOST.mode == "v2", reason="the same tests have run on this v2 host")
 def test_on_cgroup_v2(files: tuple[str, ...], wanted: str) -> None:
