@@ -15,7 +15,7 @@ from time import monotonic
 
 from knarr.base.errors import InitError, KernelError
 from knarr.base.record import Record
-from knarr.isolation import convert, frames, kinds
+from knarr.isolation import convert, frames, kinds, resolver
 from knarr.isolation.nic import MTU
 from knarr.isolation.wire import Wire, begin
 from knarr.kernel import rtnetlink
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from knarr.isolation.guest import Guest
 
 _ETHERNET = 1  # ARPHRD_ETHER
-_AF_INET6 = 10
+_AF_INET, _AF_INET6 = 2, 10
 _LINK_LOCAL = b"\xfe\x80"
 _PATIENCE = 10.0
 _PID, _SYNC = 1, 2  # packets of an init's control socket (docs/init.md)
@@ -161,8 +161,11 @@ def wants_ipv6(devices: Sequence[Device]) -> bool:
     )
 
 
-def requests(device: Device, index: int, *, ipv6: bool) -> list[Request]:
-    """What the guest's kernel is asked for its device with that index; ``ipv6``: whether it has that. Pure."""
+def requests(device: Device, index: int, *, ipv6: bool, resolves: bool = False) -> list[Request]:
+    """What the guest's kernel is asked for its device with that index; pure.
+
+    ``ipv6``: whether it has that. ``resolves``: the resolver of resolver.py is reached by this device.
+    """
     link = device.link
     made = [rtnetlink.change_link(index, address=link.address, mtu=min(link.mtu, MTU))]
     made += [rtnetlink.change_link(index, own_addresses=False)] if ipv6 else []
@@ -175,7 +178,12 @@ def requests(device: Device, index: int, *, ipv6: bool) -> list[Request]:
             flags = address.flags | NODAD if address.family == _AF_INET6 else address.flags
             made.append(rtnetlink.new_address(index, address.replace(flags=flags)))
     kept = [route for route in device.routes if route.family != _AF_INET6 or ipv6]
-    return made + [rtnetlink.new_route(index, route) for route in sorted(kept, key=lambda route: route.through)]
+    made += [rtnetlink.new_route(index, route) for route in sorted(kept, key=lambda route: route.through)]
+    if resolves:
+        made.append(rtnetlink.change_link(index, loopback_routed=True))
+        made.append(rtnetlink.new_local_route(index, resolver.PACKED))
+        made.append(rtnetlink.new_neighbour(index, resolver.PACKED, resolver.HARDWARE))
+    return made
 
 
 def take_over(
@@ -186,8 +194,12 @@ def take_over(
     ``nics`` are our ends of the guest's devices, ``name`` is what they are called there at first, without the number.
     Raises InitError with ``pointer``; the devices may be without their addresses then.
     """
+    resolving = _resolving(devices)
     try:
-        wires = [Wire(device.link.name, nic) for device, nic in zip(devices, nics, strict=False)]
+        wires = [
+            Wire(device.link.name, nic, device.link.address, resolves=device is resolving)
+            for device, nic in zip(devices, nics, strict=False)
+        ]
         _flush(devices)
     except KernelError as error:
         raise InitError(pointer, _DOING, error.errno or 0, why=error.sentence()) from None
@@ -198,7 +210,16 @@ def take_over(
         index = _index(guest, "", f"{name}{number}", pointer)
         _ask(guest, "", [rtnetlink.change_link(index, name=wanted, pid=pid)], f"give the guest {wanted}", pointer)
         index = _index(guest, there, wanted, pointer)
-        _ask(guest, there, requests(device, index, ipv6=ipv6), f"set up {wanted} in the guest", pointer)
+        asked = requests(device, index, ipv6=ipv6, resolves=device is resolving)
+        _ask(guest, there, asked, f"set up {wanted} in the guest", pointer)
+
+
+def _resolving(devices: Sequence[Device]) -> Device | None:
+    """The device by which the guest asks a resolver on the namespace's loopback device; None where there is none."""
+    if not resolver.there():
+        return None
+    fit = (each for each in devices if each.link.flags & UP and any(one.family == _AF_INET for one in each.addresses))
+    return next(fit, None)
 
 
 def _flush(devices: Sequence[Device]) -> None:

@@ -13,6 +13,7 @@ from errno import EAGAIN, EINTR
 from select import POLLIN, poll
 
 from knarr.base.errors import KernelError
+from knarr.isolation.resolver import HARDWARE, Resolver
 from knarr.isolation.segments import HEAD, plain
 
 _AF_PACKET, _SOL_PACKET, _VNET_HDR, _IGNORE_OUTGOING = 17, 263, 15, 23
@@ -26,11 +27,16 @@ _AT_ONCE = 64
 class Wire:
     """One device's packet socket and the guest's end of it, which becomes the wire's."""
 
-    __slots__ = ("device", "guest")
+    __slots__ = ("device", "guest", "hardware", "resolves")
 
-    def __init__(self, name: str, guest: int) -> None:
-        """Open the device of this name, in the caller's network namespace. Raises KernelError."""
+    def __init__(self, name: str, guest: int, hardware: bytes = b"", *, resolves: bool = False) -> None:
+        """Open the device of this name, in the caller's network namespace. Raises KernelError.
+
+        ``resolves``: the guest, whose ``hardware`` address it is, asks the namespace's resolver by this device.
+        """
         self.guest = guest
+        self.hardware = hardware
+        self.resolves = resolves
         try:
             self.device = socket(_AF_PACKET, SOCK_RAW, 0)
             self.device.setblocking(False)
@@ -51,7 +57,10 @@ def begin(wires: list[Wire]) -> None:
 def _copy(wires: list[Wire]) -> None:
     poller = poll()
     into, out = {}, {}
+    resolver: Resolver | None = None
     for wire in wires:
+        if wire.resolves:
+            resolver = Resolver(wire.guest, wire.hardware, poller)
         into[wire.device.fileno()] = wire
         out[wire.guest] = wire
         poller.register(wire.device.fileno(), POLLIN)
@@ -62,8 +71,12 @@ def _copy(wires: list[Wire]) -> None:
         for fd, _ in poller.poll():
             if fd in into:
                 _to_guest(into[fd], packet)
-            elif not _from_guest(out[fd], frame):
-                poller.unregister(fd)
+            elif fd in out:
+                wire = out[fd]
+                if not _from_guest(wire, frame, resolver if wire.resolves else None):
+                    poller.unregister(fd)
+            elif resolver is not None:
+                resolver.hear(fd)
 
 
 def _to_guest(wire: Wire, packet: memoryview) -> None:
@@ -83,7 +96,7 @@ def _to_guest(wire: Wire, packet: memoryview) -> None:
                     break  # the guest does not take it in time
 
 
-def _from_guest(wire: Wire, frame: memoryview) -> bool:
+def _from_guest(wire: Wire, frame: memoryview, resolver: Resolver | None) -> bool:
     """False when nothing will come any more."""
     send, guest, body = wire.device.send, wire.guest, frame[HEAD:]
     for _ in range(_AT_ONCE):
@@ -91,6 +104,9 @@ def _from_guest(wire: Wire, frame: memoryview) -> bool:
             count = os.readv(guest, [body])
         except OSError as error:
             return error.errno in (EAGAIN, EINTR)
+        if resolver is not None and body[:6] == HARDWARE:
+            resolver.ask(bytes(body[:count]))
+            continue
         try:
             send(frame[: HEAD + count])
         except OSError:

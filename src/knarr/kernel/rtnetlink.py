@@ -37,7 +37,10 @@ _ADDR_GEN_MODE, _GEN_NONE = 8, 1  # in IFLA_AF_SPEC of AF_INET6
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 4, 5, 9, 18
 _RTA_KEPT = frozenset((1, _RTA_GATEWAY, 6, 7, 8, _RTA_VIA, 20))  # and DST, PRIORITY, PREFSRC, METRICS, PREF
-_AF_INET6 = 10
+_AF_INET, _AF_INET6 = 2, 10
+_INET_CONF, _ROUTE_LOCALNET = 1, 26  # in IFLA_AF_SPEC of AF_INET; IPV4_DEVCONF_ROUTE_LOCALNET
+_NEWNEIGH, _PERMANENT_STATE = 28, 0x80  # NUD_PERMANENT
+_LOCAL = 255  # RT_TABLE_LOCAL
 _UNICAST, _MAIN, _OF_KERNEL, _ONLINK = 1, 254, 2, 4  # RTN_UNICAST, RT_TABLE_MAIN, RTPROT_KERNEL, RTNH_F_ONLINK
 
 
@@ -221,10 +224,12 @@ def change_link(
     address: bytes = b"",
     mtu: int = 0,
     own_addresses: bool = True,
+    loopback_routed: bool = False,
 ) -> Request:
     """Change a device: up or down, its name, hardware address, MTU; move it to the network namespace of ``pid``.
 
-    Without ``own_addresses`` the kernel gives it no IPv6 address of its own making.
+    Without ``own_addresses`` the kernel gives it no IPv6 address of its own making. ``loopback_routed``: 127.0.0.0/8 is
+    an address like others there (route_localnet).
     """
     body = pack(_LINK, 0, 0, index, UP if up else 0, 0 if up is None else UP)
     if name:
@@ -238,7 +243,22 @@ def change_link(
     if not own_addresses:
         six = _attribute(_AF_INET6, _attribute(_ADDR_GEN_MODE, bytes((_GEN_NONE,))))
         body += _attribute(_AF_SPEC, six)
+    if loopback_routed:
+        four = _attribute(_AF_INET, _attribute(_INET_CONF, _attribute(_ROUTE_LOCALNET, pack("=I", 1))))
+        body += _attribute(_AF_SPEC, four)
     return Request(_NEWLINK, _ACK, body)
+
+
+def new_neighbour(index: int, address: bytes, hardware: bytes) -> Request:
+    """Say for good which hardware address an IPv4 address is at."""
+    body = pack("=BxxxiHBB", _AF_INET, index, _PERMANENT_STATE, 0, 0)  # struct ndmsg
+    return Request(_NEWNEIGH, _ACK | _CREATE, body + _attribute(1, address) + _attribute(2, hardware))
+
+
+def new_local_route(index: int, address: bytes) -> Request:
+    """Send what is for one IPv4 address by a device, though it may be one of loopback's."""
+    body = pack(_ROUTE, _AF_INET, 32, 0, 0, _LOCAL, 4, 253, _UNICAST, 0)  # RTPROT_STATIC, RT_SCOPE_LINK
+    return Request(_NEWROUTE, _ACK | _CREATE, body + _attribute(1, address) + _attribute(_RTA_OIF, pack("=I", index)))
 
 
 def new_address(index: int, address: Address) -> Request:
