@@ -14,7 +14,7 @@ import pytest
 from engine_containerd import IMAGE, Containerd
 from engine_docker import Docker
 from engine_podman import Podman
-from enginebox import Box, box
+from enginebox import box
 from scripts_docker import SHELL
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "isolation"))
@@ -92,7 +92,7 @@ def life(d: Recorder, folder: Path) -> None:
     assert "no-such-program" in done.stderr
 
 
-def bridges(d: Recorder, box: Box) -> None:
+def bridges(d: Recorder, docker: Docker) -> None:
     """Containers that talk: by address, by name, from outside by a published port."""
     assert d.quiet("network", "create", "talk").returncode == 0
     serve = ("--name", "web", "-p", "127.0.0.1:8099:80", "small", "httpd", "-f", "-h", "/data")
@@ -101,9 +101,10 @@ def bridges(d: Recorder, box: Box) -> None:
     done = d.quiet("run", "--rm", "--network", "talk", "small", "sh", "-c", "wget -qO- http://web/seed; ping -c 1 web")
     assert "from the image\n" in done.stdout, done
     assert "1 packets received" in done.stdout, done
-    assert box.run("busybox", "wget", "-qO-", "http://127.0.0.1:8099/seed") == "from the image\n"
-    done = d.quiet("run", "--rm", "--network", "container:web", "small", "true")
-    assert "would be left without" in done.stderr, done
+    assert docker.box.run("busybox", "wget", "-qO-", "http://127.0.0.1:8099/seed") == "from the image\n"
+    if "kernel" in docker.runtime:  # one boot less of an emulated machine
+        done = d.quiet("run", "--rm", "--network", "container:web", "small", "true")
+        assert "would be left without" in done.stderr, done
     assert d.quiet("rm", "-f", "web").returncode == 0
     assert d.quiet("network", "rm", "talk").returncode == 0
 
@@ -147,7 +148,7 @@ def test_docker(docker: Docker, tmp_path: Path, runtime: str) -> None:
         done = d.quiet("run", "--rm", "--network", "host", "small", "true")
         assert done.returncode == 125, done
         assert "cannot use the host's network" in done.stderr, done
-        bridges(d, docker.box)
+        bridges(d, docker)
     finally:
         d.close()
         docker.clear()
@@ -158,6 +159,13 @@ def test_podman(podman: Podman, tmp_path: Path) -> None:
     d = podman.recorder()
     try:
         life(d, tmp_path)
+        done = d.quiet("run", "-d", "--name", "web", "-p", "127.0.0.1:8098:80", "small", "httpd", "-f", "-h", "/data")
+        assert done.returncode == 0, done
+        address = d.quiet("inspect", "web", "--format", "{{.NetworkSettings.IPAddress}}").stdout.strip()
+        done = d.quiet("run", "--rm", "small", "wget", "-qO-", f"http://{address}/seed")
+        assert done.stdout == "from the image\n", done
+        assert podman.box.run("busybox", "wget", "-qO-", "http://127.0.0.1:8098/seed") == "from the image\n"
+        assert d.quiet("rm", "-f", "-t", "0", "web").returncode == 0
     finally:
         d.close()
         podman.clear()

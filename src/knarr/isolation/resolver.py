@@ -1,4 +1,4 @@
-"""A resolver on the loopback device of the container's network namespace, for a guest with a loopback of its own (hot).
+"""A resolver on loopback in the container's network namespace, for a guest with a loopback of its own (cold).
 
 Docker's networks with names have one at 127.0.0.11, which listens in the namespace on the host. The guest sends what is
 for that address by its device, to a hardware address that only stands for it; such datagrams are sent on from the

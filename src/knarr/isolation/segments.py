@@ -1,4 +1,4 @@
-"""Frames as a packet socket gives them, made fit for a wire: checksums completed, long ones cut (pure, hot).
+"""Frames as a packet socket gives them, made fit for a wire: checksums completed, long ones cut (pure).
 
 Between devices of one host the kernel leaves checksums to a card that never comes, and hands on up to 64 KiB of TCP or
 UDP as one frame. struct virtio_net_hdr before each frame says so: packet(7), PACKET_VNET_HDR; include/uapi/linux/
