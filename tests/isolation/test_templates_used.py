@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from behind import GUESTS, ISOLATION, need
 from blackbox import cgroup_of, left_behind, needs_busybox
+from wired import OUT4, PAGE, link
 
 from knarr.isolation.choose import WRITES
 
@@ -130,6 +132,27 @@ def test_it_is_the_containers_own_while_it_runs(templates: Templates, runtime: R
     assert left_behind(runtime, id) == []
     templates.expect("ready")
     assert not Path(f"/proc/{taken['Pid']}").exists()
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="iproute2 is not installed")
+def test_it_has_the_containers_network(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    """Its devices were there before it was known whose they are."""
+    with link() as wired:
+        spaces = [each for each in small.config["linux"]["namespaces"] if each["type"] != "network"]
+        small.config["linux"]["namespaces"] = [*spaces, {"type": "network", "path": wired.path}]
+        (small.rootfs / "bin" / "wget").symlink_to("busybox")
+        server = wired.python(PAGE, OUT4)
+        with server:
+            (waiting,) = templates.expect("ready")
+            id = runtime.new_id()
+            words = ("sh", "-c", f"wget -qO- http://{OUT4}:7080/; cat")
+            with runtime.popen(
+                "run", "-b", small.write(*words), id, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as run:
+                assert templates.expect("ready", "taken")[1]["Pid"] == waiting["Pid"]
+                out, _ = run.communicate(b"", 60)
+            server.kill()
+        assert out == b"a page"
 
 
 def test_another_memory_boots_anew(templates: Templates, runtime: Runtime, small: Bundle) -> None:

@@ -119,3 +119,19 @@ other.shutdown(socket.SHUT_WR)
 print(other.recv(100).decode(), flush=True)
 """
 """Connects to the container and says what comes back."""
+
+PAGE = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        self.wfile.write(b"a page")
+    def log_message(self, *words):
+        pass
+server = http.server.HTTPServer((sys.argv[1], 7080), Handler)
+print("up", flush=True)
+server.serve_forever()
+"""
+"""Serves one page: argv is an address."""

@@ -11,7 +11,7 @@ import os
 from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EINVAL, EOPNOTSUPP, ESRCH
 from struct import error as struct_error
 from struct import unpack_from
-from time import monotonic
+from time import monotonic, sleep
 
 from knarr.base.errors import InitError, KernelError
 from knarr.base.record import Record
@@ -32,6 +32,7 @@ _ETHERNET = 1  # ARPHRD_ETHER
 _AF_INET, _AF_INET6 = 2, 10
 _LINK_LOCAL = b"\xfe\x80"
 _PATIENCE = 10.0
+_MOMENT = 1.0
 _PID, _SYNC = 1, 2  # packets of an init's control socket (docs/init.md)
 _DOING = "take over the container's network"
 
@@ -99,17 +100,21 @@ class Joining:
             raise InitError(pointer, _DOING, 0, why=why, hint="engines: a bridge, or --network none")
         found = look(most=len(self._nics), pointer=pointer)
         if found and self._network["shared"]:
-            other = _somebody_else(own)
+            # Those who bring the container into being may be in there for a moment yet.
+            until = monotonic() + _MOMENT
+            own_processes = (os.getpid(), self._network.get("stand", 0))
+            while (other := _somebody_else(own, own_processes)) and monotonic() < until:
+                sleep(0.01)
             if other:
                 why = f"process {other} is in it too, and would be left without"
                 raise InitError(pointer, _DOING, 0, why=why)
         return found
 
 
-def _somebody_else(namespace: int) -> int:
-    """A process of others in the network namespace with this inode number; 0 when none is seen."""
+def _somebody_else(namespace: int, known: Sequence[int]) -> int:
+    """A process that is not ``known`` in the network namespace with this inode number; 0 when none is seen."""
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
+        if name.isdecimal() and int(name) not in known:
             try:
                 if os.stat(f"/proc/{name}/ns/net").st_ino == namespace:
                     return int(name)

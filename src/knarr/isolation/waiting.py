@@ -158,6 +158,8 @@ class _Waiting:
             self._show(shares, -1)
         stands = self._stands()
         syscall("setns", stands, _CLONE_NEWNET, operand="the container's network namespace")
+        if setup["network"] is not None:
+            setup["network"]["stand"] = _pid(stands)
         if setup["own_mounts"]:
             self._show(shares, stands)
         if setup["keep"] and settings.shares:
@@ -176,3 +178,9 @@ class _Waiting:
         if len(given) != 1:
             raise Interrupted("the container is not made")
         return given[0]
+
+
+def _pid(pidfd: int) -> int:
+    """The process of a pidfd (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
