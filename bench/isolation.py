@@ -39,7 +39,7 @@ JOBS = {
     "unpack": ("files: unpacking a tar of 2,000 files", ["sh", "/job/unpack"], 5),
     "python": (
         "a Python test suite: 500 tests of strings and JSON",
-        ["python3", "-m", "unittest", "-q", "/job/tests.py"],
+        ["python3", "/job/tests.py"],
         5,
     ),
     "vm": ("start to exit of `true` in a microVM", ["true"], 5),
@@ -66,6 +66,8 @@ def case(n):
 
 for n in range(500):
     setattr(Each, f"test_{n}", case(n % 100))
+
+unittest.main(testRunner=unittest.TextTestRunner(stream=open("/dev/null", "w")))
 """
 
 

@@ -25,10 +25,8 @@ from knarr.base.errors import InitError, Interrupted, KnarrError, SafetyViolatio
 from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import UPPER, Booting, Settings, Share, boot
-from knarr.isolation.network import Joining
 from knarr.isolation.relay import Relay
 from knarr.isolation.stand_in import catch_signals, window
-from knarr.isolation.watchers import Watchers
 from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
 from knarr.runtime.launch import SYNC, SYNC_READY
@@ -39,7 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from knarr.isolation.network import Joining
     from knarr.isolation.relay import Watched
+    from knarr.isolation.watchers import Watchers
 
 CONTROL, SETUP, PLAN, FIRST_OF_MORE = 3, 4, 5, 6
 STAND_EXIT = 2  # stand.c
@@ -186,6 +186,9 @@ class Monitor:
             settings[name] = tuple(Share(*share) for share in settings[name])
         self._booting, self._guest = self._begin(Settings(**settings))
         try:
+            from knarr.isolation.network import Joining  # loaded while the guest boots
+            from knarr.isolation.watchers import Watchers
+
             self._network = Joining(self._guest, self._booting.nics, self._setup)
             self._watchers = Watchers(self._guest, self._setup["group"])
             try:

@@ -16,7 +16,7 @@ from time import monotonic
 
 from knarr.base import fastjson
 from knarr.base.errors import Interrupted, KnarrError
-from knarr.isolation import kinds
+from knarr.isolation import answers, confine, kinds, network, watchers
 from knarr.isolation.guest import Guest
 from knarr.isolation.monitor import LIMIT, Ends, content, stay, tell_code
 from knarr.isolation.taking import opened, settle
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from knarr.isolation.kinds import Booting, Settings, Share
     from knarr.isolation.template import Shape
 
+LOADED = (answers, confine, network, watchers)
+"""What a monitor loads when it needs it; those that wait have it from the keeper."""
 INITRAMFS = "initramfs-"
 """In the keeper's folder, with the number of the process whose guest boots."""
 _PR_SET_PDEATHSIG = 1
