@@ -45,7 +45,7 @@ ignore_chown_errors = "{ignore}"
 class Podman(Engine):
     """Podman for root, with the image ``small``."""
 
-    daemons = ("catatonit -P", "/usr/bin/slirp4netns", "/usr/lib/podman/aardvark-dns", "podman pause")
+    daemons: tuple[str, ...] = ("catatonit -P", "/usr/bin/slirp4netns", "/usr/lib/podman/aardvark-dns", "podman pause")
     places = ("/overlay-containers/", "/overlay/", "/vfs-containers/", "/vfs/dir/", "/netns/")
     driver = "overlay"
     ignore = "false"
@@ -135,9 +135,10 @@ class RootlessPodman(Podman):
         site = f"{top}/lib/python3/dist-packages"
         self.box.run("mkdir", "-p", f"{top}/bin", site)
         self.box.run("cp", "-r", os.path.dirname(knarr.__file__), f"{site}/knarr")
-        self.box.run("cp", self.runtime, f"{top}/bin/knarr-runtime")
+        name = os.path.basename(self.runtime)
+        self.box.run("cp", self.runtime, f"{top}/bin/{name}")
         self.box.run("sh", "-c", f"echo '#!{PYTHON}' > {top}/bin/knarr; chmod -R a+rX {top}")
-        return f"{top}/bin/knarr-runtime"
+        return f"{top}/bin/{name}"
 
     def as_user(self) -> list[str]:
         return ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--"]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from engine_containerd import IMAGE, Containerd
 from engine_docker import Docker
-from engine_podman import Podman
+from engine_podman import Podman, RootlessPodman
 from enginebox import box
+from enginebox import need as need_programs
 from scripts_docker import SHELL
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "isolation"))
@@ -70,7 +71,9 @@ def life(d: Recorder, folder: Path) -> None:
     lines = done.stdout.splitlines()[1:]
     assert (lines, done.stderr, done.returncode) == (["from the host", "through", "box", "1000"], "err\n", 7), done
     assert (folder / "made").read_text() == "made\n"
-    done = d.quiet("run", "-d", "--name", "stays", *NONE, "--memory", "64m", "small", "sh", "-c", "echo up | tee /made; sleep 1000")
+    done = d.quiet(
+        "run", "-d", "--name", "stays", *NONE, "--memory", "64m", "small", "sh", "-c", "echo up | tee /made; sleep 1000"
+    )
     assert done.returncode == 0, done
     done = d.quiet("exec", "stays", "sh", "-c", "cat /proc/sys/kernel/osrelease; exit 4")
     assert (another_kernel(done.stdout), done.returncode) == (True, 4), done
@@ -170,6 +173,32 @@ def test_podman(podman: Podman, tmp_path: Path) -> None:
         d.close()
         podman.clear()
     podman.check_nothing_left()
+
+
+def test_rootless_podman(tmp_path: Path, runtime: str, docker_archive: Path) -> None:
+    """An ordinary user's network: slirp4netns, outbound and with a published port."""
+    if "kernel" not in runtime:
+        pytest.skip("one kind will do: the way is the same")
+    need_programs("newuidmap", "slirp4netns")
+    with box(tmp_path) as inside:
+        podman = RootlessPodman(inside, runtime, docker_archive, subids=True)
+        podman.daemons = (*podman.daemons, "busybox httpd")  # the one outside
+        d = podman.recorder()
+        try:
+            inside.spawn("busybox", "httpd", "-f", "-p", "127.0.0.1:8097", "-h", "/usr/share", log=tmp_path / "log")
+            network = ("--network", "slirp4netns:allow_host_loopback=true,port_handler=slirp4netns")
+            words = ("sh", "-c", "cat /proc/sys/kernel/osrelease; wget -qO- http://10.0.2.2:8097/common-licenses/BSD")
+            done = d.quiet("run", "--rm", *network, "small", *words)
+            assert another_kernel(done.stdout), done
+            assert "Regents" in done.stdout, done
+            serve = ("-p", "127.0.0.1:8096:80", "small", "httpd", "-f", "-h", "/data")
+            done = d.quiet("run", "-d", "--name", "web", *network, *serve)
+            assert done.returncode == 0, done
+            assert inside.run("busybox", "wget", "-qO-", "http://127.0.0.1:8096/seed") == "from the image\n"
+        finally:
+            d.close()
+            podman.clear()
+        podman.check_nothing_left()
 
 
 def test_ctr(containerd: Containerd, runtime: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knarr.isolation.segments import HEAD, checksum, plain
+from knarr.isolation.segments import HEAD, LONGEST, checksum, plain
 
 MACS = bytes(range(12))
 FOUR, SIX = (bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))), (bytes(range(16)), bytes(range(16, 32)))
@@ -87,6 +87,19 @@ def test_pieces_are_sound_and_make_the_whole(payload: bytes, size: int, six: boo
         assert 0 < len(body) <= size
         joined += body
     assert joined == payload
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_what_is_longer_than_the_guests_mtu_is_cut(six: bool) -> None:
+    """A device of 65520 whose other end is a program: no kernel says that a frame is long."""
+    payload = bytes(range(256)) * 20
+    whole = packet(payload, 0, six=six, tcp=True, options=bytes(12))
+    joined = b""
+    for piece in plain(memoryview(bytes(10) + whole[10:])):
+        assert len(piece) <= LONGEST
+        joined += demand_sound(bytes(piece), six=six, tcp=True)[32:]
+    assert joined == payload
+    assert plain(memoryview(bytes(10) + packet(payload, 0, six=six, tcp=False)[10:])) == []
 
 
 def test_what_belongs_to_one_end_of_a_stream_is_told_once() -> None:

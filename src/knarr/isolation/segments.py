@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from struct import Struct
 
+from knarr.isolation.nic import MTU
+
 HEAD = 10
 """Bytes of struct virtio_net_hdr, in the host's byte order."""
 _HEAD = Struct("=BBHHHH")
 _NEEDS_CHECKSUM, _TCP4, _TCP6, _UDP, _ECN = 1, 1, 4, 5, 0x80
+_TCP = 6
+LONGEST = 14 + MTU
+"""Bytes of the longest frame the guest's devices take."""
 _LEAST = 48
 """Payload of the smallest segment: TCP's least MSS of Linux (net.ipv4.tcp_min_snd_mss), so that none is cut to dust."""
 _IP4, _IP6 = 0x0800, 0x86DD
@@ -24,6 +29,8 @@ def plain(packet: memoryview) -> list[bytes | bytearray | memoryview]:
     flags, kind, _, size, start, offset = _HEAD.unpack_from(packet)
     frame = packet[HEAD:]
     if not kind:
+        if len(frame) > LONGEST:
+            return _shortened(bytes(frame))
         if not flags & _NEEDS_CHECKSUM:
             return [frame]
         if start + offset + 2 > len(frame) or start < 14:
@@ -34,6 +41,19 @@ def plain(packet: memoryview) -> list[bytes | bytearray | memoryview]:
     if not flags & _NEEDS_CHECKSUM or size < _LEAST or start + offset + 2 > len(frame):
         return []
     return _cut(bytes(frame), kind & ~_ECN, size, start, offset)
+
+
+def _shortened(frame: bytes) -> list[bytes | bytearray | memoryview]:
+    """Cut a frame of a device with a larger MTU than the guest's, if it is TCP: slirp sends longer ones than it may."""
+    if frame[12:14] == b"\x08\x00" and frame[23] == _TCP and not frame[20] & 0x3F and not frame[21]:
+        start, addresses, kind = 14 + (frame[14] & 15) * 4, frame[26:34], _TCP4
+    elif frame[12:14] == b"\x86\xdd" and frame[20] == _TCP:
+        start, addresses, kind = 54, frame[22:54], _TCP6
+    else:
+        return []
+    pseudo = (checksum(addresses) + _TCP + len(frame) - start) % 0xFFFF
+    whole = frame[: start + 16] + pseudo.to_bytes(2, "big") + frame[start + 18 :]
+    return _cut(whole, kind, LONGEST - start - (frame[start + 12] >> 4) * 4, start, 16)
 
 
 def _complete(frame: bytearray, start: int, offset: int) -> None:
