@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +248,40 @@ def test_a_signal_goes_in_and_a_code_comes_out(templates: Templates, runtime: Ru
         assert running.stdout.readline() == "asked\n"
         assert running.wait(20) == 9
     assert left_behind(runtime, id) == []
+
+
+def read_until(master: int, wanted: bytes) -> None:
+    """Read a terminal until something has come."""
+    got, deadline = b"", time.monotonic() + 15
+    while wanted not in got:
+        assert select.select([master], [], [], max(0.0, deadline - time.monotonic()))[0], got
+        got += os.read(master, 4096)
+
+
+@KERNEL
+def test_its_terminal(templates: Templates, runtime: Runtime, small: Bundle) -> None:
+    """Its creator makes it, what stands before the monitor has it for its own, the monitor copies."""
+    (waiting,) = templates.expect("ready")
+    id = runtime.new_id()
+    bundle = small.write("sh", "-c", "echo up; read a; stty size; exit 4", terminal=True)
+    master, other = os.openpty()
+    termios.tcsetwinsize(master, (33, 101))
+    process = runtime.popen("run", "-b", bundle, id, stdin=other, stdout=other, stderr=other, start_new_session=True)
+    os.close(other)
+    try:
+        read_until(master, b"up")
+        assert [row["Pid"] for row in templates.listed() if row["State"] == "taken"] == [waiting["Pid"]]
+        termios.tcsetwinsize(master, (44, 111))
+        process.send_signal(signal.SIGWINCH)
+        time.sleep(0.3)
+        os.write(master, b"\n")
+        read_until(master, b"44 111")
+        assert process.wait(15) == 4
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    assert left_behind(runtime, id, 5) == []
 
 
 def test_nothing_of_one_is_seen_by_the_next(templates: Templates, runtime: Runtime, small: Bundle) -> None:
