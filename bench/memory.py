@@ -123,10 +123,9 @@ class Serving:
         return _told(self._told.read_text())
 
 
-def jobs(folder: Path, ref: str) -> dict[str, Callable[[], float]]:
-    """What is measured, in this order: later jobs use what earlier ones made."""
+def jobs(folder: Path, ref: str, serving: list[Serving]) -> dict[str, Callable[[], float]]:
+    """What is measured, in this order: later ones use what earlier ones made. ``serving``: to be ended."""
     store = {"KNARR_STORE": str(folder / "store"), "KNARR_RUN": str(folder / "state")}
-    serving: list[Serving] = []
     bundle = folder / "bundle"
 
     def push() -> float:
@@ -134,7 +133,7 @@ def jobs(folder: Path, ref: str) -> dict[str, Callable[[], float]]:
         return peak("image", "copy", "-q", ref, f"docker://{serving[0].host}/x:v1", environment=store)
 
     def stop() -> float:
-        return serving[0].stop()
+        return serving.pop().stop()
 
     def copy(target: str, *options: str) -> float:
         return peak("image", "copy", "-q", *options, ref, target.format(folder))
@@ -177,8 +176,19 @@ def jobs(folder: Path, ref: str) -> dict[str, Callable[[], float]]:
 def measure(folder: Path, size: int, words: list[str]) -> dict[str, tuple[float, float]]:
     """Every job on an image of that size: (MiB, seconds)."""
     ref = build(folder, size, _FILES)
+    serving: list[Serving] = []
+    try:
+        return _measured(folder, size, words, jobs(folder, ref, serving))
+    finally:
+        for one in serving:  # a job failed, or the one that ends it was not asked for
+            one.stop()
+
+
+def _measured(
+    folder: Path, size: int, words: list[str], there: dict[str, Callable[[], float]]
+) -> dict[str, tuple[float, float]]:
     found = {}
-    for name, job in jobs(folder, ref).items():
+    for name, job in there.items():
         if words and not any(word in name for word in words):
             continue
         begun = time.monotonic()
