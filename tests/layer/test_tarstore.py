@@ -184,6 +184,8 @@ def test_a_tar_that_cannot_be_read(store: TarStore, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_full_disk(store: TarStore) -> None:
+    if os.geteuid():
+        pytest.skip("a small file system is mounted by root only")
     place = f"{store.path}/small"
     os.mkdir(place)
     mount("tmpfs", place, "tmpfs", 0, "size=256k")
