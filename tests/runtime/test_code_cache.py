@@ -49,6 +49,11 @@ def test_the_second_call_uses_it(tree: Path) -> None:
     assert calls(tree, "true", "true") == ["import", "cache", "cache"]
 
 
+def test_what_was_written_long_ago_goes(tree: Path) -> None:
+    old = "for n in $(seq 100); do touch -d 2001-01-01 knarr/.code/old$n; done; rm $(ls -t knarr/.code/* | head -n 1)"
+    assert calls(tree, old, "echo $(ls -A knarr/.code | wc -l)") == ["import", "import", "64", "cache"]
+
+
 def test_another_kind_of_isolation_has_its_own(tree: Path) -> None:
     again = f"ln -s program {tree}/knarr-runtime-vm && {sys.executable} -I -S {tree}/knarr-runtime-vm {tree}"
     assert calls(tree, again) == ["import", "import", "cache"]

@@ -24,6 +24,10 @@ _ran: list[str] = []
 _ALSO = {"create": "knarr.runtime.seccomp_cache", "run": "knarr.runtime.seccomp_cache"}
 
 
+_MOST = 64
+"""Files in the directory, of 0.2 MB each; an installation has about twenty."""
+
+
 class _Watch:
     """A finder of our own modules that notes the order in which they come to their ends: those they import go first."""
 
@@ -73,8 +77,16 @@ def save(place: str, name: str, verb: str) -> None:
             if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
                 return
         write_atomic(f"{place}/{name}", marshal.dumps(entries), mode=0o600)
+        _forget(place)
     except (OSError, FileError):
         pass
+
+
+def _forget(place: str) -> None:
+    """Keep the files written last: the others are of installations that are gone, or of writers that were killed."""
+    found = sorted(os.scandir(place), key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
+    for entry in found[:-_MOST]:
+        os.unlink(entry)
 
 
 def _entry(name: str) -> tuple[str, str, int, int, bool, CodeType] | None:
