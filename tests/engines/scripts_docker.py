@@ -370,7 +370,7 @@ def script_limits_update_stats_top(d: Recorder) -> None:
         "small",
         "sh",
         "-c",
-        "for i in 1 2 3 4 5 6 7; do sleep 1 & done 2>&1 | grep -c fork; true",
+        "{ sleep 0.3; for i in 1 2 3 4 5 6 7; do sleep 1 & done; } 2>&1 | grep -c fork; true",
         view=nothing,
     )
 

@@ -99,12 +99,14 @@ def command_of(name: str, scratch: Path) -> list[str]:
 class Runtime:
     """One runtime with a state root of its own; every container it made is removed by ``clean``."""
 
+    patience = 30.0
+    """Seconds a call may take."""
+
     def __init__(self, name: str, scratch: Path) -> None:
         self.name = name
         self.root = scratch / "state"
         self.command = [*command_of(name, scratch), "--root", str(self.root)]
         self.ids: list[str] = []
-        self.patience = 30.0
         # crun 1.8 gives its stdin to the container's user, and so the machine's /dev/null: it gets one of its own.
         self.null = Path(os.devnull)
         if name == "crun" and os.geteuid() == 0:
