@@ -18,7 +18,8 @@ from knarr.isolation import frames
 from knarr.kernel.path import printable
 from knarr.kernel.userns import IdMap
 from knarr.layer.apply import apply_layer
-from knarr.layer.tarball import BLOCK, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Entry, Limits
+from knarr.layer.scan import KINDS
+from knarr.layer.tarball import CHAR, DIR, FILE, HARDLINK, Entry, Limits
 from knarr.layer.tarwriter import header, padding
 from knarr.layer.whiteout import OPAQUE, PREFIX
 
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
 _LOOKED = Struct("<QQqIIIIIIIIII")
 _IS_OPAQUE, _IS_CAPABLE = 1, 2
-_KINDS = {
-    stat.S_IFREG: FILE,
-    stat.S_IFDIR: DIR,
-    stat.S_IFLNK: SYMLINK,
-    stat.S_IFCHR: CHAR,
-    stat.S_IFBLK: BLOCK,
-    stat.S_IFIFO: FIFO,
-}
 _ENTRIES = 1_000_000
 _NAMES = 128 << 20
 """Bytes of all paths together, of which many are kept at a time."""
@@ -133,7 +126,7 @@ class _Changes:
             files: list[_File] = []
             for file in self._entries_of(folder):
                 any_ = True
-                kind = _KINDS.get(stat.S_IFMT(file.mode))
+                kind = KINDS.get(stat.S_IFMT(file.mode))
                 name = file.path.rpartition(b"/")[2]
                 if name.startswith(PREFIX):
                     self._note(f"{printable(file.path)} is left out: in a layer its name means something else")

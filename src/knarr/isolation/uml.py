@@ -347,7 +347,7 @@ def stay_on_one_processor(pid: int) -> None:
     """Keep a guest that has begun to boot, and the processes it will make, on one processor of those allowed.
 
     It has one processor, so one of its processes runs at a time; at each of their calls and faults one wakes another.
-    On the same processor that is a switch, on another one that sleeps an interrupt as well: compiling took 1.7 times
+    On the same processor that is a switch, on another one that sleeps an interrupt as well: compiling took 2.5 times
     as long. Which one follows from the pid, so that guests are spread.
     """
     try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Facts = os.stat_result
 
-_KINDS = {
+KINDS = {
     stat.S_IFREG: FILE,
     stat.S_IFDIR: DIR,
     stat.S_IFLNK: SYMLINK,
@@ -125,7 +125,7 @@ def walk(root_fd: int, where: str, masks: Masks) -> Iterator[tuple[bytes, Facts,
 
 def entry_of(path: bytes, facts: Facts, dir_fd: int, ids: Ids, where: str) -> Entry | None:
     """The header of a file on disk; None for a socket, which no archive can hold. Raises FileError, FormatError."""
-    kind = _KINDS.get(stat.S_IFMT(facts.st_mode))
+    kind = KINDS.get(stat.S_IFMT(facts.st_mode))
     if kind is None:
         return None
     base = path.rpartition(b"/")[2]
