@@ -177,6 +177,23 @@ def test_the_guests_kernel_panics(runtime: Runtime, bundle: Bundle, guest: str) 
     assert left_behind(runtime, id, 5) == []
 
 
+@pytest.mark.parametrize("guest", GUESTS)
+def test_the_guests_kernel_panics_before_its_program_is_seen_to_run(
+    runtime: Runtime, bundle: Bundle, guest: str
+) -> None:
+    """What foreign code does at once, here a hook in the guest, is no failed creation: it ran and was killed."""
+    need(guest)
+    bundle.config["annotations"] = {ISOLATION: guest}
+    bundle.config["linux"]["readonlyPaths"] = []
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 50"]}
+    bundle.config["hooks"] = {"startContainer": [hook]}
+    id = runtime.new_id()
+    assert runtime("run", "--keep", "-b", bundle.write("sleep", "50"), id).returncode == 137
+    assert "it is gone" in runtime.wait_for(id, "stopped", 5)["reason"]
+    runtime.ok("delete", id)
+    assert left_behind(runtime, id, 5) == []
+
+
 def spaces(config: dict[str, Any], *, without: str = "", more: dict[str, str] | None = None) -> None:
     kept = [each for each in config["linux"]["namespaces"] if each["type"] != without]
     config["linux"]["namespaces"] = [*kept, *([more] if more else [])]

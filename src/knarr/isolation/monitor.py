@@ -194,7 +194,7 @@ class Monitor:
             try:
                 self._boot()
                 self._spawn_first()
-                self._loop()
+                self._attend()
             except KnarrError as error:
                 error.hint = error.hint or self._last_words()
                 raise
@@ -298,6 +298,13 @@ class Monitor:
             raise InitError("", "start a process in the guest", errors[0])
 
     # -- staying -------------------------------------------------------------------------------------------------------
+
+    def _attend(self) -> None:
+        try:
+            self._loop()
+        except KnarrError:
+            self._first.lost()
+            raise
 
     def _loop(self) -> None:
         first, drained = self._first, None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from errno import EAGAIN, EINTR
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT
+from struct import unpack_from
 from time import monotonic
 
 from knarr.isolation import frames
+from knarr.runtime.launch import SYNC, SYNC_READY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +32,18 @@ class Relay:
     ``streams``: stdin, stdout and stderr; with a terminal the first two are its other end and stderr is -1.
     """
 
-    __slots__ = ("_closed", "_control", "_ending", "_guest", "_streams", "_waiting", "ended", "terminal", "work")
+    __slots__ = (
+        *("_closed", "_control", "_ending", "_going", "_guest", "_ready", "_streams", "_waiting"),
+        *("ended", "terminal", "work"),
+    )
 
     def __init__(self, guest: Guest, streams: tuple[int, int, int], control: socket | None, *, terminal: bool) -> None:
         self._guest = guest
         self._streams = list(streams)
         self._control = control
         self._ending = False
+        self._ready = False  # its init has said so,
+        self._going = False  # and was let go
         self._closed: set[int] = set()
         self._waiting = {frames.STDOUT: bytearray(), frames.STDERR: bytearray()}
         self.ended = 0.0  # when its process did, by time.monotonic()
@@ -61,11 +68,18 @@ class Relay:
 
     def tell(self, packet: bytes) -> None:
         """Pass on a packet of its control socket."""
+        kind, _, value, _ = unpack_from("<IIiI", packet)
+        self._ready |= (kind, value) == (SYNC, SYNC_READY)
         if self._control is not None:
             try:
                 self._control.send(packet)
             except OSError:
                 self._close_control()
+
+    def lost(self) -> None:
+        """Its guest is gone. Who let its init go is told that it runs: this may be the program's own doing."""
+        if self._going:
+            self._close_control()
 
     def _control_ended(self) -> None:
         self._close_control()
@@ -89,6 +103,7 @@ class Relay:
                 return
             packet = b""
         if packet:
+            self._going |= self._ready
             self._guest.control(self.work, packet)
         else:  # whoever made it is gone before it was set up
             self._close_control()
