@@ -2,7 +2,7 @@
 
 Written by umoci and buildah, stored as gzip, zstd and plain; busybox and a Debian from mmdebstrap; with whiteouts,
 opaque directories, hard links, capabilities, setuid, FIFOs, odd names and owners. The same layers mounted by
-overlayfs give the same tree once more.
+overlayfs give the same tree once more. Then any stack of layers that hypothesis thinks of, unpacked by both.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from tarbuilder import d, f, h, members, s, tar
+from test_modes_agree import STACKS, merge
 from trees import differences, needs_root, overlay, scratch, tree
 
 from knarr.content.store import Store
 from knarr.layer.snapshot import Snapshots
 from knarr.layer.source import Layer, layers_of
 from knarr.layer.unpack import materialise
+from knarr.spec import mediatypes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 pytestmark = needs_root
 
@@ -222,3 +228,71 @@ def test_the_mounted_layers_are_the_merged_tree(name: str, image: Callable[[str]
         with overlay(lowers, top) as mounted:
             # Overlayfs copies a file up when a later layer links to it; the other names keep the old inode.
             assert differences(tree(mounted), tree(f"{top}/merged"), ignore=["links"]) == []
+
+
+def write_layout(stack: Sequence[list[bytes]], layout: Path) -> None:
+    """An image of these layers, uncompressed, tagged ``t``."""
+    blobs = layout / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes, media_type: str) -> dict[str, object]:
+        digest = sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+    layers = [put(tar(*layer), mediatypes.LAYER) for layer in stack]
+    rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
+    made = put(json.dumps(config).encode(), mediatypes.CONFIG)
+    manifest = {"schemaVersion": 2, "mediaType": mediatypes.MANIFEST, "config": made, "layers": layers}
+    entry = put(json.dumps(manifest).encode(), mediatypes.MANIFEST)
+    entry["annotations"] = {mediatypes.REF_NAME: "t"}
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def is_told_apart(stack: Sequence[list[bytes]], *, refused: bool) -> bool:
+    """What one of us takes and the other does not, and why; everything else is taken or refused by both.
+
+    Umoci takes a hard link's old name away before it links: with one name for both, nothing is left to link to. (The
+    name may be spelled through a link, so the last parts are compared.) And it follows ``/b/../a`` by its text, where
+    we, as the kernel, ask that there be a directory ``/b``.
+    """
+    entries = [entry for layer in stack for member in layer for entry in members(member)]
+    if refused:
+        return any(entry.issym() and "/../" in entry.linkname for entry in entries)
+    return any(entry.islnk() and Path(entry.name).name == Path(entry.linkname).name for entry in entries)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STACKS)
+@example([[d("a"), f("a/b", b"1")], [f("a/c", b"2"), f(".wh.a")]])
+@example([[f("a/b", b"1"), s("c", "a")], [f("c/d", b"2")], [f("c/.wh.b")]])
+@example([[f("a/b/c", b"1")], [f("a/b/.wh.c"), f("a/.wh..wh..opq"), f("a/x")]])
+@example([[f("a", b"1")], [h("b", "a"), f(".wh.a")]])
+@example([[h("a", "b")]])
+@example([[f("a"), h("a", "a")]])
+@example([[s("a", "/b/../c"), f("a/c")]])
+def test_any_stack_of_layers_is_umocis(stack: list[list[bytes]]) -> None:
+    begun = time.time_ns() - 1_000_000_000  # the kernel's clock for files lags by a tick
+    if shutil.which("umoci") is None:
+        pytest.skip("umoci is not installed")
+    with scratch() as top:
+        ours, theirs, layout = Path(top, "ours"), Path(top, "theirs"), Path(top, "layout")
+        ours.mkdir()
+        refused = merge(stack, str(ours))
+        write_layout(stack, layout)
+        command = ["umoci", "raw", "unpack", "--image", f"{layout}:t", str(theirs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if bool(done.returncode) != bool(refused):
+            assert is_told_apart(stack, refused=bool(refused)), (refused, done.stderr)
+            return
+        if refused:
+            return
+        expected = tree(str(theirs))
+        found = tree(str(ours))
+        for path, item in expected.items():
+            # A directory that no layer has an entry for: umoci leaves it the time of unpacking.
+            if item.kind == "directory" and item.mtime >= begun and path in found:
+                found[path] = found[path]._replace(mtime=item.mtime)
+        assert differences(found, expected) == []
