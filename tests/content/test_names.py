@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import posix
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from knarr.base import fastjson
 from knarr.base.errors import DigestMismatch, Exists, FileError, KnarrError, NotFound, SpecError
 from knarr.content import facts
 from knarr.content.facts import Facts, facts_of
@@ -160,6 +164,40 @@ def test_several_entries_of_one_name(store: Store) -> None:
     index(store).write_text(json.dumps({"schemaVersion": 2, "manifests": [*entries, two]}))
     assert store.untag("x")["digest"] == one["digest"]
     assert store.entries() == [two]
+
+
+NAMES = st.sampled_from(["a", "b", "é/c:1", '"q"', "d"])
+STEPS = st.lists(st.tuples(st.sampled_from(["tag", "untag", "note", "forget"]), NAMES, st.integers(0, 3)), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, max_size=6))
+@example([[("tag", "a", 0)], [("tag", "b", 1)], [("untag", "a", 0)]])
+def test_a_change_writes_what_writing_all_anew_would(store: Store, batches: list[list[tuple[str, str, int]]]) -> None:
+    made = [put(store, number) for number in range(4)]
+    # Entries that have another one's text within, as another tool may write them.
+    nested = {**made[0], "annotations": {mediatypes.REF_NAME: "a"}}
+    first = {**made[1], "others": [made[3], nested, made[2]]}
+    index(store).write_text(json.dumps({"manifests": [first, made[2]], "schemaVersion": 2, "annotations": {"x": "]}"}}))
+    store.tag("d", made[0])
+    for steps in batches:
+        with store.changing() as names:
+            for what, name, number in steps:
+                if what == "tag":
+                    names.tag(name, made[number])
+                elif what == "untag":
+                    with suppress(NotFound):
+                        names.untag(name)
+                elif what == "note":
+                    names.note(made[number])
+                elif what == "forget":
+                    names.forget(made[number]["digest"])
+        written = json.loads(index(store).read_bytes())
+        assert written["manifests"] == store.entries()
+        assert index(store).read_bytes() == fastjson.dumps(written)
+        for name, entry in store.tags().items():
+            assert [one for one in written["manifests"] if name_of(one) == name] == store.named(name)
+            assert entry == store.named(name)[0]
 
 
 def test_facts_are_read_once_and_looked_after(store: Store) -> None:
