@@ -30,7 +30,7 @@ _FEW = 16  # entries to be cut out of the bytes; more of them, and they are writ
 class Entries(Record):
     """What one index.json says: its bytes, the document without the entries, these, and those of each name.
 
-    ``ours``: the bytes are what ``write_entries`` makes of them, so an entry can be cut out of them and put at their end.
+    ``ours``: the bytes are what ``write_entries`` makes of them, so an entry can be cut out or put at the end.
     """
 
     data: bytes
