@@ -199,6 +199,20 @@ def test_one_wrong_bit_anywhere_is_found_or_changes_nothing(name: str) -> None:
     assert failed > len(data) / 97 / 2
 
 
+def test_the_names_that_podman_4_3_gives_the_annotations() -> None:
+    data, notes, media_type = sample("chunked.zst")
+    old = {mediatypes.ZSTD_DIGEST: mediatypes.OLD_ZSTD_DIGEST, mediatypes.ZSTD_PLACE: mediatypes.OLD_ZSTD_PLACE}
+    renamed = {old.get(name, name): value for name, value in notes.items()}
+    index, known = opened(data, renamed, media_type), opened(data, notes, media_type)
+    assert index is not None
+    assert known is not None
+    assert list(map(repr, index.entries)) == list(map(repr, known.entries)) != []
+    with pytest.raises(DigestMismatch):
+        opened(data, {**renamed, mediatypes.OLD_ZSTD_DIGEST: "sha256:" + "0" * 64}, media_type)
+    with pytest.raises(DigestMismatch):  # what newer programs look at counts
+        opened(data, {**renamed, **notes, mediatypes.ZSTD_DIGEST: "sha256:" + "0" * 64}, media_type)
+
+
 def test_another_digest_in_the_annotation(fake: FakeRegistry, cli: Cli) -> None:
     for name, note in (("stargz.gz", mediatypes.ESTARGZ_DIGEST), ("chunked.zst", mediatypes.ZSTD_DIGEST)):
         data, notes, media_type = sample(name)

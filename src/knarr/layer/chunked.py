@@ -16,7 +16,7 @@ from knarr.content.digest import Digest, hasher, sha256_of, usable
 from knarr.layer.tarball import Reader
 from knarr.layer.toc import TOC_LIMIT, parse_toc
 from knarr.spec import mediatypes
-from knarr.spec.mediatypes import ESTARGZ_DIGEST, ZSTD_DIGEST, ZSTD_PLACE
+from knarr.spec.mediatypes import ESTARGZ_DIGEST, OLD_ZSTD_DIGEST, OLD_ZSTD_PLACE, ZSTD_DIGEST, ZSTD_PLACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,8 +111,10 @@ def open_index(annotations: dict[str, str], media_type: str, size: int, ranges: 
     if media_type in mediatypes.FOREIGN_LAYERS:
         return None
     kind = compression_of(media_type)
-    if kind == "zstd" and ZSTD_DIGEST in annotations and ZSTD_PLACE in annotations:
-        return _zstd(annotations, size, ranges, what)
+    if kind == "zstd":
+        for digest, place in ((ZSTD_DIGEST, ZSTD_PLACE), (OLD_ZSTD_DIGEST, OLD_ZSTD_PLACE)):
+            if digest in annotations and place in annotations:
+                return _zstd(annotations[digest], annotations[place], size, ranges, what)
     if kind == "gzip" and ESTARGZ_DIGEST in annotations:
         return _estargz(annotations, size, ranges, what)
     return None
@@ -136,10 +138,10 @@ def _bytes(ranges: Ranges, start: int, size: int, what: str) -> bytes | None:
     return b"".join(parts)
 
 
-def _zstd(annotations: dict[str, str], size: int, ranges: Ranges, what: str) -> LayerIndex | None:
+def _zstd(digest: str, place: str, size: int, ranges: Ranges, what: str) -> LayerIndex | None:
     """containers-storage's: the table is compressed in a skippable frame, at a place the annotation names."""
     table = f"table of contents of {what}"
-    numbers = _numbers(annotations[ZSTD_PLACE], 4)
+    numbers = _numbers(place, 4)
     if numbers is None:
         raise FormatError(what, ZSTD_PLACE, "must be four numbers, as 1:2:3:1")
     start, length, plain, version = numbers
@@ -150,7 +152,7 @@ def _zstd(annotations: dict[str, str], size: int, ranges: Ranges, what: str) -> 
     data = _bytes(ranges, start, length, what)
     if data is None:
         return None
-    want = usable(annotations[ZSTD_DIGEST])
+    want = usable(digest)
     made = hasher(want.algorithm)
     made.update(data)
     if f"{want.algorithm}:{made.hexdigest()}" != want:

@@ -21,7 +21,14 @@ from knarr.layer.chunked import TOC_NAME
 from knarr.layer.tarball import BLOCK, CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, Entry, Reader
 from knarr.layer.tarsplit import Crc64, TarSplit
 from knarr.layer.tarwriter import header, padding
-from knarr.spec.mediatypes import ESTARGZ_DIGEST, ZSTD_DIGEST, ZSTD_PLACE, ZSTD_TARSPLIT
+from knarr.spec.mediatypes import (
+    ESTARGZ_DIGEST,
+    OLD_ZSTD_DIGEST,
+    OLD_ZSTD_PLACE,
+    ZSTD_DIGEST,
+    ZSTD_PLACE,
+    ZSTD_TARSPLIT,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -343,9 +350,12 @@ class _Zstd(_Writer):
         split_place = self._skippable(split)
         numbers = (place, len(packed), len(table), 1, split_place, len(split), self.split.size)
         self._skippable(b"".join(number.to_bytes(8, "little") for number in numbers) + _ZSTD_MAGIC)
+        digest, where = sha256_of(packed), f"{place}:{len(packed)}:{len(table)}:1"
         return {
-            ZSTD_DIGEST: sha256_of(packed),
-            ZSTD_PLACE: f"{place}:{len(packed)}:{len(table)}:1",
+            ZSTD_DIGEST: digest,
+            ZSTD_PLACE: where,
+            OLD_ZSTD_DIGEST: digest,
+            OLD_ZSTD_PLACE: where,
             ZSTD_TARSPLIT: f"{split_place}:{len(split)}:{self.split.size}",
         }
 

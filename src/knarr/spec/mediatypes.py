@@ -112,8 +112,16 @@ ESTARGZ_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 ZSTD_DIGEST = "io.github.containers.zstd-chunked.manifest-checksum"
 ZSTD_PLACE = "io.github.containers.zstd-chunked.manifest-position"
 ZSTD_TARSPLIT = "io.github.containers.zstd-chunked.tarsplit-position"
+# As containers-storage before 1.44 (Podman 4.3) has them; newer ones look at the names above alone.
+OLD_ZSTD_DIGEST = "io.containers.zstd-chunked.manifest-checksum"
+OLD_ZSTD_PLACE = "io.containers.zstd-chunked.manifest-position"
 TABLES = {"gzip": ESTARGZ_DIGEST, "zstd": ZSTD_DIGEST}
-TABLE_PREFIXES = ("containerd.io/snapshot/stargz/", "io.containers.estargz.", "io.github.containers.zstd-chunked.")
+TABLE_PREFIXES = (
+    "containerd.io/snapshot/stargz/",
+    "io.containers.estargz.",
+    "io.github.containers.zstd-chunked.",
+    "io.containers.zstd-chunked.",
+)
 """Annotations that say something of one blob's bytes, and nothing of another's."""
 
 # conversion.md, Annotation Fields
