@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from knarr.image.copy import Copied
 
-PIECE = QUICK.replace(chunk=100_000)
+PIECE = QUICK.replace(chunk=100_000, piece=0.0)  # all of one size
 UPLOADS = f"/v2/{REPOSITORY}/blobs/uploads/"
 
 
@@ -304,7 +304,7 @@ from knarr.registry.connections import Policy
 from knarr.registry.uploads import Uploads
 store, host, uploads = sys.argv[1:4]
 store = Store.open(store)
-sink = open_sink(host, "lib/thing", "v1", policy=Policy(chunk=100_000), uploads=Uploads(uploads))
+sink = open_sink(host, "lib/thing", "v1", policy=Policy(chunk=100_000, piece=0), uploads=Uploads(uploads))
 copy_image(StoreSource(store, [store.resolve("x")], "x"), sink, Options(platforms=(parse_platform("linux/amd64"),)))
 sink.finish()
 """
@@ -363,7 +363,7 @@ def test_there_and_back_through_a_real_registry(store: Store, real: RealRegistry
     sample.into(store, "x")
     for chunk in (8 << 20, 400_000):
         repository = f"pushed/c{chunk}"
-        copied = send(store, open_sink(real.host, repository, "v1", policy=QUICK.replace(chunk=chunk)))
+        copied = send(store, open_sink(real.host, repository, "v1", policy=PIECE.replace(chunk=chunk)))
         assert copied.copied[0] == 5
         done = subprocess.run(
             ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{real.host}/{repository}:v1"],
@@ -387,7 +387,7 @@ def test_the_real_registry_goes_on_with_an_upload(store: Store, real: RealRegist
     sample = Sample(1_000_000)
     sample.into(store, "x")
     uploads = Uploads(str(tmp_path / "uploads"))
-    policy = QUICK.replace(chunk=100_000)
+    policy = PIECE
     sink = open_sink(real.host, "pushed/again", "v1", policy=policy, uploads=uploads)
     pusher = sink.pusher
     layer: Any = sample.layers[0]

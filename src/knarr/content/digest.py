@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
         def hexdigest(self) -> str: ...
 
+        def copy(self) -> Self: ...
+
 
 # algorithm -> length of the hexadecimal text
 USABLE = {"sha256": 64, "sha512": 128}

@@ -58,6 +58,10 @@ class VerifiedReader(io.RawIOBase):
         if size < 0:
             raise SizeMismatch(self.what, size, 0, more=True)
 
+    def known(self) -> tuple[Hasher, int]:
+        """Return what another reader needs to go on from here."""
+        return self._hash.copy(), self.size - self._left
+
     def readable(self) -> bool:
         """Say that it can be read (io.RawIOBase asks)."""
         return True

@@ -79,7 +79,9 @@ class Policy(Record):
     commit: float = 600.0
     """for the answer to an upload: a registry may copy the blob first"""
     chunk: int = 4 << 20
-    """bytes of one request of an upload; of a larger blob at most so much is sent twice when things break"""
+    """bytes of the first piece of an upload, and of each while things break"""
+    piece: float = 2.0
+    """a registry that takes pieces faster gets larger ones; about so much work is lost when one breaks"""
     single_post: int = 0
     """blobs of at most so many bytes are sent with the request that begins the upload (few registries take that)"""
 

@@ -1,33 +1,35 @@
 """The distribution API, push side (distribution-spec, Push and Content Management): blobs, manifests, referrers.
 
-A blob goes in pieces of ``Policy.chunk`` bytes, each held in memory until the registry has it: so a piece is sent again
-when the exchange breaks, a login ends or the registry is busy, and a process that was killed has lost one piece. A
-registry that takes no pieces gets the whole in one request.
+A blob goes in pieces. Each costs a round trip and, in the registry, a few fsync; what is lost when one breaks is at
+most that piece: so they begin small (``Policy.chunk``) and grow until one takes about ``Policy.piece`` seconds. When
+the exchange breaks, a login ends or the registry is busy, it is asked how far it is, and gets the rest. A registry
+that takes no pieces gets the whole in one request.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from time import monotonic
 from urllib.parse import urlencode
 
 from knarr.base import fastjson
-from knarr.base.errors import DigestMismatch, NotFound, RegistryError, SizeMismatch
+from knarr.base.errors import DigestMismatch, NotFound, RegistryError
 from knarr.base.record import Record
 from knarr.content.digest import Digest, usable
-from knarr.content.part import opened, verified
-from knarr.content.readahead import ReadAhead
-from knarr.content.verify import CHUNK
+from knarr.content.part import KEPT_LEAST
 from knarr.registry.connections import Broken
 from knarr.registry.origin import Refused, check_upload, shown
+from knarr.registry.outgoing import Outgoing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from knarr.content.part import Source
-    from knarr.content.verify import VerifiedReader
     from knarr.registry.client import Client
+    from knarr.registry.connections import Policy
     from knarr.registry.transport import Response
     from knarr.registry.uploads import Uploads
     from knarr.spec.image import Descriptor
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
     Moved = Callable[[int], None]
 
 _BUSY = (408, 429, 500, 502, 503, 504)
-_AHEAD = 4  # chunks read while a piece is sent
+# A login has ended; the piece is too large for a proxy, or begins elsewhere than the registry thinks: no reason to wait.
+_AT_ONCE = (401, 413, 416)
+_GROWTH = 16  # times a piece may be larger than the one before
 # What registries answer that do not take a blob in pieces.
-_NO_PIECES = (400, 405, 411, 413, 415, 416, 501)
+_NO_PIECES = (400, 405, 411, 413, 415, 501)
 
 
 class _Session(Record):
@@ -46,6 +50,17 @@ class _Session(Record):
     url: str
     offset: int = 0
     least: int = 0
+
+
+class _Again(Exception):
+    """A piece did not get through, and may another time; ``asked`` is what the registry wants to be waited."""
+
+    def __init__(self, why: str, *, status: int = 0, hint: str = "", asked: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.status = status
+        self.hint = hint
+        self.asked = asked
 
 
 class _Lost(Exception):
@@ -64,6 +79,8 @@ class Pusher:
         self._mount_from = mount_from if mount_from != client.repository else ""
         self._uploads = uploads
         self._pieces = True
+        self._piece = client.transport.policy.chunk  # bytes of the next one, as the last ones went
+        self._most = sys.maxsize  # more than that has not got through
         self._lock = threading.Lock()
         self.sent = 0
         """Bytes of blobs sent, those sent twice included."""
@@ -104,24 +121,40 @@ class Pusher:
         session = self._kept(digest)
         if session is None:
             session = self._begin(descriptor, source if isinstance(source, bytes) else None)
+        out = Outgoing(source, digest, size, moved)
+        try:
+            self._send(descriptor, session, out)
+        finally:
+            out.close()
+            with self._lock:
+                self.sent += out.sent
+        moved(0)
+        if self._uploads is not None:
+            self._uploads.forget(self.client.registry, self.client.repository, digest)
+
+    def _send(self, descriptor: Descriptor, session: _Session | None, out: Outgoing) -> None:
         tries = 0
         while session is not None:
             try:
-                if self._pieces or size <= self.client.transport.policy.chunk:
-                    self._send_pieces(session, digest, size, source, moved)
+                if self._pieces or out.size <= self.client.transport.policy.chunk:
+                    self._note(session, out.digest)
+                    self._send_pieces(session, out)
                 else:
-                    self._send_whole(session, digest, size, source, moved)
-                break
+                    self._send_whole(session, out)
+                return
             except _Lost:
                 # A registry forgets uploads; once from the start is what helps, and more often is a circle.
                 tries += 1
                 if tries > 2:
                     where = shown(self.client.transport.base + self._base)
-                    raise RegistryError("PATCH", where, 0, f"the upload of {digest} is lost again and again") from None
+                    why = f"the upload of {out.digest} is lost again and again"
+                    raise RegistryError("PATCH", where, 0, why) from None
                 session = self._begin(descriptor, None)
-        moved(0)
+
+    def _note(self, session: _Session, digest: Digest) -> None:
+        """Keep for the next process where the upload goes on."""
         if self._uploads is not None:
-            self._uploads.forget(self.client.registry, self.client.repository, digest)
+            self._uploads.note(self.client.registry, self.client.repository, digest, session.url)
 
     def _begin(self, descriptor: Descriptor, data: bytes | None) -> _Session | None:
         """Begin an upload (POST); None when the blob is there then: mounted, or sent along."""
@@ -173,98 +206,85 @@ class Pusher:
             return None
         try:
             self.client.transport.speak_as(url)
-            session = self._status(check_upload(url, url, self.client.transport.origin))
+            session = self._status(_Session(check_upload(url, url, self.client.transport.origin)))
         except (_Lost, Refused, RegistryError):
             self._uploads.forget(self.client.registry, self.client.repository, digest)
             return None
         return session if session.offset else None
 
-    def _status(self, url: str) -> _Session:
+    def _status(self, session: _Session) -> _Session:
         """Ask how far an upload is (GET); raises _Lost."""
-        response = self.client.transport.get(url, {})
+        response = self.client.transport.get(session.url, {})
         if response.status not in {200, 202, 204}:
             response.close()
             raise _Lost
         offset = _offset(response)
-        return _Session(self._location(response, url), offset)
+        return _Session(self._location(response, session.url), offset, session.least)
 
-    def _send_pieces(self, session: _Session, digest: Digest, size: int, source: Source, moved: Moved) -> None:
-        policy = self.client.transport.policy
-        piece = max(policy.chunk, session.least)
-        url, offset = session.url, session.offset
-        if offset > size:
-            raise _Lost
-        reader: Any = verified(opened(source), digest, size)
-        try:
-            _pass(reader, offset, moved)
-            if size - offset > piece:
-                reader = ReadAhead(reader, depth=_AHEAD)  # reading and hashing go on while a piece is sent
-            while True:
-                parts = _take(reader, min(piece, size - offset), digest)
-                count = sum(map(len, parts))
-                last = offset + count == size
-                url = self._send_piece(url, parts, offset, digest, last=last)
-                offset += count
-                del parts  # before the next piece is taken: one is held at a time
-                if self._uploads is not None and not last:
-                    self._uploads.note(self.client.registry, self.client.repository, digest, url)
-                moved(count)
+    def _send_pieces(self, session: _Session, out: Outgoing) -> None:
+        """Send what the registry has not, in pieces, until it has the blob. Raises _Lost, RegistryError."""
+        transport, policy = self.client.transport, self.client.transport.policy
+        attempt = 1
+        while True:
+            if session.offset > out.size:
+                raise _Lost
+            count = min(max(self._piece, session.least), out.size - session.offset)
+            last = session.offset + count == out.size
+            began = monotonic()
+            try:
+                after = self._send_piece(session, out, count, last=last)
+            except _Again as again:
+                self._piece, self._most = policy.chunk, max(policy.chunk, count // 4)
+                if attempt >= policy.tries:
+                    raise RegistryError("PUT" if last else "PATCH", shown(session.url), again.status, again.why,
+                                        hint=again.hint) from None  # fmt: skip
+                if again.status not in _AT_ONCE:
+                    transport.wait(attempt, again.asked)
+                attempt += 1
+                if last and self._arrived(out.digest, out.size):
+                    return
+                after = self._status(session)
+                if not session.offset <= after.offset <= session.offset + count:
+                    raise _Lost from None
+                if after.offset - session.offset >= KEPT_LEAST:
+                    attempt = 1
+            else:
                 if last:
                     return
-        finally:
-            reader.close()
+                attempt = 1
+                self._piece = min(next_piece(count, monotonic() - began, policy), self._most)
+            session = after
+            self._note(session, out.digest)
 
-    def _send_piece(self, url: str, parts: list[bytes], offset: int, digest: Digest, *, last: bool) -> str:
-        """Send a piece until the registry has it; return where the upload goes on. Raises _Lost, RegistryError."""
-        transport = self.client.transport
-        end = offset + sum(map(len, parts))
-        begun, attempt, status = offset, 1, 0
-        while True:
-            left = _after(parts, offset - begun)
-            try:
-                response = self._try_piece(url, left, offset, end, digest, last=last)
-                status = response.status
-                if status in ({200, 201, 204} if last else {201, 202, 204}):
-                    return self._taken(response, url, digest, last=last)
-                if status not in _BUSY and status != 416:
-                    if not last and begun == 0 and status in _NO_PIECES:
-                        response.close()
-                        self._pieces = False  # for all that follow, too
-                        raise _Lost
-                    if status == 404:
-                        response.close()
-                        raise _Lost
-                    raise self.client.failure(response, "blob upload", digest)
-                why, hint, asked = "the registry failed", "", response.header("Retry-After")
-                response.close()
-            except Broken as broken:
-                transport.check_stopped()
-                why, hint, asked, status = broken.why, broken.hint, "", 0
-            if attempt >= transport.policy.tries:
-                raise RegistryError("PUT" if last else "PATCH", shown(url), status, why, hint=hint)
-            transport.wait(attempt, asked)
-            attempt += 1
-            if last and self._arrived(digest, end):
-                return url
-            session = self._status(url)
-            if not begun <= session.offset <= end:
-                raise _Lost
-            url, offset = session.url, session.offset
-            if offset == end and not last:
-                return url
-
-    def _try_piece(
-        self, url: str, parts: list[bytes], offset: int, end: int, digest: Digest, *, last: bool
-    ) -> Response:
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(end - offset)}
-        if end > offset and (offset or not last):
-            headers["Content-Range"] = f"{offset}-{end - 1}"
-        with self._lock:
-            self.sent += end - offset
-        if last:
-            url = _with_query(url, {"digest": digest})
-        method = "PUT" if last else "PATCH"
-        return self.client.transport.once(method, url, headers, body=parts or b"", patient=last)
+    def _send_piece(self, session: _Session, out: Outgoing, count: int, *, last: bool) -> _Session:
+        """Send a piece, and say where the upload goes on. Raises _Lost, _Again, RegistryError."""
+        transport, large = self.client.transport, count > self.client.transport.policy.chunk
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(count)}
+        if count and (session.offset or not last):
+            headers["Content-Range"] = f"{session.offset}-{session.offset + count - 1}"
+        url = _with_query(session.url, {"digest": out.digest}) if last else session.url
+        body = out.piece(session.offset, count)
+        try:
+            response = transport.once("PUT" if last else "PATCH", url, headers, body=body, patient=last or large)
+        except Broken as broken:
+            transport.check_stopped()
+            raise _Again(broken.why, hint=broken.hint) from None
+        status = response.status
+        if status in ({200, 201, 204} if last else {201, 202, 204}):
+            url = self._taken(response, session.url, out.digest, last=last)
+            return _Session(url, session.offset + count, session.least)
+        if status in _BUSY or status in _AT_ONCE or (status == 413 and large):
+            asked = response.header("Retry-After")
+            response.close()
+            raise _Again("the registry failed", status=status, asked=asked)
+        if not last and session.offset == 0 and status in _NO_PIECES:
+            response.close()
+            self._pieces = False  # for all that follow, too
+            raise _Lost
+        if status == 404:
+            response.close()
+            raise _Lost
+        raise self.client.failure(response, "blob upload", out.digest)
 
     def _taken(self, response: Response, url: str, digest: Digest, *, last: bool) -> str:
         if last:
@@ -282,49 +302,38 @@ class Pusher:
         response.close()
         return response.status == 200 and (not length.isdigit() or int(length[:20]) == size)
 
-    def _send_whole(self, session: _Session, digest: Digest, size: int, source: Source, moved: Moved) -> None:
+    def _send_whole(self, session: _Session, out: Outgoing) -> None:
         """Send a blob in one request (end-6), from its start each time."""
         transport = self.client.transport
         attempt = 1
-        url = _with_query(session.url, {"digest": digest})
+        url = _with_query(session.url, {"digest": out.digest})
         while True:
-            reader = verified(opened(source), digest, size)
-            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(out.size)}
             asked, status, hint = "", 0, ""
             try:
-                stream = self._counted(reader, moved)
-                response = transport.once("PUT", url, headers, body=stream, patient=True)
+                response = transport.once("PUT", url, headers, body=out.piece(0, out.size), patient=True)
                 status = response.status
                 if status in {200, 201, 204}:
-                    self._taken(response, url, digest, last=True)
+                    self._taken(response, url, out.digest, last=True)
                     return
                 if status == 404:
                     response.close()
                     raise _Lost
                 if status not in _BUSY and status != 401:
-                    raise self.client.failure(response, "blob upload", digest)
+                    raise self.client.failure(response, "blob upload", out.digest)
                 why, asked = "the registry failed", response.header("Retry-After")
                 response.close()
             except Broken as broken:
                 transport.check_stopped()
                 why, hint = broken.why, broken.hint
-            finally:
-                reader.close()
             if attempt >= transport.policy.tries:
                 raise RegistryError("PUT", shown(url), status, why, hint=hint)
             transport.wait(attempt, asked)
             attempt += 1
-            new = self._begin({"mediaType": "", "digest": digest, "size": size}, None)
+            new = self._begin({"mediaType": "", "digest": out.digest, "size": out.size}, None)
             if new is None:
                 return
-            url = _with_query(new.url, {"digest": digest})
-
-    def _counted(self, reader: VerifiedReader, moved: Moved) -> Iterator[bytes]:
-        while data := reader.read(CHUNK):
-            yield data
-            moved(len(data))
-            with self._lock:
-                self.sent += len(data)
+            url = _with_query(new.url, {"digest": out.digest})
 
     # Manifests
 
@@ -386,36 +395,9 @@ def _offset(response: Response) -> int:
     return int(end.strip()[:18]) + 1 if int(end.strip()[:18]) else 0
 
 
-def _pass(reader: VerifiedReader, count: int, moved: Moved) -> None:
-    """Read over what the registry has; it counts for the digest all the same."""
-    while count:
-        data = reader.read(min(count, CHUNK))
-        if not data:
-            raise SizeMismatch(reader.what, reader.size, reader.size - count)
-        count -= len(data)
-        moved(len(data))
-
-
-def _take(reader: Any, count: int, digest: str) -> list[bytes]:
-    """Read exactly ``count`` bytes, as pieces; reads to the verified end when they are the last ones."""
-    parts = []
-    wanted = count
-    while count:
-        data = reader.read(min(count, CHUNK))
-        if not data:
-            raise SizeMismatch(f"blob {digest}", wanted, wanted - count)
-        parts.append(data)
-        count -= len(data)
-    return parts
-
-
-def _after(parts: list[bytes], count: int) -> list[bytes]:
-    """Return ``parts`` without their first ``count`` bytes."""
-    left = []
-    for part in parts:
-        left.append(part[count:] if count else part)
-        count = max(0, count - len(part))
-    return [part for part in left if part]
+def next_piece(count: int, took: float, policy: Policy) -> int:
+    """Return how large the piece is to be after one of ``count`` bytes that took so many seconds."""
+    return max(policy.chunk, min(int(count * policy.piece / max(took, 1e-3)), _GROWTH * count))
 
 
 def _with_query(url: str, more: dict[str, str]) -> str:
