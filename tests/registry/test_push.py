@@ -20,7 +20,7 @@ from knarr.image.copy import Options, copy_image
 from knarr.image.storesource import StoreSource
 from knarr.registry.client import Client
 from knarr.registry.credentials import Credentials
-from knarr.registry.push import Pusher
+from knarr.registry.push import Pusher, next_piece
 from knarr.registry.referrers import referrers, remove, tag_of
 from knarr.registry.sink import RegistrySink, open_sink
 from knarr.registry.source import open_image
@@ -81,6 +81,67 @@ def test_a_registry_that_wants_larger_pieces(store: Store, fake: FakeRegistry) -
     fake.least = 200_000
     push(store, Sample(350_000), fake)
     assert [one.headers["content-range"] for one in fake.log if one.method == "PATCH"] == ["0-199999"]
+
+
+def test_pieces_grow_with_the_speed_of_the_registry(store: Store, fake: FakeRegistry) -> None:
+    sample = Sample(3_000_000)
+    push(store, sample, fake, policy=PIECE.replace(piece=60.0))
+    arrived(fake, sample)
+    ranges = [one.headers["content-range"] for one in fake.log if one.method == "PATCH"]
+    assert ranges == ["0-99999", "100000-1699999"]  # at most sixteen times as large
+    fake.log.clear()
+    fake.blobs.clear()
+    fake.rule(UPLOADS, broken(1000, "PATCH", lambda _handler: time.sleep(0.05)))
+    push(store, sample, fake, policy=PIECE.replace(piece=0.05))
+    assert [one.body for one in fake.log if one.method == "PATCH"] == [100_000] * 30
+
+
+def test_the_next_piece() -> None:
+    policy = PIECE.replace(chunk=1000, piece=2.0)
+    assert next_piece(1000, 0.5, policy) == 4000
+    assert next_piece(1000, 0.0, policy) == 16_000
+    assert next_piece(50_000, 5.0, policy) == 20_000
+    assert next_piece(1000, 60.0, policy) == 1000
+    assert next_piece(1000, 0.5, policy.replace(piece=0.0)) == 1000
+
+
+@pytest.mark.parametrize("claimed", [50_000, 300_000])
+def test_a_registry_that_says_it_has_what_it_was_not_sent(store: Store, fake: FakeRegistry, claimed: int) -> None:
+    sample = Sample(1_000_000)
+    reset = broken(1, "PATCH", lambda handler: handler.drop())
+    fake.rule(UPLOADS, lambda handler: handler.headers.get("Content-Range", "").startswith("1") and reset(handler))
+    lie = {"Range": f"0-{claimed - 1}"}
+    fake.rule(UPLOADS, broken(1, "GET", lambda handler: handler.reply(204, Location=handler.path, **lie)))
+    push(store, sample, fake)
+    arrived(fake, sample)
+    assert len([one for one in fake.log if one.method == "POST"]) == 3  # one more, for an upload that is not right
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_proxy_that_takes_no_large_pieces(store: Store, fake: FakeRegistry, read: bool) -> None:
+    sample = Sample(3_000_000)
+
+    def too_large(handler: Handler) -> bool:
+        if int(handler.headers.get("Content-Length") or 0) <= 500_000:
+            return False
+        handler.close_connection = True
+        return handler.reply(413, b"<html>") if read else handler.drop()
+
+    (fake.rules if read else fake.early).append((UPLOADS, too_large))
+    push(store, sample, fake, policy=PIECE.replace(piece=60.0))
+    arrived(fake, sample)
+    refused = [one.body for one in fake.log if one.body > 500_000]
+    assert refused == [1_600_000]  # what did not get through is not tried again
+    assert max(one.body for one in fake.log if one.body not in refused) == 400_000
+
+
+def test_a_login_that_ends_meanwhile(store: Store, fake: FakeRegistry) -> None:
+    sample = Sample(3_000_000)
+    challenge = {"WWW_Authenticate": 'Basic realm="x"'}
+    fake.rule(UPLOADS, broken(1, "PATCH", lambda handler: handler.reply(401, b"{}", **challenge)))
+    push(store, sample, fake, credentials=BOB)
+    arrived(fake, sample)
+    assert [one.headers.get("authorization", "")[:5] for one in fake.log if one.method == "PATCH"][:2] == ["", "Basic"]
 
 
 def test_a_registry_that_takes_no_pieces(store: Store, fake: FakeRegistry) -> None:
@@ -336,6 +397,37 @@ def test_a_push_that_was_killed_goes_on(store: Store, fake: FakeRegistry, tmp_pa
     layer = sample.layers[0]["size"]
     sent = sum(one.body for one in fake.log if one.method == "PATCH" or (one.method == "PUT" and "blobs" in one.path))
     assert sent <= layer + sample.config["size"] * 2 + 2 * 100_000  # the piece under way, and the one noted too late
+    assert os.listdir(tmp_path / "uploads") == []
+
+
+def test_a_push_that_was_killed_in_a_large_piece_goes_on(store: Store, fake: FakeRegistry, tmp_path: Path) -> None:
+    sample = Sample(6_000_000)
+    sample.into(store, "x")
+    worker = WORKER.replace("chunk=100_000, piece=0", "chunk=5_000_000")
+    command = [sys.executable, "-c", worker, store.path, fake.host, str(tmp_path / "uploads")]
+    came, killed = threading.Event(), threading.Event()
+
+    def keep(handler: Handler) -> bool:
+        """Keep what comes while it comes, as most registries do."""
+        if handler.command != "PATCH" or killed.is_set():
+            return False
+        upload = handler.registry.uploads[handler.path.partition("?")[0].rpartition("/")[2]]
+        upload += handler.rfile.read(3_000_000)
+        came.set()
+        killed.wait(30)
+        handler.close_connection = True
+        return True
+
+    fake.early.append((UPLOADS, keep))
+    process = subprocess.Popen(command)
+    assert came.wait(30)
+    process.kill()
+    process.wait()
+    fake.log.clear()
+    killed.set()
+    subprocess.run(command, check=True)
+    arrived(fake, sample)
+    assert sum(one.body for one in fake.log if one.method in {"PATCH", "PUT"}) <= sample.layers[0]["size"] - 2_990_000
     assert os.listdir(tmp_path / "uploads") == []
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Moved = Callable[[int], None]
 
 _BUSY = (408, 429, 500, 502, 503, 504)
-# A login has ended; the piece is too large for a proxy, or begins elsewhere than the registry thinks: no reason to wait.
+# A login has ended; a proxy finds the piece too large, the registry that it begins elsewhere: no reason to wait.
 _AT_ONCE = (401, 413, 416)
 _GROWTH = 16  # times a piece may be larger than the one before
 # What registries answer that do not take a blob in pieces.
