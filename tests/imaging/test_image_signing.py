@@ -384,3 +384,44 @@ def test_the_policy_holds_when_images_are_fetched(tmp_path: Path, cli: Cli, monk
             assert code == 0, err
         monkeypatch.setenv("KNARR_POLICY", f"{tmp_path}/none.json")
         assert cli("image", "copy", ref, "again:1")[0] == 125, "a policy that is not there lets everything pass"
+
+
+def test_signed_while_it_is_copied(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ref = layout(tmp_path / "l", [f("a")])
+    key = f"{tmp_path}/k"
+    assert cli("image", "key", key)[0] == 0
+    need_docker_registry()
+    with docker_registry(tmp_path / "registry") as host:
+        for target in (f"docker://{host}/me/app:1", f"oci:{tmp_path}/copy:v1", "store:me/app:1"):
+            code, out, err = cli("image", "copy", "--sign-key", key, "-q", ref, target)
+            assert code == 0, err
+            assert out.strip() == cli("image", "verify", "--key", f"{key}.pub", target)[1].split()[0]
+        code, out, err = cli("image", "push", "-q", "--sign-key", key, "me/app:1", f"docker://{host}/me/pushed:1")
+        assert code == 0, err
+        assert cli("image", "verify", "--key", f"{key}.pub", f"docker://{host}/me/pushed:1")[0] == 0
+        assert "1" in cli("tags", f"{host}/me/pushed")[1].split()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dir:D"], "beside an image"),
+        (["-"], "beside an image"),
+        (["oci-archive:D"], "beside an image"),
+        (["--dry-run", "oci:D:v1"], "--dry-run"),
+        (["--insecure-target", "docker://127.0.0.1:1/x:1"], "insecure"),
+    ],
+)
+def test_what_cannot_be_signed_is_not_copied(words: list[str], said: str, tmp_path: Path, cli: Cli) -> None:
+    ref = layout(tmp_path / "l", [f("a")])
+    assert cli("image", "key", f"{tmp_path}/k")[0] == 0
+    *options, target = words
+    code, _out, err = cli(
+        "image", "copy", "--sign-key", f"{tmp_path}/k", *options, ref, target.replace("D", str(tmp_path / "to"))
+    )
+    assert code in (2, 125)
+    assert said in err
+    code, _out, err = cli("image", "copy", "--sign-key", f"{tmp_path}/none", ref, f"oci:{tmp_path}/to:v1")
+    assert (code, f"{tmp_path}/none" in err) == (125, True)
+    assert not (tmp_path / "to").exists()

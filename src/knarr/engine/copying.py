@@ -20,6 +20,7 @@ from knarr.image.reference import STDIO, parse_reference
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from knarr.content.compressor import Compression, Writable
     from knarr.content.store import Store
@@ -267,6 +268,33 @@ def push_target(where: Places, image: str, target: str = "") -> tuple[str, str]:
     if not target and not found.name:
         raise UsageError(f"image {image} has no name to push it by", hint="name the target, too")
     return f"store:{found.name or found.digest}", target or f"docker://{found.name}"
+
+
+def signable(target: str) -> str:
+    """Return what ``target`` is called where images are opened, without tag; UsageError where none can be signed."""
+    from knarr.engine.imaging.opening import REMOTE, STORED
+    from knarr.engine.imaging.signing import signature_reference
+
+    ref = parse_reference(target)
+    if ref.transport == "oci":
+        return f"oci:{ref.path}"
+    start = {"docker": REMOTE, "store": STORED}.get(ref.transport, "")
+    if not start:
+        signature_reference(target, f"sha256:{'0' * 64}")  # says why not
+    return f"{start}{ref.registry}/{ref.repository}"
+
+
+def sign_copy(target: str, digest: str, key: Any, *, store: str | None = None) -> None:
+    """Sign what was just copied to ``target``, by its digest: a tag may mean another image by now."""
+    from knarr.engine.imaging.artifacts import subject_of
+    from knarr.engine.imaging.signing import identity_of, sign
+
+    copied = f"{signable(target)}@{digest}"
+    subject = subject_of(copied, store=store)
+    try:
+        sign(subject, copied, key, identity=identity_of(target), store=store)
+    finally:
+        subject.close()
 
 
 def into_store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from knarr.base.errors import UsageError
 from knarr.cli.command import Parser
 from knarr.cli.output import put, put_json, size
 from knarr.cli.progress import watching
@@ -9,6 +10,7 @@ from knarr.cli.progress import watching
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from typing import Any
 
     from knarr.image.copy import Copied, Options
@@ -56,6 +58,8 @@ def add_form(parser: Parser) -> None:
     parser.add_argument("--compress", default="", metavar="HOW",
                         help="compress layers so: gzip, zstd, none; gzip:9, zstd:19 at a level; estargz,\n"
                         "zstd:chunked with a table of contents")  # fmt: skip
+    parser.add_argument("--sign-key", default="", metavar="FILE",
+                        help="sign the copy with this key, as knarr image sign does")  # fmt: skip
 
 
 def options_from(given: argparse.Namespace) -> Options:
@@ -80,6 +84,7 @@ def do_copy(arguments: list[str]) -> int:
     from knarr.engine.copying import Access, copy
     from knarr.engine.paths import places
 
+    signer = signer_from(given, given.target, insecure=given.insecure_target)
     with watching(quiet=given.quiet) as watcher:
         copied = copy(
             places(),
@@ -90,8 +95,26 @@ def do_copy(arguments: list[str]) -> int:
             target_access=Access(insecure=given.insecure_target),
             progress=watcher.blob if watcher else None,
         )
+    if signer is not None:
+        signer(copied)
     tell(copied, given.target, dry_run=given.dry_run, as_json=given.json)
     return 0
+
+
+def signer_from(given: argparse.Namespace, target: str, *, insecure: bool) -> Callable[[Copied], object] | None:
+    """Return what signs the copy, if that is wanted; raises UsageError, FileError before anything is copied."""
+    if not given.sign_key:
+        return None
+    if insecure or getattr(given, "dry_run", False):
+        other = "an insecure target" if insecure else "--dry-run"
+        raise UsageError(f"--sign-key cannot be used with {other}", hint="knarr image sign signs what is there already")
+    from knarr.cli.image.sign import password
+    from knarr.engine.copying import sign_copy, signable
+    from knarr.engine.imaging.signing import load_private
+
+    key = load_private(given.sign_key, password())
+    signable(target)
+    return lambda copied: sign_copy(target, copied.digest, key)
 
 
 def tell(copied: Copied, target: str, *, dry_run: bool = False, as_json: bool = False) -> None:

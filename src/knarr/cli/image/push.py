@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from knarr.cli.command import Parser
-from knarr.cli.image.copy import add_choice, add_form, options_from, tell
+from knarr.cli.image.copy import add_choice, add_form, options_from, signer_from, tell
 from knarr.cli.progress import watching
 
 
@@ -34,6 +34,7 @@ def do_push(arguments: list[str]) -> int:
 
     where = places()
     source, target = push_target(where, given.image, given.target)
+    signer = signer_from(given, target, insecure=given.insecure)
     with watching(quiet=given.quiet) as watcher:
         copied = copy(
             where,
@@ -43,5 +44,7 @@ def do_push(arguments: list[str]) -> int:
             target_access=Access(insecure=given.insecure),
             progress=watcher.blob if watcher else None,
         )
+    if signer is not None:
+        signer(copied)
     tell(copied, target)
     return 0

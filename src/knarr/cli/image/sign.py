@@ -12,7 +12,8 @@ from knarr.cli.output import clean, put, put_json
 PASSWORD = "KNARR_KEY_PASSWORD"  # noqa: S105  # where it is, not what it is
 
 
-def _password() -> bytes:
+def password() -> bytes:
+    """Return the password of the key that is used, b"" for none."""
     return os.environb.get(PASSWORD.encode(), b"")
 
 
@@ -33,7 +34,7 @@ def do_key(arguments: list[str]) -> int:
     given = parse_key().parse_args(arguments)
     from knarr.engine.imaging.signing import make_keys
 
-    put(make_keys(given.file, _password()))
+    put(make_keys(given.file, password()))
     return 0
 
 
@@ -66,7 +67,7 @@ def do_sign(arguments: list[str]) -> int:
     from knarr.engine.imaging.artifacts import subject_of
     from knarr.engine.imaging.signing import load_private, sign
 
-    key = load_private(given.key, _password())
+    key = load_private(given.key, password())
     said = pairs(given.annotation, "--annotation")
     subject = subject_of(given.image, given.platform)
     try:
