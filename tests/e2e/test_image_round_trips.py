@@ -169,6 +169,35 @@ def test_podman_load_and_save(layout: str, tmp_path: Path, short: str, kind: str
         assert config_of(f"oci:{tmp_path}/{form}-back:1") == config_of(layout)
 
 
+def test_podmans_storage_both_ways(layout: str, tmp_path: Path, short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers-storage is reached through Podman's service, which speaks the Docker API."""
+    if os.geteuid() != 0:
+        pytest.skip("podman's own places need root here")
+    places = ["--root", f"{tmp_path}/podman", "--runroot", short, "--storage-driver", "vfs"]
+    podman = [tool_or_skip("podman"), *places]
+    address = f"unix://{short}/api.sock"
+    service = subprocess.Popen(
+        [*podman, "system", "service", "--time=0", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 30
+        while not os.path.exists(f"{short}/api.sock"):
+            assert service.poll() is None, "podman system service ended"
+            assert time.monotonic() < until, "podman system service gave no socket"
+            time.sleep(0.05)
+        monkeypatch.setenv("DOCKER_HOST", address)
+        knarr.copy(layout, "docker-daemon:round/pod:2")
+        found = call(*podman, "inspect", "--format", "{{.Id}}", "round/pod:2").strip()
+        assert f"sha256:{found}" == config_of(layout)
+        knarr.copy("docker-daemon:round/pod:2", f"oci:{tmp_path}/back:1")
+        assert config_of(f"oci:{tmp_path}/back:1") == config_of(layout)
+        with pytest.raises(knarr.KnarrError, match="no/such:1: image not known"):
+            knarr.copy("docker-daemon:no/such:1", f"oci:{tmp_path}/no:1")
+    finally:
+        service.terminate()
+        service.wait(30)
+
+
 @pytest.mark.parametrize("kind", ["oci", "oci-archive", "docker-archive"])
 def test_buildah(layout: str, tmp_path: Path, kind: str) -> None:
     if os.geteuid() != 0:
