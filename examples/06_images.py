@@ -23,3 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
     saved = flat.save(f"oci:{folder}/layout:v1")
     print(saved == Image.open(f"oci:{folder}/layout:v1"), knarr.validate(f"oci:{folder}/layout"))  # True []
     print([entry.name for layer in saved.layers for entry in layer.entries()])
+
+    store = knarr.Store(f"{folder}/store")
+    flat.save("site:1", store=store.path)
+    print([image.name for image in store.images()], store.image("site:1") == flat, store.check())

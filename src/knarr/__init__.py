@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from knarr.engine.imaging.validate import validate as validate
     from knarr.engine.registries import Registry as Registry
     from knarr.engine.registries import copy as copy
+    from knarr.engine.stores import Store as Store
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _EXPORTS = {
     "Layer": "knarr.engine.imaging.image",
     "Registry": "knarr.engine.registries",
     "Result": "knarr.engine.api",
+    "Store": "knarr.engine.stores",
     "TimedOut": "knarr.base.errors",
     "Timings": "knarr.engine.api",
     "aio": "knarr.engine",
@@ -54,6 +56,7 @@ __all__ = [
     "Layer",
     "Registry",
     "Result",
+    "Store",
     "TimedOut",
     "Timings",
     "__version__",

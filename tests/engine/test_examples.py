@@ -25,7 +25,12 @@ WANTED = {
         "copied 1 image thrice",
         "no registry there: connection refused",
     ],
-    "06_images.py": ["added config Env.MODE", "removed file /srv/site/index.html", "[b'srv/', b'srv/site/']"],
+    "06_images.py": [
+        "added config Env.MODE",
+        "removed file /srv/site/index.html",
+        "[b'srv/', b'srv/site/']",
+        "['docker.io/library/site:1'] True []",
+    ],
 }
 
 

@@ -14,7 +14,7 @@ from time import monotonic
 
 from knarr.base.errors import TimedOut
 from knarr.engine import api
-from knarr.engine.aio_images import Image, Index, Layer, copy, diff, pull, validate
+from knarr.engine.aio_images import Image, Index, Layer, Store, copy, diff, pull, validate
 from knarr.engine.api import Result, Timings, begin_captured, request_of, result_of, where_of
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Container", "Image", "Index", "Layer", "Registry", "copy", "diff", "pull", "run", "validate"]
+__all__ = ["Container", "Image", "Index", "Layer", "Registry", "Store", "copy", "diff", "pull", "run", "validate"]
 
 
 class _Driver:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from knarr.engine.imaging.compare import Difference
     from knarr.engine.imaging.rules import Finding
     from knarr.engine.registries import CopyOptions
+    from knarr.engine.storekeeping import Damage
+    from knarr.engine.stores import Removed, Usage
+    from knarr.image.catalog import Listed
     from knarr.image.copy import Copied
     from knarr.image.platform import Platform
     from knarr.layer.tarball import Entry
@@ -389,3 +392,43 @@ class Index(_Opened):
     async def save(self, reference: str, *, store: str | None = None) -> Self:
         """As ``knarr.Index.save``; nothing is there if it fails or is cancelled."""
         return type(self)(await stoppable(f"saving {reference}", lambda: self.blocking.save(reference, store=store)))
+
+
+class Store:
+    """As ``knarr.Store``; what reads or writes is awaited. ``blocking`` is the store itself."""
+
+    def __init__(self, path: str = "") -> None:
+        from knarr.engine.stores import Store as Blocking
+
+        self.blocking = Blocking(path)
+
+    async def images(self) -> list[Listed]:
+        """As ``knarr.Store.images``."""
+        return await stoppable("listing the images", self.blocking.images)
+
+    async def image(self, name: str, *, platform: str = "") -> Image:
+        """As ``knarr.Store.image``."""
+
+        def work() -> blocking.Image:
+            return self.blocking.image(name, platform=platform)
+
+        return Image(await stoppable(f"opening {name}", work, lambda late: late.close()))
+
+    async def remove(self, name: str, *, force: bool = False) -> Removed:
+        """As ``knarr.Store.remove``."""
+        return await stoppable(f"removing {name}", lambda: self.blocking.remove(name, force=force))
+
+    async def prune(self, *, everything: bool = False) -> Removed:
+        """As ``knarr.Store.prune``."""
+        return await stoppable("removing images", lambda: self.blocking.prune(everything=everything))
+
+    async def usage(self) -> list[Usage]:
+        """As ``knarr.Store.usage``."""
+        return await stoppable("measuring the store", self.blocking.usage)
+
+    async def check(self, *, repair: bool = False) -> list[Damage]:
+        """As ``knarr.Store.check``."""
+        return await stoppable("checking the store", lambda: self.blocking.check(repair=repair))
+
+    def __repr__(self) -> str:
+        return f"aio.{self.blocking!r}"
