@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +210,35 @@ def test_a_full_disk(layout: Path, knarr: str) -> None:
     blobs = [line for line in files if "/blobs/sha256/" in line]
     assert len(blobs) <= 2  # config and manifest, whole; the layer does not fit
     assert {os.path.basename(line) for line in files if line not in blobs} <= {"oci-layout", "index.json", "map.json"}
+
+
+@pytest.mark.parametrize("driver", ["erofs-loop", "overlay", "copy"])
+def test_a_layer_of_200_kilobytes_that_unpacks_to_200_megabytes(driver: str, knarr: str, tmp_path: Path) -> None:
+    if driver == "erofs-loop" and not os.path.exists("/dev/loop-control"):
+        pytest.skip("there are no loop devices here")
+    member = tarfile.TarInfo("zeros")
+    member.size = 200 << 20
+    coder = zlib.compressobj(9, zlib.DEFLATED, 31)
+    plain = [member.tobuf(), *[bytes(1 << 20)] * 200, bytes(1024)]
+    layer = b"".join([*map(coder.compress, plain), coder.flush()])
+    assert len(layer) < 250_000
+    diff_id = hashlib.sha256()
+    for part in plain:
+        diff_id.update(part)
+    made = build(
+        tmp_path / "image",
+        layer=layer,
+        layer_media="application/vnd.oci.image.layer.v1.tar+gzip",
+        diff_id=f"sha256:{diff_id.hexdigest()}",
+    )
+    folder = Path("/tmp") / f"knarr-bomb-{secrets.token_hex(4)}"
+    command = f"KNARR_DRIVER={driver} {knarr} --store {folder}/store --run-dir {folder}/run pull -q oci:{made}:good"
+    script = (
+        f"mount -t tmpfs -o size=16m tmpfs {folder}; {command} || code=$?; df --output=used -k {folder}; exit $code"
+    )
+    done = in_private_mounts(script, folder)
+    refused(done, "no space left", code=125)
+    assert int(done.stdout.split()[-1]) < 1024  # kilobytes: the layer as it came, and nothing that came out of it
 
 
 def test_a_read_only_store(layout: Path, knarr: str) -> None:

@@ -39,13 +39,25 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert not broken
 
 
-def test_tests_that_show_a_feature_are_there() -> None:
+@pytest.mark.parametrize("page", ["coverage.md", "hostile-images.md"])
+def test_tests_that_show_a_feature_are_there(page: str) -> None:
     missing = []
-    for line in (ROOT / "docs" / "coverage.md").read_text().splitlines():
+    for line in (ROOT / "docs" / page).read_text().splitlines():
         for file, names in re.findall(r"`(\w+/test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", line):
             tests = (ROOT / "tests" / file).read_text()
             missing += [f"{file}: {name}" for name in re.findall(r"\w+", names) if f"def test_{name}(" not in tests]
     assert not missing
+
+
+def test_rows_of_hostile_layers_are_there() -> None:
+    page = (ROOT / "docs" / "hostile-images.md").read_text()
+    corpus = (ROOT / "tests/layer/test_corpus.py").read_text()
+    rows = {int(number) for number in re.findall(r"Row\(\s*(\d+),", corpus)}
+    other = {int(number) for line in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in line.split(",")}
+    named = {int(number) for number in re.findall(r"\brows? (\d+)", page)}
+    assert named <= rows | other
+    # Numbers that were never given stand for nothing.
+    assert set(range(1, 132)) - rows - other == {3, 12, 20, 27, 36, 44, 52, 62, 70, 81, 90, 98, 105, 116, 124, 130}
 
 
 def headings(text: str) -> set[str]:

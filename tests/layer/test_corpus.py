@@ -106,6 +106,13 @@ ROWS = [
         lambda t: tar(s("l", os.path.dirname(t)), f("l/sentinel/pwn", b"1")),
         lambda p: p.read("l/sentinel/pwn") == b"1",
     ),
+    Row(
+        8,
+        "sym-missing-parents",
+        IN,
+        lambda t: tar(s("l", t), f("l/a/b/c", b"1")),
+        lambda p: p.read("l/a/b/c") == b"1",
+    ),
     Row(9, "sym-chain", IN, lambda t: tar(s("a", "."), s("b", f"a/../{UP}{t}"), f("b/pwn", b"1"))),
     Row(10, "sym-long-chain", REF, chain, why="symbolic links"),
     Row(11, "sym-loop", REF, lambda _: tar(s("x", "y"), s("y", "x"), f("x/pwn")), why="symbolic links"),
