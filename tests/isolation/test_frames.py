@@ -104,7 +104,8 @@ class Pair:
 
     def work(self, *, terminal: bool = False, stdin: bool = True) -> Work:
         errors: list[int] = []
-        work = self.guest.spawn(b"plan", b"", terminal=terminal, stdin=stdin, done=errors.append)
+        work = self.guest.plan(b"plan", terminal=terminal, stdin=stdin)
+        self.guest.spawn(work, b"", errors.append)
         self.says(frame(frames.REPLY, work.id))
         assert errors == [0]
         return work
@@ -163,7 +164,8 @@ def test_a_guest_that_lies_is_found_out(pair: Pair, lie: list[tuple[int, int, in
 
 
 def test_nothing_comes_of_a_process_before_it_was_said_to_be_there(pair: Pair) -> None:
-    work = pair.guest.spawn(b"plan", b"", terminal=False, stdin=False, done=lambda _: None)
+    work = pair.guest.plan(b"plan", terminal=False, stdin=False)
+    pair.guest.spawn(work, b"", lambda _: None)
     with pytest.raises(SafetyViolation, match="no such process"):
         pair.says(frame(frames.DATA, work.id, frames.STDOUT, b"x"))
 

@@ -62,7 +62,8 @@ class Container:
         assert plan.slots == ("cgroup",)
         slots = frames.slot(frames.SLOT_DIRECTORY, 0, f"/sys/fs/cgroup{groups.directories[0].path}")
         begun: list[int] = []
-        self.work: Work = who.spawn(plan.encode(), slots, terminal=False, stdin=True, done=begun.append)
+        self.work: Work = who.plan(plan.encode(), terminal=False, stdin=True)
+        who.spawn(self.work, slots, begun.append)
         self.work.on_control = self._answer
         self.work.on_data = self._hear
         who.wait(lambda: bool(begun), time.monotonic() + 10)
@@ -107,7 +108,7 @@ def who(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
     settings = Settings(kind, MEMORY, 1, tuple(shares), str(tmp_path / "initramfs"), kinds.find(kind, {}))
     booting = kinds.boot(settings)
     try:
-        made_guest = Guest(booting.channel, booting.window)
+        made_guest = Guest(booting.channel, booting.window, booting.ring)
         made_guest.wait(lambda: bool(made_guest.release), time.monotonic() + booting.patience)
         for step in steps.of_shares(tuple(shares), kind):
             answer = made_guest.call(step["kind"], step["value"], bytes.fromhex(step["payload"]), time.monotonic() + 10)

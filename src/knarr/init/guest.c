@@ -9,8 +9,9 @@
 enum { IN_SIZE = 2 * (sizeof(struct frame) + PACKET_LIMIT), OUT_SIZE = 512 * 1024 };
 /* More than anything produces at one time: a reply, or what one descriptor gives. */
 enum { MOST_AT_ONCE = sizeof(struct frame) + REPLY_LIMIT, TAKEN_AT_LEAST = 1024 };
-
 static int channel = -1, child_signals = -1, restarts;
+static int ring = -1;
+static u64 ring_size, ring_at;
 static u8 in[IN_SIZE] __attribute__((aligned(4096)));
 static u8 out[OUT_SIZE] __attribute__((aligned(4096)));
 static size_t in_end, out_start, out_end;
@@ -90,10 +91,50 @@ static void handle_all(void)
     in_end -= at;
 }
 
+/* Whether there is room for what may come at one time. */
+static int may_receive(void)
+{
+    return ring >= 0 ? IN_SIZE - in_end >= RING_PIECE : in_end < IN_SIZE;
+}
+
+/* User-mode Linux reads its serial line byte by byte, each with a call of the host's. So what the host sends lies in
+ * the ring, and of the line come only numbers: how many bytes more do. */
+static void receive_from_ring(void)
+{
+    static u8 piece[RING_PIECE] __attribute__((aligned(4096)));
+    static u32 count, have;
+
+    while (may_receive()) {
+        long got = kcall(read, channel, (u8 *)&count + have, sizeof count - have);
+        u32 length;
+
+        if (got == -EAGAIN || got == -EINTR)
+            return;
+        if (got <= 0)
+            guest_end("the host is gone");
+        have += (u32)got;
+        if (have < sizeof count)
+            continue;
+        have = 0;
+        length = (count + SECTOR - 1) / SECTOR * SECTOR;
+        if (length > RING_PIECE || kcall(pread64, ring, piece, length, ring_at) != (long)length)
+            guest_end("what the host sent cannot be read");
+        memcpy(in + in_end, piece, count);
+        in_end += count;
+        ring_at = (ring_at + length) % ring_size;
+        taken += length;
+    }
+}
+
 static void receive(void)
 {
-    long got = kcall(read, channel, in + in_end, IN_SIZE - in_end);
+    long got;
 
+    if (ring >= 0) {
+        receive_from_ring();
+        return;
+    }
+    got = kcall(read, channel, in + in_end, IN_SIZE - in_end);
     if (got == -EAGAIN || got == -EINTR)
         return;
     if (got <= 0)
@@ -106,7 +147,7 @@ static void receive(void)
  * than finds room in the line's buffer before it is told that some of it was taken. */
 static void tell_taken(void)
 {
-    if (taken >= TAKEN_AT_LEAST && frame_room(0) != NULL) {
+    if (taken >= (ring >= 0 ? ring_size / 4 : TAKEN_AT_LEAST) && frame_room(0) != NULL) {
         frame_done(FRAME_TOOK, 0, taken, 0);
         taken = 0;
     }
@@ -206,6 +247,23 @@ static void make_raw(long fd)
     must(kcall(ioctl, fd, TCSETS, &settings), "the channel cannot be made raw");
 }
 
+/* What the word knarr.ring= of the kernel's command line names, if it does. */
+static void open_ring(void)
+{
+    char path[64] = "/dev/";
+    long got;
+
+    kernel_word("knarr.ring=", path + 5, sizeof path - 5);
+    if (path[5] == 0)
+        return;
+    ring = (int)kcall(openat, AT_FDCWD, path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    must(ring, "the ring of knarr.ring= cannot be opened");
+    got = kcall(lseek, ring, 0, 2 /* SEEK_END */);
+    if (got <= 0)
+        guest_end("the ring of knarr.ring= is empty");
+    ring_size = (u64)got;
+}
+
 static void open_channel(void)
 {
     struct timespec_k moment = {0, 1000000};
@@ -301,6 +359,7 @@ void guest_main(void)
     kcall(prlimit64, 0, 7 /* RLIMIT_NOFILE */, files, NULL);
     kernel_word("knarr.end=", ends, sizeof ends);
     restarts = text_equal(ends, "restart");
+    open_ring();
     open_channel();
     watch_children();
     say_hello();
@@ -311,13 +370,13 @@ void guest_main(void)
         flush();
         may_send = room() >= MOST_AT_ONCE;
         polled[0].fd = channel;
-        polled[0].events = (short)((in_end < IN_SIZE ? POLLIN_ : 0) | (out_start < out_end ? 4 /* POLLOUT */ : 0));
+        polled[0].events = (short)((may_receive() ? POLLIN_ : 0) | (out_start < out_end ? 4 /* POLLOUT */ : 0));
         polled[1].fd = child_signals;
         polled[1].events = may_send ? POLLIN_ : 0;
         count = workload_poll(polled + 2, may_send);
         if (kcall(ppoll, polled, 2 + count, NULL, NULL, 0) < 0)
             continue;
-        if (polled[0].revents & (POLLIN_ | POLLHUP_ | POLLERR_) && in_end < IN_SIZE)
+        if (polled[0].revents & (POLLIN_ | POLLHUP_ | POLLERR_) && may_receive())
             receive();
         handle_all();
         if (may_send)

@@ -19,6 +19,9 @@ enum {
     PLAN_LIMIT = 16 * 1024 * 1024,
     WINDOW_BYTES = 64 * 1024, /* what either side may send of a stream before the other says that it took some */
     PROCESSES = 128,
+    /* The ring, a block device that the host fills: each piece of what it sends begins at a whole sector. */
+    SECTOR = 512,
+    RING_PIECE = 32 * 1024,
 };
 
 /* host to guest */

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
+from select import POLLIN, poll
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KernelError, KnarrError, SpecError, SpecFinding, Unsupported
@@ -18,6 +19,7 @@ from knarr.isolation import convert, frames, kinds, steps, template
 from knarr.isolation.choose import WRITES
 from knarr.isolation.kinds import Share
 from knarr.isolation.python import python_command
+from knarr.kernel.process import ended
 from knarr.plan import ops
 from knarr.plan.cgroup import CgroupHost, CgroupPlan
 from knarr.plan.container import ContainerPlan, Options, own_id_alone, own_maps, plan_container
@@ -45,6 +47,8 @@ _LEAST_KEPT = 1 << 30
 """Bytes of files, holes included, that may be kept of a container with little memory."""
 _HOST_OVERHEAD = 96 << 20
 """Bytes the monitor and the guest's process take beside the guest's memory."""
+_ENDS = 5.0
+"""Seconds that a monitor and its guest are given to end by themselves."""
 _HOST_PIDS = 64
 """Processes and threads of the host's that a guest takes beside one for each of its own."""
 
@@ -111,7 +115,7 @@ def kill_and_reap(pidfd: int, pid: int, patience: float) -> None:
     """End a child. Raises KernelError when the kernel holds it."""
     from errno import EBUSY
 
-    from knarr.kernel.process import ended, reap, signal_pid
+    from knarr.kernel.process import reap, signal_pid
 
     if signal_pid(pidfd, 9):
         if not ended(pidfd, patience):
@@ -214,6 +218,14 @@ class Isolated(Created):
             for fd in made:
                 os.close(fd)
 
+    def delete(self) -> list[str]:
+        if self._taken is not None and ended(self.pidfd):
+            # What stood for it has ended. Its monitor and guest do so now, and then its cgroups are empty.
+            poller = poll()
+            poller.register(self._taken.connection.fileno(), POLLIN)
+            poller.poll(_ENDS * 1000)
+        return super().delete()
+
     def close(self) -> None:
         super().close()
         if self._taken is not None:
@@ -287,10 +299,10 @@ class Isolated(Created):
             "own_terminal": self._taken is not None and stdio.console >= 0,
             "keep": max(_LEAST_KEPT, 2 * memory) if self._keep else 0,
             "group": f"/sys/fs/cgroup{groups.directories[0].path}" if groups is not None else "",
+            "before_shares": steps.of_cgroup(groups),
             "steps": [
                 *steps.of_shares(self._shares, self._kind),
                 *steps.of_root(self._found.get("image"), memory // 2),
-                *steps.of_cgroup(groups),
             ],
             "flush": any(share.writable for share in self._shares),
             "unmount": convert.ROOT if (self._found.get("image") or {}).get("writable") else "",
@@ -380,9 +392,12 @@ def host_plan(
                 Op("setns", (slot, CLONE_FLAG[kind]), (), pointer),
             ]
     able = mapped or host.privileged or host.euid == 0
+    # A copy of the host's mounts takes time to be made and unmade, and keeps what the host unmounts.
+    mounts = mapped or (able and root.kind != "bind")
     flags = CLONE_FLAG["user"] if mapped else 0
-    if able:
+    if mounts:
         flags |= CLONE_FLAG["mount"]
+    if able:
         if "network" in spaces.new:
             flags |= CLONE_FLAG["network"]
     elif root.kind != "bind":
@@ -398,9 +413,10 @@ def host_plan(
             Op("pdeathsig", (9,)),
         ]
     plan.append(Op("setsid"))
-    if able:
+    if mounts:
         plan += root_ops(root, root_slot, {}, image_slot=image_slot, own_mounts=True, label=None)
         plan.append(Op("close", (root_slot,)))
+    if able:
         if "network" in spaces.new:
             plan.append(Op("loopback"))
     plan += [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"), Op("sync", (ops.SYNC_READY,))]

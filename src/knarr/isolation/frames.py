@@ -35,6 +35,11 @@ REPLY_LIMIT = 64 << 10
 WINDOW_BYTES = 64 << 10
 """What either side may send of a stream before the other has said that it took some."""
 PLAN_LIMIT = 16 << 20
+SECTOR = 512
+RING_PIECE = 32 << 10
+"""Most bytes that are put into a ring at one time; each piece begins at a whole sector."""
+RING_BYTES = 128 << 10
+"""Size of a ring: of pieces of any length so many are under way that their numbers find room in a terminal's buffer."""
 
 SLOT_CONSOLE, SLOT_DIRECTORY, SLOT_PIDFD, SLOT_START = range(1, 5)
 SPAWN_TERMINAL, SPAWN_STDIN = 1, 2

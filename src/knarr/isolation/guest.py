@@ -31,11 +31,13 @@ class Work:
 
     __slots__ = (
         *("credit", "id", "on_control", "on_control_end", "on_data", "on_end", "on_window", "open", "status"),
-        *("controlled", "reads", "spawned", "window"),
+        *("controlled", "reads", "spawned", "stdin", "terminal", "window"),
     )
 
     def __init__(self, id: int, *, terminal: bool, stdin: bool) -> None:
         self.id = id
+        self.terminal = terminal
+        self.stdin = stdin
         self.window = frames.WINDOW_BYTES if stdin or terminal else 0
         self.reads = stdin or terminal  # it may still be sent input
         self.open = {frames.STDOUT} if terminal else {frames.STDOUT, frames.STDERR}
@@ -60,16 +62,19 @@ def _nothing(*_: object) -> None:
 
 
 class Guest:
-    """A guest by its channel, a non-blocking descriptor that stays the caller's; ``window`` as in ``Launched``."""
+    """A guest by its channel, a non-blocking descriptor that stays the caller's; ``window`` and ``ring`` as in Booting.
+    """
 
     __slots__ = (
-        *("_decoder", "_fd", "_next", "_out", "_under_way", "_waiting", "_window", "_works"),
+        *("_at", "_decoder", "_fd", "_next", "_out", "_ring", "_under_way", "_waiting", "_window", "_works"),
         *("bound", "controllers", "machine", "release"),
     )
 
-    def __init__(self, fd: int, window: int = 0) -> None:
+    def __init__(self, fd: int, window: int = 0, ring: int = -1) -> None:
         self._fd = fd
         self._window = window
+        self._ring = ring
+        self._at = 0  # where in the ring the next piece goes
         self._under_way = 0
         self._decoder = Decoder()
         self._out = bytearray()
@@ -129,12 +134,16 @@ class Guest:
             self.flush()
             self.receive()
 
-    def spawn(self, plan: bytes, slots: bytes, *, terminal: bool, stdin: bool, done: Callable[[int], None]) -> Work:
-        """Have the guest carry out a plan; ``done(errno)``: 0 when its first stage was made."""
+    def plan(self, plan: bytes, *, terminal: bool, stdin: bool) -> Work:
+        """Give the guest a plan, for ``spawn``."""
         work = Work(self._number(), terminal=terminal, stdin=stdin)
         self._works[work.id] = work
         for at in range(0, len(plan), frames.PACKET_LIMIT):
             self._out += encode(frames.PLAN, work.id, 0, plan[at : at + frames.PACKET_LIMIT])
+        return work
+
+    def spawn(self, work: Work, slots: bytes, done: Callable[[int], None]) -> None:
+        """Have the guest carry out a plan it was given; ``done(errno)``: 0 when its first stage was made."""
 
         def answered(error: int, _: bytes) -> None:
             work.spawned = error == 0
@@ -143,9 +152,8 @@ class Guest:
             done(error)
 
         self._waiting[work.id] = answered
-        flags = (frames.SPAWN_TERMINAL if terminal else 0) | (frames.SPAWN_STDIN if stdin else 0)
+        flags = (frames.SPAWN_TERMINAL if work.terminal else 0) | (frames.SPAWN_STDIN if work.stdin else 0)
         self.send(frames.SPAWN, work.id, flags, slots)
-        return work
 
     def control(self, work: Work, packet: bytes) -> None:
         """Pass a packet on to its control socket. One that is too long for any init is dropped."""
@@ -185,13 +193,25 @@ class Guest:
         """Send what the channel takes now. Raises InitError when the guest is gone."""
         while self._out and (room := self._room()):
             try:
-                sent = os.write(self._fd, self._out[:room])
+                if self._ring < 0:
+                    sent = taken = os.write(self._fd, self._out[:room])
+                else:
+                    sent, taken = self._put(room)
             except OSError as error:
                 if error.errno in (EAGAIN, EINTR):
                     return
                 raise _gone() from None
             del self._out[:sent]
-            self._under_way += sent
+            self._under_way += taken
+
+    def _put(self, room: int) -> tuple[int, int]:
+        """Send by the ring: bytes of the piece, and of the ring that it takes. Raises OSError."""
+        piece = self._out[: min(room, frames.RING_PIECE, frames.RING_BYTES - self._at)]
+        os.pwrite(self._ring, piece, self._at)
+        os.write(self._fd, len(piece).to_bytes(4, "little"))  # on a socket all or nothing
+        taken = -(-len(piece) // frames.SECTOR) * frames.SECTOR
+        self._at = (self._at + taken) % frames.RING_BYTES
+        return len(piece), taken
 
     def receive(self) -> None:
         """Handle what has come. Raises InitError when the guest is gone, SafetyViolation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from knarr.base.errors import FileError
 from knarr.base.files import read_file, write_atomic
 from knarr.isolation import convert, frames, guest, uml
 from knarr.isolation.initramfs import initramfs
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 OVERHEAD = 64 << 20
 """Its kernel's own data, page tables and the pages of a root's overlay."""
 BESIDE = 0
-_WINDOW = 3584
-"""Less than the 4,096 bytes of a terminal's buffer: a line that had to be held up is not heard of again
-(arch/um/drivers/line.c: line_throttle takes its descriptor off the list of those waited for; Linux 6.1)."""
 
 
 def find_guest(_config: dict[str, Any]) -> dict[str, Any]:
@@ -85,12 +83,38 @@ def boot(settings: Settings) -> Booting:
     found = settings.found
     modules = [(os.path.basename(path), read_file(path, 16 << 20)) for path in found["modules"]]
     write_atomic(settings.initramfs, initramfs(read_file(init_path(), 16 << 20), modules))
-    launched = uml.launch(
-        _kernel(found),
-        initramfs=settings.initramfs,
-        memory=settings.memory,
-        shares=None if settings.shares is None else (*settings.shares, *settings.drivers),
-        nics=NICS,
-        filters=settings.filters,
+    place = f"{settings.initramfs}.ring"
+    ring = _make_ring(place)
+    try:
+        launched = uml.launch(
+            _kernel(found),
+            initramfs=settings.initramfs,
+            memory=settings.memory,
+            shares=None if settings.shares is None else (*settings.shares, *settings.drivers),
+            nics=NICS,
+            filters=settings.filters,
+            ring=place,
+        )
+    except BaseException:
+        os.close(ring)
+        raise
+    finally:
+        os.unlink(place)  # the guest has it, and nobody else needs to find it
+    return Booting(
+        launched.pid,
+        launched.pidfd,
+        launched.channel,
+        launched.console,
+        window=frames.RING_BYTES,
+        ring=ring,
+        nics=launched.nics,
     )
-    return Booting(launched.pid, launched.pidfd, launched.channel, launched.console, window=_WINDOW, nics=launched.nics)
+
+
+def _make_ring(path: str) -> int:
+    try:
+        ring = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.truncate(ring, frames.RING_BYTES)
+    except OSError as error:
+        raise FileError("make", path, error.errno or 0) from None
+    return ring

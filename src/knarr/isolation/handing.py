@@ -45,7 +45,6 @@ def hand_over(
 def tell_who_stands(taken: Taken, pidfd: int) -> None:
     """The process that stands for the container is there. Raises InitError."""
     _send(taken, b"stands", [pidfd])
-    taken.connection.close()
 
 
 def _send(taken: Taken, word: bytes, handed: list[int]) -> None:

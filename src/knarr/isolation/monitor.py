@@ -78,7 +78,7 @@ def main() -> None:
 def _booted(settings: Settings) -> tuple[Booting, Guest]:
     """A guest that boots, and its channel."""
     booting = boot(settings)
-    return booting, Guest(booting.channel, booting.window)
+    return booting, Guest(booting.channel, booting.window, booting.ring)
 
 
 def stay(setup: dict[str, Any], ends: Ends, begin: Callable[[Settings], tuple[Booting, Guest]]) -> int:
@@ -193,7 +193,7 @@ class Monitor:
             self._watchers = Watchers(self._guest, self._setup["group"])
             try:
                 self._boot()
-                self._spawn_first()
+                self._spawn(self._first, self._setup["slots"])
                 self._attend()
             except KnarrError as error:
                 error.hint = error.hint or self._last_words()
@@ -248,15 +248,24 @@ class Monitor:
 
             return check
 
+        def ask(steps: list[dict[str, Any]]) -> None:
+            nonlocal left
+            for step in steps:
+                left += 1
+                self._guest.request(step["kind"], step["value"], bytes.fromhex(step["payload"]), answered(step))
+
         # All at once: the guest answers in order, and a step after one that failed does no harm.
-        for step in self._setup["steps"]:
-            left += 1
-            self._guest.request(step["kind"], step["value"], bytes.fromhex(step["payload"]), answered(step))
+        ask(self._setup["before_shares"])
+        self._plan_first()
+        if self._booting.shown is not None:
+            self._booting.shown()
+        ask(self._setup["steps"])
         self._guest.wait(lambda: left == 0, monotonic() + self._booting.patience)
         if failed:
             raise failed[0]
 
-    def _spawn_first(self) -> None:
+    def _plan_first(self) -> None:
+        """Give the guest the container's plan."""
         setup = self._setup
         streams = self._ends.streams
         if self._ends.console is not None:
@@ -266,8 +275,7 @@ class Monitor:
             streams = (terminal, terminal, -1)
             _leave_stdio()
         self._first = Relay(self._guest, streams, self._ends.control, terminal=setup["terminal"])
-        plan = content(self._ends.plan)
-        self._spawn(self._first, plan, setup["slots"], stdin=_has_input(streams[0]))
+        self._give(self._first, content(self._ends.plan), stdin=_has_input(streams[0]))
 
     def _of_first(self, packet: bytes) -> None:
         self._checks = self._network.hear(packet)
@@ -286,13 +294,15 @@ class Monitor:
         held, self._held = self._held, b""
         self._first.tell(held)
 
-    def _spawn(self, relay: Relay, plan: bytes, slots: list[list[Any]], *, stdin: bool) -> None:
+    def _give(self, relay: Relay, plan: bytes, *, stdin: bool) -> None:
+        relay.attend(self._guest.plan(plan, terminal=relay.terminal, stdin=stdin))
+        if relay is self._first:
+            relay.work.on_control = self._of_first
+
+    def _spawn(self, relay: Relay, slots: list[list[Any]]) -> None:
         errors: list[int] = []
         encoded = b"".join(frames.slot(kind, number, path) for kind, number, path in slots)
-        work = self._guest.spawn(plan, encoded, terminal=relay.terminal, stdin=stdin, done=errors.append)
-        relay.attend(work)
-        if relay is self._first:
-            work.on_control = self._of_first
+        self._guest.spawn(relay.work, encoded, errors.append)
         self._guest.wait(lambda: bool(errors), monotonic() + 10.0)
         if errors[0]:
             raise InitError("", "start a process in the guest", errors[0])
@@ -477,7 +487,8 @@ class Monitor:
         relay = Relay(self._guest, (streams[0], streams[1], streams[2]), owned, terminal=message["terminal"])
         try:
             slots = [[kind, self._first.work.id, path] for kind, _, path in message["slots"]]
-            self._spawn(relay, content(plan), slots, stdin=_has_input(streams[0]))
+            self._give(relay, content(plan), stdin=_has_input(streams[0]))
+            self._spawn(relay, slots)
         except InitError as error:
             _report(owned, error)
             relay.close()

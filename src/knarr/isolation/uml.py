@@ -157,6 +157,7 @@ def command_line(
     channel: int,
     shares: str = "",
     nics: Sequence[int] = (),
+    ring: str = "",
     words: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of user-mode Linux for a boot of what a container needs.
@@ -164,6 +165,7 @@ def command_line(
     ``memory`` in bytes. ``initramfs`` and the directory ``run`` (for its socket) are paths as it sees them, ``shares``
     the directory that hostfs may mount from. ``channel`` is the descriptor that becomes /dev/tty1 (CHANNEL), a terminal
     until it is made raw. Each of ``nics`` is a socket whose packets are the Ethernet frames of vec0, vec1, ….
+    ``ring`` is a file that becomes the block device ubda, read-only.
     Its messages go to standard error.
     """
     return [
@@ -187,6 +189,8 @@ def command_line(
         "lpj=20000000",
         *([f"hostfs={shares}"] if shares else []),
         *(f"vec{number}:transport=fd,fd={fd}" for number, fd in enumerate(nics)),
+        # r: read-only, c: not locked, d: never taken for one that lies over another
+        *([f"ubd0rcd={ring}", "knarr.ring=ubda"] if ring else []),
         *words,
         f"knarr.channel={CHANNEL}",
     ]
@@ -307,11 +311,12 @@ def launch(
     nics: int = 0,
     words: Sequence[str] = (),
     filters: str = "",
+    ring: str = "",
     deadline: float | None = None,
 ) -> Launched:
     """Boot a guest behind its wall; on return its kernel runs. ``memory`` in bytes; ``words`` for its command line.
 
-    It has ``nics`` network devices.
+    It has ``nics`` network devices, and the file ``ring`` as its block device ubda.
 
     With None for ``shares`` they are given to it later, by ``show``. ``filters`` as in ``confine.start``, whose errors
     it raises; nothing is left then. It dies with the thread that called.
@@ -319,7 +324,7 @@ def launch(
     from knarr.isolation.confine import start
     from knarr.runtime.create import Stdio
 
-    wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, nics=nics, words=words)
+    wall = confinement(kernel, initramfs=initramfs, memory=memory, shares=shares, nics=nics, ring=ring, words=words)
     ours, theirs = socketpair(AF_UNIX, SOCK_STREAM, 0)
     opened: list[int] = []
     try:
@@ -364,6 +369,7 @@ def confinement(
     memory: int,
     shares: Sequence[Share] | None = (),
     nics: int = 0,
+    ring: str = "",
     words: Sequence[str] = (),
 ) -> Confinement:
     """What a guest's user-mode Linux may have."""
@@ -377,10 +383,12 @@ def confinement(
         channel=3,
         shares=_SHARES,
         nics=range(4, 4 + nics),
+        ring="/ring" if ring else "",
         words=words,
     )
     views = [View(kernel.path, "/linux", program=True), View(initramfs, "/initramfs")]
     views += [View(source, inside, program=True) for inside, source in kernel.libraries]
+    views += [View(ring, "/ring")] if ring else []
     views += [View("/proc/cpuinfo", "/proc/cpuinfo")]
     views += [View("/dev/null", "/dev/null", device=True), View("/dev/urandom", "/dev/random", device=True)]
     views += shown(shares or (), _SHARES, asked=True)

@@ -67,7 +67,7 @@ class _Waiting:
         self._place = place
         self._guest: Guest
         self._booting: Booting
-        self._taker: socket
+        self._taker: socket  # who took it may wait for its end, which is that of all there was
 
     def run(self) -> int:
         """Until the container has ended, or who keeps or wanted it is gone."""
@@ -114,7 +114,7 @@ class _Waiting:
             filters=f"{self._place}/.seccomp",
         )
         self._booting = kinds.boot(settings)
-        self._guest = Guest(self._booting.channel, self._booting.window)
+        self._guest = Guest(self._booting.channel, self._booting.window, self._booting.ring)
         self._guest.wait(lambda: bool(self._guest.release), monotonic() + self._booting.patience)
 
     def _wait(self) -> bool:
@@ -153,8 +153,12 @@ class _Waiting:
         return code
 
     def _begin(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> tuple[Booting, Guest]:
-        """The guest, with its shares, in the container's cgroups (or on the way there) and network."""
+        """The guest, on its way into the container's cgroups."""
         settled = settle(self._booting, setup["groups"])
+        return self._booting.replace(settled=settled, shown=lambda: self._join(setup, settings, ends)), self._guest
+
+    def _join(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> None:
+        """Give the guest its shares, and enter the container's network."""
         shares = (*(settings.shares or ()), *settings.drivers)
         if not setup["own_mounts"]:
             self._show(shares, -1)
@@ -167,7 +171,6 @@ class _Waiting:
         if setup["keep"] and settings.shares:
             ends.root = opened(settings.shares[0].source, stands)
         os.close(stands)
-        return self._booting.replace(settled=settled), self._guest
 
     def _show(self, shares: tuple[Share, ...], of: int) -> None:
         kinds.show(self._shape.kind, self._booting, shares, of)
@@ -176,7 +179,6 @@ class _Waiting:
         """The pidfd of what stands for the container. Raises Interrupted when it was not made."""
         _, rights, _, _ = self._taker.recvmsg(64, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
         given = descriptors(rights)
-        self._taker.close()
         if len(given) != 1:
             raise Interrupted("the container is not made")
         return given[0]
