@@ -41,7 +41,7 @@ def test_streams_and_exit_code(runtime: Runtime, isolated: Bundle, kind: str) ->
 
 
 def test_input_of_more_than_a_window_and_output_of_more(runtime: Runtime, isolated: Bundle, tmp_path: Path) -> None:
-    data = os.urandom(200_000)
+    data = os.urandom(2_000_000)
     (tmp_path / "data").write_bytes(data)
     id = runtime.new_id()
     with (tmp_path / "data").open("rb") as source, (tmp_path / "out").open("wb") as target:

@@ -41,6 +41,7 @@ def test_the_table_is_the_headers() -> None:
         known = [getattr(frames, each) for each in (name, f"SLOT_{name}", f"SPAWN_{name}") if hasattr(frames, each)]
         assert number in known, name
     limits = {"PROTOCOL": 1, "DATA_LIMIT": 16 << 10, "REPLY_LIMIT": 64 << 10, "WINDOW_BYTES": 64 << 10}
+    limits |= {"SECTOR": 512, "RING_PIECE": 32 << 10}
     for name, value in limits.items():
         assert getattr(frames, name) == value
         written = re.search(rf"\b{name} = ([\d* ]+)", text)
@@ -92,11 +93,11 @@ def test_a_kind_or_length_no_guest_of_ours_sends_is_refused_before_its_bytes_com
 class Pair:
     """A Guest and the end of its channel that a hostile guest has."""
 
-    def __init__(self, window: int = 0) -> None:
+    def __init__(self, window: int = 0, ring: int = -1) -> None:
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self._ours = ours
-        self.guest = Guest(ours.fileno(), window)
+        self.guest = Guest(ours.fileno(), window, ring)
 
     def says(self, *data: bytes) -> None:
         self.theirs.sendall(b"".join(data))
@@ -193,6 +194,40 @@ def test_no_more_is_under_way_than_the_channel_holds() -> None:
     made.says(frame(frames.TOOK, 0, 1500))
     assert len(made.theirs.recv(100000)) == 1500
     made.close()
+
+
+def test_what_is_sent_by_a_ring_lies_there_piece_by_piece(tmp_path: Path) -> None:
+    """Each at a whole sector, none past the ring's end, none over what the guest has not taken yet."""
+    path = tmp_path / "ring"
+    path.write_bytes(bytes(frames.RING_BYTES))
+    with path.open("r+b", buffering=0) as ring:
+        made = Pair(frames.RING_BYTES, ring.fileno())
+        made.says(frame(frames.HELLO, 0, 1, HELLO))
+        sent, got, at = b"", b"", 0
+        for length in (1, 600, 100_000, 40_000, 90_000, 7, 120_000):
+            made.guest.send(frames.WRITE, 5, 0, bytes([length % 251]) * length)
+            sent += frame(frames.WRITE, 5, 0, bytes([length % 251]) * length)
+            while True:
+                under_way = 0
+                made.theirs.setblocking(False)
+                try:
+                    numbers = made.theirs.recv(1 << 16)
+                except BlockingIOError:
+                    break
+                for count, in struct.iter_unpack("<I", numbers):
+                    assert 0 < count <= frames.RING_PIECE
+                    assert at % frames.SECTOR == 0
+                    got += path.read_bytes()[at : at + count]
+                    taken = -(-count // frames.SECTOR) * frames.SECTOR
+                    at, under_way = at + taken, under_way + taken
+                    assert at <= frames.RING_BYTES
+                    at %= frames.RING_BYTES
+                assert under_way <= frames.RING_BYTES
+                made.says(frame(frames.TOOK, 0, under_way))
+        assert got == sent
+        with pytest.raises(SafetyViolation):
+            made.says(frame(frames.TOOK, 0, frames.SECTOR))
+        made.close()
 
 
 def test_a_silent_guest_is_waited_for_so_long_and_a_dead_one_is_noticed(pair: Pair) -> None:

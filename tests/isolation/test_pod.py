@@ -11,7 +11,7 @@ import pytest
 from behind import GUESTS, need
 from blackbox import Bundle, default_config, needs_busybox, needs_root
 
-from knarr.isolation import frames, guest, kinds, steps
+from knarr.isolation import frames, kinds, steps
 from knarr.isolation.create import guest_host
 from knarr.isolation.guest import Guest, Work
 from knarr.isolation.kinds import Settings, Share
@@ -38,12 +38,12 @@ class Container:
         root, layer = f"/run/root{number}", f"/run/layer{number}"
         data = f"lowerdir=/run/share{number},upperdir={layer}/upper,workdir={layer}/work"
         for request in (
-            guest.mkdir(layer),
-            guest.mount("tmpfs", layer, "tmpfs"),
-            guest.mkdir(f"{layer}/upper"),
-            guest.mkdir(f"{layer}/work"),
-            guest.mkdir(root),
-            guest.mount("overlay", root, "overlay", 0, data),
+            frames.mkdir(layer),
+            frames.mount("tmpfs", layer, "tmpfs"),
+            frames.mkdir(f"{layer}/upper"),
+            frames.mkdir(f"{layer}/work"),
+            frames.mkdir(root),
+            frames.mount("overlay", root, "overlay", 0, data),
         ):
             assert who.call(*request, time.monotonic() + 10)[0] == 0, request
         config = default_config()

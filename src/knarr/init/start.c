@@ -245,16 +245,14 @@ static void explain_oneself(void)
     die(1);
 }
 
-/* Dispositions and mask as a program expects them: Python, for one, ignores SIGPIPE, and that would be inherited. */
+/* Dispositions as a program expects them: Python, for one, ignores SIGPIPE, and that would be inherited. */
 static void reset_signals(void)
 {
     struct sigaction_k standard = {.handler = NULL};
-    u64 none = 0;
     int each;
 
     for (each = 1; each <= SIGNALS; each++)
         kcall(rt_sigaction, each, &standard, NULL, sizeof standard.mask);
-    kcall(rt_sigprocmask, SIG_SETMASK_, &none, NULL, sizeof none);
 }
 
 /* A descriptor 0, 1 or 2 that is closed would be given to the next file we open. */
@@ -285,11 +283,12 @@ void carry_out(void)
     struct plan plan = {.bytes = NULL};
     struct op op = {.kind = 0};
     const u8 *at;
+    u64 none = 0;
     long got;
 
     kcall(prctl, PR_SET_NAME, "knarr-init"); /* not the number of the descriptor it was executed from */
     hold_stdio();
-    reset_signals();
+    kcall(rt_sigprocmask, SIG_SETMASK_, &none, NULL, sizeof none);
     got = read_plan(&plan);
     if (got < 0)
         fail(NO_OP, got);
@@ -314,5 +313,6 @@ void knarr_main(void)
             guest_main();
         explain_oneself();
     }
+    reset_signals(); /* a guest's agent was begun by its kernel, and needs none of these calls, dear ones there */
     carry_out();
 }

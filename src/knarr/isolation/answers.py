@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from knarr.base.errors import InitError, KnarrError, UsageError
-from knarr.isolation import frames, guest
+from knarr.isolation import frames
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def answer(who: Guest, first: int, group: str, message: dict[str, Any]) -> dict[
             raise UsageError(f"{name} is no file of a cgroup")
         return {"text": asked.read(f"{group}/{name}", missing="")}
     if do == "write":
-        asked.demand(guest.write(f"{group}/{message['file']}", str(message["value"])), f"write {message['file']}")
+        asked.demand(frames.write(f"{group}/{message['file']}", str(message["value"])), f"write {message['file']}")
         return {}
     raise UsageError(f"{do!r} is not known")
 
@@ -79,7 +79,7 @@ class _Asked:
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop all processes, or let them go on, and see that it happened (cgroup-v2.rst, cgroup.freeze)."""
-        self.demand(guest.write(f"{self._group}/cgroup.freeze", "1" if frozen else "0"), "write cgroup.freeze")
+        self.demand(frames.write(f"{self._group}/cgroup.freeze", "1" if frozen else "0"), "write cgroup.freeze")
         while f"frozen {int(frozen)}" not in self.read(f"{self._group}/cgroup.events"):
             if monotonic() > self._deadline:
                 raise KnarrError("its processes do not stop" if frozen else "its processes do not go on")

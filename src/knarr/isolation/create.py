@@ -8,13 +8,14 @@ first process is the monitor.
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from select import POLLIN, poll
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KernelError, KnarrError, SpecError, SpecFinding, Unsupported
 from knarr.base.ids import check_id
+from knarr.base.paths import abspath, dirname, isdir
 from knarr.isolation import convert, frames, kinds, steps, template
 from knarr.isolation.choose import WRITES
 from knarr.isolation.kinds import Share
@@ -58,7 +59,7 @@ def guest_host(controllers: tuple[str, ...] = _CONTROLLERS) -> Host:
     return Host(
         euid=0,
         egid=0,
-        arch=os.uname().machine,
+        arch=posix.uname().machine,
         kernel=(6, 1),
         in_userns=False,
         cgroup=CgroupHost("v2", unified="/sys/fs/cgroup", unified_own="/", controllers=controllers),
@@ -216,7 +217,7 @@ class Isolated(Created):
             if ours is not None:
                 ours.close()
             for fd in made:
-                os.close(fd)
+                posix.close(fd)
 
     def delete(self) -> list[str]:
         if self._taken is not None and ended(self.pidfd):
@@ -255,9 +256,9 @@ class Isolated(Created):
         number, entry = next(entries)
         if not entry.get("path") and not any(op.kind == "loopback" for op in self.plan.ops):
             return None  # an ordinary user's, with the host's ids: the guest has loopback alone
-        host = [os.stat("/proc/thread-self/ns/net").st_ino]
+        host = [posix.stat("/proc/thread-self/ns/net").st_ino]
         try:
-            host.append(os.stat("/proc/1/ns/net").st_ino)
+            host.append(posix.stat("/proc/1/ns/net").st_ino)
         except OSError:
             pass  # another user's
         shared = bool(entry.get("path"))
@@ -290,7 +291,7 @@ class Isolated(Created):
                 "initramfs": f"{self._place}/initramfs",
                 "found": self._found,
                 "drivers": [list(share) for share in kinds.drivers(self._kind, self._found)],
-                "filters": f"{os.path.dirname(self._place)}/.seccomp",
+                "filters": f"{dirname(self._place)}/.seccomp",
             },
             "network": self._network(),
             "place": self._place,
@@ -469,7 +470,7 @@ def begin(
     from knarr.runtime.probe import probe_for
 
     host = probe_for(config, host)
-    convert.demand(config, kind, preserved=len(stdio.preserve), arch=os.uname().machine)
+    convert.demand(config, kind, preserved=len(stdio.preserve), arch=posix.uname().machine)
     wishes = options or Options()
     mapped = host.euid != 0 and any(
         each["type"] == "user" for each in (config.get("linux") or {}).get("namespaces") or ()
@@ -520,7 +521,7 @@ def begin(
             taken=taken,
             own_mounts=root.kind != "bind",
             mapped=mapped,
-            place=f"{os.path.abspath(state_root)}/{id}",
+            place=f"{abspath(state_root)}/{id}",
             keep=kept(config, root),
             bundle=bundle,
             config=config,
@@ -528,7 +529,7 @@ def begin(
             stop=stop,
         )
     except BaseException:
-        os.close(root_fd)
+        posix.close(root_fd)
         if taken is not None:
             taken.connection.close()
         raise
@@ -545,8 +546,8 @@ def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:
     found = {}
     for source in convert.sources(config, bundle):
         try:
-            found[source] = os.path.isdir(source)
-            os.stat(source)
+            found[source] = isdir(source)
+            posix.stat(source)
         except OSError as error:
             raise FileError("bind", source, error.errno or 0) from None
     return found

@@ -83,6 +83,21 @@ def texts(*words: str) -> bytes:
     return b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in words)
 
 
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> tuple[int, int, bytes]:
+    """A request to mount (mount(2))."""
+    return MOUNT, 0, flags.to_bytes(8, "little") + texts(source, target, fstype, data)
+
+
+def mkdir(path: str, mode: int = 0o755) -> tuple[int, int, bytes]:
+    """A request to make a directory."""
+    return MKDIR, mode, texts(path)
+
+
+def write(path: str, value: str, how: int = 0) -> tuple[int, int, bytes]:
+    """A request to write a file."""
+    return WRITE, how, texts(path) + value.encode("utf-8", "surrogateescape")
+
+
 def slot(kind: int, number: int = 0, path: str = "") -> bytes:
     """How the guest fills a slot of a plan, for SPAWN."""
     text = texts(path)

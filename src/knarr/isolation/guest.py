@@ -14,7 +14,7 @@ from time import monotonic
 
 from knarr.base.errors import InitError, Interrupted, SafetyViolation
 from knarr.isolation import frames
-from knarr.isolation.frames import Decoder, Frame, encode, texts
+from knarr.isolation.frames import Decoder, Frame, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -207,7 +207,10 @@ class Guest:
     def _put(self, room: int) -> tuple[int, int]:
         """Send by the ring: bytes of the piece, and of the ring that it takes. Raises OSError."""
         piece = self._out[: min(room, frames.RING_PIECE, frames.RING_BYTES - self._at)]
-        os.pwrite(self._ring, piece, self._at)
+        try:
+            os.pwrite(self._ring, piece, self._at)
+        except OSError as error:
+            raise InitError("", "write what is for the guest", error.errno or 0) from None
         os.write(self._fd, len(piece).to_bytes(4, "little"))  # on a socket all or nothing
         taken = -(-len(piece) // frames.SECTOR) * frames.SECTOR
         self._at = (self._at + taken) % frames.RING_BYTES
@@ -294,21 +297,6 @@ class Guest:
         """Begin the second half of a process that waits for its start: its control socket is open again."""
         work.controlled = True
         self.send(frames.CONNECT, work.id)
-
-
-def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> tuple[int, int, bytes]:
-    """A request to mount (mount(2)), for ``call``."""
-    return frames.MOUNT, 0, flags.to_bytes(8, "little") + texts(source, target, fstype, data)
-
-
-def mkdir(path: str, mode: int = 0o755) -> tuple[int, int, bytes]:
-    """A request to make a directory, for ``call``."""
-    return frames.MKDIR, mode, texts(path)
-
-
-def write(path: str, value: str, how: int = 0) -> tuple[int, int, bytes]:
-    """A request to write a file, for ``call``."""
-    return frames.WRITE, how, texts(path) + value.encode("utf-8", "surrogateescape")
 
 
 def _gone() -> InitError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
 from struct import pack
 
@@ -51,4 +51,4 @@ def _send(taken: Taken, word: bytes, handed: list[int]) -> None:
     try:
         taken.connection.sendmsg([word], [(SOL_SOCKET, SCM_RIGHTS, pack(f"{len(handed)}i", *handed))])
     except OSError as error:
-        raise InitError("", "take a guest that waits", 0, why=os.strerror(error.errno or 0).lower()) from None
+        raise InitError("", "take a guest that waits", 0, why=posix.strerror(error.errno or 0).lower()) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EEXIST
 
-from knarr.isolation import convert, frames, guest, kinds
+from knarr.isolation import convert, frames, kinds
 from knarr.plan.device_bpf import device_program
 
 TYPE_CHECKING = False
@@ -36,16 +36,16 @@ def of_shares(shares: tuple[Share, ...], kind: str) -> list[dict[str, Any]]:
     """Mount the shares."""
     steps = []
     for place, how in kinds.before(kind):
-        steps.append(step(guest.mkdir(place), f"make {place}"))
+        steps.append(step(frames.mkdir(place), f"make {place}"))
         steps.append(
-            step(guest.mount(how.source, place, how.fstype, _MS_NODEV | how.flags, how.data), f"mount {place}")
+            step(frames.mount(how.source, place, how.fstype, _MS_NODEV | how.flags, how.data), f"mount {place}")
         )
     for number, share in enumerate(shares):
         place = convert.share_place(number)
         how = kinds.mounted(kind, number)
         flags = _MS_NODEV | (0 if share.writable else _MS_RDONLY) | how.flags
-        steps.append(step(guest.mkdir(place), f"make {place}"))
-        steps.append(step(guest.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
+        steps.append(step(frames.mkdir(place), f"make {place}"))
+        steps.append(step(frames.mount(how.source, place, how.fstype, flags, how.data), f"show {share.source}"))
     return steps
 
 
@@ -56,25 +56,25 @@ def of_root(image: dict[str, Any] | None, room: int) -> list[dict[str, Any]]:
     system of the host's would not give it. A disk that may be written to is the root itself.
     """
     layer, below = kinds.LAYER, convert.share_place(0)
-    steps = [step(guest.mkdir(convert.ROOT), f"make {convert.ROOT}")]
+    steps = [step(frames.mkdir(convert.ROOT), f"make {convert.ROOT}")]
     if image is not None:
         below = convert.ROOT if image["writable"] else _DISK
         flags = _MS_NODEV | (0 if image["writable"] else _MS_RDONLY)
-        request = guest.mount("/dev/vda", below, image["fstype"], flags)
-        steps.append(step(guest.mkdir(_DISK), f"make {_DISK}"))
+        request = frames.mount("/dev/vda", below, image["fstype"], flags)
+        steps.append(step(frames.mkdir(_DISK), f"make {_DISK}"))
         steps.append(step(request, f"mount the {image['fstype']} of {image['path']}", "/vm/image"))
         if image["writable"]:
             return steps
     steps += [
-        step(guest.mkdir(layer), f"make {layer}"),
-        step(guest.mount("tmpfs", layer, "tmpfs", 0, f"mode=700,size={room >> 10}k"), "mount a tmpfs"),
-        step(guest.mkdir(kinds.UPPER), "make the upper layer"),
-        step(guest.mkdir(f"{layer}/work", 0o700), "make the work directory"),
+        step(frames.mkdir(layer), f"make {layer}"),
+        step(frames.mount("tmpfs", layer, "tmpfs", 0, f"mode=700,size={room >> 10}k"), "mount a tmpfs"),
+        step(frames.mkdir(kinds.UPPER), "make the upper layer"),
+        step(frames.mkdir(f"{layer}/work", 0o700), "make the work directory"),
     ]
     # Nothing in the upper layer refers to what lies below by other than its name: it is read as it is (changes.py).
     data = f"redirect_dir=off,metacopy=off,index=off,lowerdir={below},upperdir={kinds.UPPER}"
     data += f",workdir={layer}/work"
-    return [*steps, step(guest.mount("overlay", convert.ROOT, "overlay", 0, data), "mount the root", "/root")]
+    return [*steps, step(frames.mount("overlay", convert.ROOT, "overlay", 0, data), "mount the root", "/root")]
 
 
 def of_cgroup(groups: CgroupPlan | None) -> list[dict[str, Any]]:
@@ -85,14 +85,14 @@ def of_cgroup(groups: CgroupPlan | None) -> list[dict[str, Any]]:
     path, steps = "/sys/fs/cgroup", []
     for part in where.path.strip("/").split("/"):
         file = f"{path}/cgroup.subtree_control"
-        given = [(guest.write(file, f"+{name}"), f"give on {name}") for name in where.controllers]
+        given = [(frames.write(file, f"+{name}"), f"give on {name}") for name in where.controllers]
         steps += [step(request, doing, "/linux/resources") for request, doing in given]
         path += f"/{part}"
-        steps.append(step(guest.mkdir(path), f"make {path}", "/linux/cgroupsPath", (EEXIST,)))
+        steps.append(step(frames.mkdir(path), f"make {path}", "/linux/cgroupsPath", (EEXIST,)))
     for limit in groups.writes:
         file, value = limit.choices[0]
         fine = (2,) if limit.optional else ()  # ENOENT
-        steps.append(step(guest.write(f"{path}/{file}", value), f"write {value!r} to {file}", limit.pointer, fine))
+        steps.append(step(frames.write(f"{path}/{file}", value), f"write {value!r} to {file}", limit.pointer, fine))
     program = device_program(groups.device_rules)
     if program is not None:
         request = (frames.DEVICES, 0, frames.texts(path) + program)

@@ -8,12 +8,12 @@ kept, for how much memory altogether and for how long is bounded.
 
 from __future__ import annotations
 
-import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket
 from errno import ECONNREFUSED, ENOENT
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, UsageError
+from knarr.base.paths import variable
 from knarr.base.record import Record
 from knarr.runtime.record import default_root
 
@@ -47,7 +47,7 @@ class Taken(Record):
 
 def folder() -> str:
     """Where the keeper's socket is: one for each user, whatever a runtime's state root, or KNARR_TEMPLATES."""
-    return os.environ.get("KNARR_TEMPLATES") or f"{default_root()}/.templates"
+    return variable("KNARR_TEMPLATES") or f"{default_root()}/.templates"
 
 
 def take(shape: Shape, place: str) -> Taken | None:

@@ -297,11 +297,6 @@ _SHARES = "/shares"
 _BESIDE = 16 << 20  # of the tmpfs: pid file, socket, and the memory's odd pages
 
 
-def mount_of(number: int) -> tuple[str, str, str]:
-    """How the guest mounts a share: source, type, data. A file is found in there by its name."""
-    return "none", "hostfs", f"/{number}"
-
-
 def launch(
     kernel: Kernel,
     *,
