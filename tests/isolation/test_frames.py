@@ -214,7 +214,7 @@ def test_what_is_sent_by_a_ring_lies_there_piece_by_piece(tmp_path: Path) -> Non
                     numbers = made.theirs.recv(1 << 16)
                 except BlockingIOError:
                     break
-                for count, in struct.iter_unpack("<I", numbers):
+                for (count,) in struct.iter_unpack("<I", numbers):
                     assert 0 < count <= frames.RING_PIECE
                     assert at % frames.SECTOR == 0
                     got += path.read_bytes()[at : at + count]

@@ -417,9 +417,8 @@ def host_plan(
     if mounts:
         plan += root_ops(root, root_slot, {}, image_slot=image_slot, own_mounts=True, label=None)
         plan.append(Op("close", (root_slot,)))
-    if able:
-        if "network" in spaces.new:
-            plan.append(Op("loopback"))
+    if able and "network" in spaces.new:
+        plan.append(Op("loopback"))
     plan += [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"), Op("sync", (ops.SYNC_READY,))]
     plan.append(Op("pdeathsig", (0,)))
     if stands:

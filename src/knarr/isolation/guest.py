@@ -62,8 +62,7 @@ def _nothing(*_: object) -> None:
 
 
 class Guest:
-    """A guest by its channel, a non-blocking descriptor that stays the caller's; ``window`` and ``ring`` as in Booting.
-    """
+    """A guest by its channel, a non-blocking descriptor that stays the caller's; the rest as in Booting."""
 
     __slots__ = (
         *("_at", "_decoder", "_fd", "_next", "_out", "_ring", "_under_way", "_waiting", "_window", "_works"),

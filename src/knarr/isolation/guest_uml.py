@@ -136,7 +136,9 @@ def _make_ring(path: str) -> int:
 
     ring = -1
     try:
-        ring = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+        ring = posix.open(
+            path, posix.O_RDWR | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
         posix.posix_fallocate(ring, 0, frames.RING_BYTES)  # not to find out later that the disk is full
     except OSError as error:
         if ring >= 0:

@@ -51,9 +51,10 @@ class Booting(Record):
 
     ``channel``: a non-blocking descriptor of the frames' byte stream. ``console``: one to read what its kernel says, -1
     without. ``window``: bytes that may be under way to the guest at one time, 0 for a channel that holds the writer up
-    by itself; not below 2048. ``ring``: the file that its word knarr.ring= names a block device of, of
-    frames.RING_BYTES, -1 without: the frames for the guest go there, and how long they are by the channel. ``patience``: seconds it may take to say hello. ``settled()`` blocks until it is in the
-    cgroups it belongs to, None for one that was begun there; nothing foreign may run before. Raises KnarrError.
+    by itself; not below 2048. ``ring``: a file of frames.RING_BYTES, which the guest has as the block device that the
+    word knarr.ring= names; frames for it go there, and by the channel how long they are. -1 without. ``patience``:
+    seconds it may take to say hello. ``settled()`` blocks until it is in the cgroups it belongs to, None for one that
+    was begun there; nothing foreign may run before. Raises KnarrError.
     ``shown()`` blocks until it has its shares, None for one that was begun with them. Raises KnarrError.
     ``helpers``: pids of further children of this process that it does not live without. ``nics``: our ends of its
     network devices (nic.py).

@@ -133,7 +133,7 @@ class Relay:
         return write
 
     def _read(self, events: int) -> None:
-        room = min(self.work.window, frames.DATA_LIMIT)
+        room = self.work.window
         try:
             data = os.read(self._streams[0], room) if events & (POLLIN | POLLHUP | POLLERR) else b""
         except OSError as error:
