@@ -9,8 +9,7 @@
  *   1. where am I        /proc/self/exe, so a symbolic link to it works
  *   2. which python      the first line of `knarr`, the script pip wrote beside it, else `python3` beside it
  *   3. a clean start     what makes a C library or Python load the caller's code leaves the environment
- *   4. a head start      on cgroup v1 a child of ours wakes the kernel for the joins to come, while Python starts
- *   5. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX CHILD SOCKET arguments...
+ *   4. exec              python -I -S -X utf8 -c FIND_AND_LAUNCH PREFIX SOCKET arguments...
  *
  * Which lib/pythonX.Y is the right one only the interpreter knows, so that search is the few lines of Python
  * below; what they import is cached as bytecode, which a script run as __main__ never is.
@@ -30,12 +29,11 @@ __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16,
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl launch\n\tbrk #0\n");
 #endif
 
-/* argv[1] is the prefix (the directory above bin/), argv[2] our child's pid or 0, argv[3] 1 + a socket or 0 (verbs.c), argv[4] the name it was called by; the first candidate that has the package is appended, not
+/* argv[1] is the prefix (the directory above bin/), argv[2] 1 + a socket or 0 (verbs.c), argv[3] the name it was called by; the first candidate that has the package is appended, not
  * prepended, to sys.path: what sits beside knarr must not stand in for the standard library. */
 static const char FIND_AND_LAUNCH[] =
     "import sys,posix\n"
     "b=sys.argv.pop(1)\n"
-    "c=int(sys.argv.pop(1))\n"
     "s=int(sys.argv.pop(1))-1\n"
     "sys.argv[0]=sys.argv.pop(1)\n"
     "v='/python%d.%d/'%sys.version_info[:2]\n"
@@ -47,14 +45,12 @@ static const char FIND_AND_LAUNCH[] =
     "+'; install it again with: '+sys.executable+' -m pip install --force-reinstall knarr')\n"
     "sys.path.append(p)\n"
     "from knarr.cli.runtime_launch import launch\n"
-    "launch(c,s)\n";
+    "launch(s)\n";
 
 static char here[LINE + 16];
 static char prefix[LINE + 16];
 static char line[LINE + 1];
 static char beside[LINE + 16];
-static char groups[2 * LINE];
-static char group[3 * LINE];
 
 static void say(const char *text)
 {
@@ -111,65 +107,6 @@ static int unwanted(const char *variable)
            starts(variable, "GCONV_PATH=") || starts(variable, "LOCPATH=");
 }
 
-/*
- * The v1 cgroup we are in, as the path of its cgroup.procs; 0 without one. Lines of /proc/self/cgroup read
- * `number:controllers:path`; no controllers: cgroup v2; a `=` in them: a hierarchy with a name and no controllers.
- */
-static int find_v1_group(void)
-{
-    long fd = kcall(openat, AT_FDCWD, "/proc/self/cgroup", O_CLOEXEC);
-    long got = fd < 0 ? -1 : kcall(read, fd, groups, sizeof groups - 1);
-    if (got <= 0)
-        return 0;
-    groups[got] = 0;
-    for (char *at = groups; *at;) {
-        char *end = at;
-        while (*end && *end != '\n')
-            end++;
-        if (!*end)
-            return 0; /* cut off */
-        *end = 0;
-        char *names = at;
-        while (*names && *names != ':')
-            names++;
-        char *path = *names ? ++names : names;
-        int named = 0;
-        for (; *path && *path != ':'; path++)
-            named |= *path == '=';
-        if (*path && path != names && !named) {
-            *path++ = 0;
-            char *to = append(group, group + sizeof group, "/sys/fs/cgroup/");
-            to = append(append(to, group + sizeof group, names), group + sizeof group, path);
-            append(to, group + sizeof group, "/cgroup.procs");
-            return 1;
-        }
-        at = end + 1;
-    }
-    return 0;
-}
-
-/*
- * The first join of a v1 cgroup in a while waits 7 to 13 ms for RCU, and whoever makes a group meanwhile waits with it.
- * A child of ours that joins the group it is in already changes nothing and takes that wait while Python starts.
- * Returns its pid, for Python to reap, or 0. Where it may not be done nothing is lost.
- */
-static long wake_kernel(char **argv)
-{
-    for (; *argv; argv++)
-        if (same(*argv, "create") || same(*argv, "run") || same(*argv, "exec"))
-            break;
-    if (!*argv || !find_v1_group())
-        return 0;
-    long pid = kcall(clone, SIGCHLD_);
-    if (pid == 0) {
-        kcall(close_range, 0, ~0U, 0); /* nobody shall wait for us to let a pipe go */
-        long fd = kcall(openat, AT_FDCWD, group, O_WRONLY | O_CLOEXEC);
-        kcall(write, fd, "0", 1);
-        leave(0);
-    }
-    return pid > 0 ? pid : 0;
-}
-
 __attribute__((used)) void launch(word *stack);
 
 void launch(word *stack)
@@ -178,7 +115,7 @@ void launch(word *stack)
     char **argv = (char **)(stack + 1);
     char **envp = argv + argc + 1;
     long connection = -1;
-    char numbers[2][24];
+    char number[24];
 
     do_verb(argv + (argc > 0), envp, &connection);
 
@@ -208,8 +145,7 @@ void launch(word *stack)
     arguments[n++] = "-c";
     arguments[n++] = (char *)FIND_AND_LAUNCH;
     arguments[n++] = prefix;
-    arguments[n++] = decimal(numbers[0], wake_kernel(argv + 1));
-    arguments[n++] = decimal(numbers[1], connection + 1);
+    arguments[n++] = decimal(number, connection + 1);
     arguments[n++] = argc > 0 ? argv[0] : ""; /* knarr-runtime-kernel asks for that kind of isolation */
     for (word i = 1; i < argc; i++)
         arguments[n++] = argv[i];

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from initlaunch import ABORT, ERROR, GO, NEWPID, SYNC, Launcher, Run, fenced, shell
 
-from knarr.plan.ops import Op
+from knarr.plan.ops import MAX_SENT, Op
 
 
 def packet(kind: int, data: bytes = b"", length: int | None = None) -> bytes:
@@ -66,6 +66,45 @@ def test_malformed_answers(launcher: Launcher, answer: bytes) -> None:
 def test_the_longest_document(launcher: Launcher) -> None:
     run = launcher.start([Op("sync", [1])]).stop(1)
     run.go(b"d" * 128 * 1024)
+    run.finish().succeeded()
+
+
+def test_descriptors_in_an_answer_come_into_slots(launcher: Launcher) -> None:
+    run = launcher.start([Op("sync", [1, 7, 3]), Op("close", [7]), Op("sync", [2])]).stop(1)
+    files = [os.open(path, os.O_RDONLY) for path in ("/usr", "/etc")]
+    socket.send_fds(run.control, [packet(GO)], files)
+    for fd in files:
+        os.close(fd)
+    run.stop(2)
+    links = {os.readlink(entry) for entry in Path(f"/proc/{run.pid}/fd").iterdir()}
+    assert "/etc" in links
+    assert "/usr" not in links
+    (number,) = [entry.name for entry in Path(f"/proc/{run.pid}/fd").iterdir() if os.readlink(entry) == "/etc"]
+    flags = Path(f"/proc/{run.pid}/fdinfo/{number}").read_text().split("flags:")[1].split()[0]
+    assert int(flags, 8) & os.O_CLOEXEC
+    run.go()
+    run.finish().succeeded()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_descriptors_than_asked_for(launcher: Launcher, count: int) -> None:
+    run = launcher.start([Op("sync", [1, 7, 3])]).stop(1)
+    socket.send_fds(run.control, [packet(GO)], [0] * count)
+    got = run.receive()
+    assert got is not None
+    assert (got.type, got.index, got.value) == (ERROR, 0, errno.EPROTO)
+    run.wait()
+
+
+def test_more_descriptors_than_an_answer_brings(launcher: Launcher) -> None:
+    run = launcher.start([Op("sync", [1, *range(MAX_SENT + 1)])]).stop(1)
+    got = run.receive()
+    assert got is not None
+    assert (got.type, got.value) == (ERROR, errno.EINVAL)
+    run.wait()
+    run = launcher.start([Op("sync", [1, *range(MAX_SENT)]), Op("sync", [2])]).stop(1)
+    socket.send_fds(run.control, [packet(GO)], [0] * MAX_SENT)
+    run.stop(2).go()
     run.finish().succeeded()
 
 

@@ -9,6 +9,7 @@ import resource
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from initlaunch import (
+    GO,
     NEWCGROUP,
     NEWNET,
     NEWNS,
@@ -32,6 +34,7 @@ from initlaunch import (
 )
 
 from knarr.plan.ops import KEEP_CAPS, NO_SETGROUPS, NO_SLOT, WRITE_OPTIONAL, Op
+from knarr.plan.seccomp import compile_filter
 
 ALL_CAPS = (1 << int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1) - 1
 
@@ -192,6 +195,67 @@ def test_clone_into_a_cgroup(launcher: Launcher) -> None:
         # its descriptor is closed in the child: others in its namespaces might look into the process
         links = [os.readlink(entry) for entry in Path(f"/proc/{run.child}/fd").iterdir()]
         assert str(group) not in links
+        run.go()
+        run.finish().succeeded()
+    finally:
+        os.close(fd)
+        launcher.close()
+        group.rmdir()
+
+
+def v1_hierarchy() -> Path:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    found = [line.split()[4] for line in lines if " - cgroup " in line and line.split()[4].endswith("/pids")]
+    if not found:
+        pytest.skip("the controller pids is not in a hierarchy of cgroup v1")
+    return Path(found[0])
+
+
+@ROOT_ONLY
+def test_join_a_cgroup_of_v1(launcher: Launcher) -> None:
+    group = v1_hierarchy() / f"knarr-init-test-{secrets.token_hex(4)}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    fd = os.open(group / "tasks", os.O_WRONLY)
+    try:
+        plan = [Op("clone", [NEWUSER, NO_SLOT]), Op("sync", [1, 9]), Op("join_cgroup", [9], ["pids"]), Op("sync", [7])]
+        run = launcher.start(plan).stop(1)
+        socket.send_fds(run.control, [struct.pack("<II", GO, 0)], [fd])
+        run.stop(7)
+        # by the rights of whoever opened the file: in its user namespace the process has none over it
+        assert (group / "cgroup.procs").read_text() == f"{run.child}\n"
+        assert all("cgroup" not in os.readlink(entry) for entry in Path(f"/proc/{run.child}/fd").iterdir())
+        run.go()
+        run.finish().succeeded()
+        launcher.run([Op("join_cgroup", [9], ["pids"])]).refused(0, errno.EBADF)
+    finally:
+        os.close(fd)
+        launcher.close()
+        group.rmdir()
+
+
+@ROOT_ONLY
+def test_clone_into_a_cgroup_where_clone3_is_hidden(launcher: Launcher) -> None:
+    """By a filter around us, as older engines have it: a file of a hierarchy stands for one of v2."""
+    group = v1_hierarchy() / f"knarr-init-test-{secrets.token_hex(4)}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    hidden = compile_filter(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}],
+        },
+        os.uname().machine,
+    )
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        plan = [Op("no_new_privs"), Op("seccomp", [0], [hidden]), Op("clone", [0, 0]), Op("sync", [7])]
+        run = launcher.start(plan, slots=[fd]).stop(7)
+        assert str(run.child) in (group / "cgroup.procs").read_text().split()
         run.go()
         run.finish().succeeded()
     finally:

@@ -11,10 +11,9 @@ import posix
 import sys
 
 
-def launch(child: int = 0, told: int = -1) -> None:
+def launch(told: int = -1) -> None:
     """Run the command line of knarr-runtime and end the process with its exit code.
 
-    ``child`` is the pid of the launcher's head start (bin/launcher.c), 0 without one; it has ended by now or will soon.
     ``told`` is the socket of a ``start`` that it has begun (bin/verbs.c), -1 without one.
 
     Leaves by ``posix._exit``: taking the interpreter apart costs 1.4 ms of 9, and nothing here has threads,
@@ -30,11 +29,6 @@ def launch(child: int = 0, told: int = -1) -> None:
     except OSError as error:
         posix.write(2, f"knarr-runtime: cannot write the output: {posix.strerror(error.errno or 0).lower()}\n".encode())
         code = code or 1
-    if child:
-        try:
-            posix.waitpid(child, posix.WNOHANG)
-        except OSError:
-            pass  # somebody ignores SIGCHLD for us: the kernel has reaped it
     posix._exit(code)  # noqa: SLF001  # os's own name for it
 
 

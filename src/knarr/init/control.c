@@ -47,19 +47,30 @@ long send_descriptor(int socket, const void *bytes, size_t length, int fd)
     return sent < 0 ? sent : 0;
 }
 
-/* Receives one packet from the parent. Gives GO or ABORT, -ECONNRESET at the end of the connection, -EPROTO for
- * a packet that is none. */
-long receive_answer(int fd)
+/* Receives one packet from the parent, and with it as many descriptors as there are slots to put them into. Gives GO or
+ * ABORT, -ECONNRESET at the end of the connection, -EPROTO for a packet that is none. */
+long receive_answer(int fd, const u64 *slots, u32 count)
 {
+    struct {
+        u64 length;
+        i32 level, type, fds[MAX_SENT];
+    } rights = {.length = 0};
     struct {
         u32 type, length;
     } head = {0, 0};
     struct iovec parts[2] = {{&head, sizeof head}, {document, sizeof document}};
     struct msghdr_k message = {.iov = parts, .iovlen = 2};
-    long got;
+    long got, kept = 0;
+    u32 each;
 
+    if (count > MAX_SENT)
+        return -EINVAL;
+    if (count != 0) {
+        message.control = &rights;
+        message.controllen = sizeof rights;
+    }
     do
-        got = kcall(recvmsg, fd, &message, 0);
+        got = kcall(recvmsg, fd, &message, MSG_CMSG_CLOEXEC_);
     while (got == -EINTR);
     if (got < 0)
         return got;
@@ -71,7 +82,13 @@ long receive_answer(int fd)
         return -EPROTO;
     if (head.length != 0)
         document_length = head.length;
-    return (long)head.type;
+    if (count == 0 || head.type != GO)
+        return (long)head.type;
+    if (rights.length != 16 + 4 * (u64)count || rights.level != SOL_SOCKET_ || rights.type != SCM_RIGHTS_)
+        return -EPROTO;
+    for (each = 0; each < count && kept >= 0; each++)
+        kept = slot_set(slots[each], rights.fds[each]);
+    return kept < 0 ? kept : (long)head.type;
 }
 
 long op_sync(const struct op *op)
@@ -79,7 +96,7 @@ long op_sync(const struct op *op)
     long got = report(PACKET_SYNC, op->index, (i32)op->numbers[0], NULL, 0);
 
     if (got == 0)
-        got = receive_answer(control);
+        got = receive_answer(control, op->numbers + 1, op->number_count - 1);
     if (got == GO)
         return 0;
     if (got == ABORT || got == -ECONNRESET || got == -EPIPE)
@@ -129,7 +146,7 @@ long op_wait_start(const struct op *op)
             continue;
         if (connection < 0)
             return connection;
-        got = receive_answer((int)connection);
+        got = receive_answer((int)connection, NULL, 0);
         if (got == ABORT)
             die(1);
         if (got != GO) { /* a start that was killed half-way must not end the container: another may come */

@@ -75,7 +75,7 @@ extern u32 document_length;
 extern u8 detail[DETAIL_LIMIT]; /* free bytes for the next ERROR */
 extern u32 detail_length;
 long report(u32 type, u32 index, i32 value, const void *bytes, u32 length);
-long receive_answer(int fd);
+long receive_answer(int fd, const u64 *slots, u32 count);
 long send_descriptor(int socket, const void *bytes, size_t length, int fd);
 void detail_number(u32 value);
 void detail_bytes(const void *bytes, size_t length);

@@ -153,7 +153,7 @@ struct msghdr_k {
 };
 enum { AF_UNIX_ = 1, SOCK_DGRAM_ = 2, SOCK_CLOEXEC_ = O_CLOEXEC };
 enum { SOL_SOCKET_ = 1, SO_ACCEPTCONN_ = 30, SO_TYPE_ = 3, SOCK_SEQPACKET_ = 5, SCM_RIGHTS_ = 1 };
-enum { MSG_TRUNC_ = 0x20, MSG_NOSIGNAL_ = 0x4000 };
+enum { MSG_TRUNC_ = 0x20, MSG_NOSIGNAL_ = 0x4000, MSG_CMSG_CLOEXEC_ = 0x40000000 };
 
 /* signals: the kernel's own layout, the same on both architectures */
 struct sigaction_k {

@@ -23,7 +23,7 @@ static void hand_over(void)
         struct packet head = {PACKET_SYNC, operation, SYNC_LISTENER, 0};
 
         /* Whoever waits for the program would wait for ever: the whole process ends. */
-        if (send_descriptor(control, &head, sizeof head, fd - 1) < 0 || receive_answer(control) != GO)
+        if (send_descriptor(control, &head, sizeof head, fd - 1) < 0 || receive_answer(control, NULL, 0) != GO)
             die(1);
         close_fd(fd - 1);
     }

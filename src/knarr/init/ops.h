@@ -17,7 +17,7 @@
     X(rlimit, 6, 3, 0)                                                                                                 \
     X(close, 7, 1, 0)                                                                                                  \
     X(keep_fd, 8, 2, 0)                                                                                                \
-    X(sync, 10, 1, 0)                                                                                                  \
+    X(sync, 10, 1 | MORE, 0)                                                                                           \
     X(wait_start, 11, 1, 0)                                                                                            \
     X(clone, 12, 2, 0)                                                                                                 \
     X(unshare, 13, 1, 0)                                                                                               \
@@ -78,7 +78,8 @@
     X(label, 95, 2, 2)                                                                                                 \
     X(loop_tree, 96, 2, 3 | MORE)                                                                                      \
     X(hook_output, 97, 2, 0)                                                                                           \
-    X(stand, 98, 2, 0)
+    X(stand, 98, 2, 0)                                                                                                 \
+    X(join_cgroup, 99, 1, 1)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };
@@ -87,6 +88,7 @@ enum { OPERATIONS(X) };
 enum {
     MAX_SLOTS = 1024,
     /* sync */
+    MAX_SENT = 64, /* descriptors that an answer brings */
     SYNC_LISTENER = 5, /* the one the init asks by itself */
     /* proc_write */
     WRITE_OPTIONAL = 1,

@@ -35,10 +35,11 @@ from knarr.runtime.monitored import SOCKET, told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from knarr.isolation.template import Taken
+    from knarr.plan.cgroup import CgroupDirectory
 
 _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
@@ -175,7 +176,7 @@ class Isolated(Created):
         From then on ``launch`` is the guest's control socket.
         """
         if self.plan.cgroup is not None and not self.plan.cgroup.clone_into:
-            self._make(self.plan.cgroup)
+            self._make(self.plan.cgroup, self.plan.cgroup.directories)
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
         listener = socket(AF_UNIX, SOCK_SEQPACKET, 0)
         made: list[int] = []
@@ -232,10 +233,10 @@ class Isolated(Created):
         if self._taken is not None:
             self._taken.connection.close()  # its monitor ends, if it has not been told of a container
 
-    def _make(self, groups: CgroupPlan) -> None:
+    def _make(self, groups: CgroupPlan, these: Sequence[CgroupDirectory]) -> None:
         if not self._made:
             self._made = True
-            super()._make(groups)
+            super()._make(groups, these)
 
     def _host_sync(self, code: int) -> bytes:
         """What the monitor's own start waits for. Its cgroup has device rules of the guest's, not of the host's."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.base.record import Record
 from knarr.plan.devices import device_rules
+from knarr.plan.ops import MAX_SENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from knarr.plan.cgroup_systemd import Scope
     from knarr.plan.devices import Rule
+    from knarr.plan.host import Host
 
 _PATH_MAX = 4096 - 256  # leaves room for the mount point and the files below
 _NAME_MAX = 255
@@ -76,6 +78,7 @@ class CgroupPlan(Record):
     device_rules: tuple[Rule, ...] = ()
     device_mount: str = ""
     clone_into: bool = False  # v2 only: the process is born in its group (CLONE_INTO_CGROUP)
+    unified: CgroupDirectory | None = None  # of a hybrid, where the process is born in its group as well
     scope: Scope | None = None  # what systemd makes around the process
 
 
@@ -116,16 +119,18 @@ def plan_cgroup(
         own = "" if top else _above(host.unified_own)
         where = CgroupDirectory(host.unified, f"{own}/{place}", host.controllers)
         writes = tuple(v2_writes(resources, where))
-        return CgroupPlan((where,), writes, rules, host.unified if devices else "", scope is None, scope)
+        return CgroupPlan((where,), writes, rules, host.unified if devices else "", scope is None, scope=scope)
     from knarr.plan.cgroup_v1 import v1_writes
 
     directories = [
         CgroupDirectory(mount.mountpoint, f"{'' if top else mount.own.rstrip('/')}/{place}", mount.controllers)
         for mount in host.mounts
     ]
+    unified = None
     if host.unified:
         own = "" if top else host.unified_own.rstrip("/")
-        directories.append(CgroupDirectory(host.unified, f"{own}/{place}", ()))
+        unified = CgroupDirectory(host.unified, f"{own}/{place}", ())
+        directories.append(unified)
     device_mount = ""
     if devices and not any("devices" in mount.controllers for mount in host.mounts):
         # A hybrid without the v1 controller, which newer kernels can leave out: the program does it there too.
@@ -133,7 +138,25 @@ def plan_cgroup(
             raise missing("devices", "/linux/resources/devices")
         device_mount = host.unified
     v1 = tuple(v1_writes(resources, () if device_mount else rules, directories))
-    return CgroupPlan(tuple(directories), v1, rules if device_mount else (), device_mount, scope=scope)
+    return CgroupPlan(tuple(directories), v1, rules if device_mount else (), device_mount, unified=unified, scope=scope)
+
+
+def joined_from_inside(planned: CgroupPlan | None, host: Host) -> tuple[CgroupDirectory, ...]:
+    """The v1 groups that the process joins itself, which waits for nobody: those that root made, not systemd.
+
+    The kernel lets a process in by who opened the group's file; an ordinary user's may be somebody else by then.
+    """
+    if planned is None or planned.clone_into or planned.scope is not None or not host.privileged:
+        return ()
+    groups = tuple(directory for directory in planned.directories if directory != planned.unified)
+    return groups if len(groups) <= MAX_SENT else ()
+
+
+def born_in(planned: CgroupPlan | None, host: Host) -> bool:
+    """Whether the process is born in one of its groups, or in the only one."""
+    return planned is not None and (
+        planned.clone_into or (planned.unified is not None and bool(joined_from_inside(planned, host)))
+    )
 
 
 def _relative(path: str, id: str) -> str:

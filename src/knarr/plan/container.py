@@ -22,6 +22,7 @@ from knarr.plan.mounts import (
     needs_dev,
     source_op,
 )
+from knarr.plan.cgroup import born_in, joined_from_inside
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from knarr.plan.cgroup import CgroupPlan
+    from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
     from knarr.plan.host import Host
     from knarr.plan.namespaces import Namespaces, NetDevice
     from knarr.plan.resctrl import RdtPlan
@@ -76,6 +77,7 @@ class ContainerPlan(Record):
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
     net_devices: tuple[NetDevice, ...] = ()  # the runtime moves them in
     rdt: RdtPlan | None = None  # the runtime puts it into this group of resctrl
+    doors: tuple[CgroupDirectory, ...] = ()  # groups whose files the process gets at SYNC_CGROUP, to join by itself
     mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
     warnings: tuple[SpecFinding, ...] = ()  # what config.json asks for in vain, and may
 
@@ -101,12 +103,12 @@ class _Slots:
         return self.names.index(name) if name in self.names else NO_SLOT
 
 
-def inherited(options: Options, cgroup: CgroupPlan | None, files: Sequence[str] = ()) -> _Slots:
+def inherited(options: Options, born: bool, files: Sequence[str] = ()) -> _Slots:  # noqa: FBT001
     """The descriptors the parent hands over, ``files`` among them."""
     names = ["start"] if options.wait_start else []
     if options.terminal_slot:
         names.append("console")
-    if cgroup is not None and cgroup.clone_into:
+    if born:
         names.append("cgroup")
     return _Slots([*names, *files] + [f"fd{3 + number}" for number in range(options.preserve_fds)])
 
@@ -170,7 +172,7 @@ def plan_container(
     hooks = config.get("hooks") or {}
     inside = any(hooks.get(kind) for kind in _INSIDE_HOOKS)
     outputs = [name for name in HOOK_OUTPUTS if inside and name in (config.get("annotations") or {})]
-    slots = inherited(options, cgroup, outputs)
+    slots = inherited(options, born_in(cgroup, host), outputs)
     proc, root_slot = slots.new(), slots.new()
     user_slot = slots.new() if by_init else NO_SLOT
     opened: dict[int, int] = {}
@@ -205,7 +207,8 @@ def plan_container(
         new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
         label=label,
     )
-    plan += _mounts(config, context, spaces, opened)
+    doors = joined_from_inside(cgroup, host)
+    plan += _mounts(config, context, spaces, opened, joining_ops(doors, slots))
     if needs_dev(config.get("mounts") or []):
         plan += device_ops(config, root_slot, bound=context.new_user or host.in_userns, kcore=host.kcore)
     plan.append(Op("mkdir", (root_slot, 0o755), (process.get("cwd", "/"),), "/process/cwd"))
@@ -250,6 +253,7 @@ def plan_container(
         ),
         net_devices=net_devices(linux.get("netDevices") or {}),
         rdt=plan_rdt(linux.get("intelRdt"), id),
+        doors=doors,
         mounts_stay=not own_mounts,
         warnings=warnings,
     )
@@ -404,17 +408,29 @@ def _identity(
     return plan
 
 
-def _mounts(config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int]) -> list[Op]:
-    """All mounts in order, and the point at which the cgroups must have been joined.
+def joining_ops(doors: Sequence[CgroupDirectory], slots: _Slots) -> list[Op]:
+    """The point at which the process is, or comes, into its cgroups."""
+    files = [slots.new() for _ in doors]
+    entering = [
+        Op("join_cgroup", (file,), (door.mountpoint + door.path,), "/linux/cgroupsPath")
+        for file, door in zip(files, doors, strict=True)
+    ]
+    return [Op("sync", (ops.SYNC_CGROUP, *files), (), "/linux/cgroupsPath"), *entering]
 
-    Making and joining v1 cgroups takes milliseconds, so it goes on while the child mounts. Only a cgroup mount that
+
+def _mounts(
+    config: dict[str, Any], context: MountContext, spaces: Namespaces, opened: dict[int, int], joining: list[Op]
+) -> list[Op]:
+    """All mounts in order, and the point at which the cgroups must have been made and are joined.
+
+    Making v1 cgroups takes a while, so it goes on while the child mounts. Only a cgroup mount that
     shows the new cgroup namespace, or v1 groups of the container's own, has to wait for it; it is moved to the end
     unless another mount lies above or below it.
     """
     groups = context.cgroup
     awaited = context.cgroup_namespace or (groups is not None and not groups.clone_into)
     entries: list[tuple[int, dict[str, Any]]] = list(enumerate(config.get("mounts") or ()))
-    joined = [Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath")]
+    joined = list(joining)
     if "cgroup" in spaces.new:
         joined.append(Op("unshare", (CLONE_FLAG["cgroup"],), (), "/linux/namespaces"))
     waiting = [pair for pair in entries if pair[1].get("type") == "cgroup" and awaited]

@@ -7,7 +7,16 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.container import ContainerPlan, divided, inherited, landlock_rules, own_id_alone, seccomp_ops
+from knarr.plan.cgroup import born_in, joined_from_inside
+from knarr.plan.container import (
+    ContainerPlan,
+    divided,
+    inherited,
+    joining_ops,
+    landlock_rules,
+    own_id_alone,
+    seccomp_ops,
+)
 from knarr.plan.namespaces import CLONE_FLAG, id_map, outside_id
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, search_path
@@ -42,7 +51,7 @@ def plan_exec(
     keep_groups = keeps_groups(config)
     own = config.get("process") or {}
     process = {**{field: own[field] for field in OF_EXEC if own.get(field)}, **process}
-    slots = inherited(options, cgroup)
+    slots = inherited(options, born_in(cgroup, host))
     kinds = {entry["type"] for entry in linux.get("namespaces") or ()}
     slots = type(slots)([*slots.names, "pidfd", *(() if "mount" in kinds else ("root",))])
     proc = slots.new()
@@ -85,7 +94,8 @@ def plan_exec(
         plan.append(Op("console", numbers, (), "/process/terminal"))
     else:
         plan.append(Op("reopen_null", (), (), ""))
-    plan.append(Op("sync", (ops.SYNC_CGROUP,), (), "/linux/cgroupsPath"))
+    doors = joined_from_inside(cgroup, host)
+    plan += joining_ops(doors, slots)
     scheduled, outside = divided(process, linux, by_parent=by_parent)
     plan += [*affinity_op(process, "final"), *scheduled]
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
@@ -106,4 +116,4 @@ def plan_exec(
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )
-    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, (), warnings=warnings)
+    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, (), doors=doors, warnings=warnings)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAGIC = b"KNARRPL1"
 MAX_SLOTS = 1024
 NO_SLOT = 0xFFFFFFFF
+MAX_SENT = 64  # descriptors that an answer to `sync` brings at most
 
 # name -> (number, names of its numbers, names of its strings). A name ending in "*" takes the rest.
 KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
@@ -31,7 +32,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "close": (7, ("slot",), ()),
     "keep_fd": (8, ("slot", "fd"), ()),
     # talking to the parent
-    "sync": (10, ("code",), ()),
+    "sync": (10, ("code", "slots*"), ()),
     "wait_start": (11, ("slot",), ()),
     # namespaces
     "clone": (12, ("flags", "cgroup_slot"), ()),
@@ -110,6 +111,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "hook_output": (97, ("stdout_slot", "stderr_slot"), ()),
     # instead of exec: what runs elsewhere, in a guest
     "stand": (98, ("slot", "terminal_slot"), ()),
+    # a group of cgroup v1, by its file "tasks"; the path is for error messages
+    "join_cgroup": (99, ("slot",), ("path",)),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 
@@ -142,7 +145,7 @@ NO_SETGROUPS = 2  # user and become_root: the groups stay as they are (a user na
 
 # sync codes, in the order they may come; the last is the init's own
 SYNC_IDMAP = 1  # the parent writes uid_map and gid_map
-SYNC_CGROUP = 2  # the parent has joined the process to its cgroups, limits bind
+SYNC_CGROUP = 2  # the cgroups are made, limits bind; the process is in them, or gets the files to join them by
 SYNC_HOOKS = 3  # the parent runs prestart and createRuntime hooks; the answer carries the state document
 SYNC_READY = 4  # everything is set up; the parent records "created"; the answer carries the state document
 SYNC_LISTENER = 5  # with it comes the descriptor of a seccomp filter's listener, which the parent sends to listenerPath

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     # "unit", "user" (of the user's manager) and "subgroup"
     Intent = dict[str, Any]
 
+JOIN_HINTS = {
+    ENOSPC: "the cpuset is empty: no processor or memory node is left for it",
+    EINVAL: "a real-time process needs cpu.realtimeRuntime",
+}
 _RESTARTS = 100  # how often a parent may vanish under us while we make a group
 
 
@@ -150,21 +154,27 @@ def _check_left_over(fd: int, directory: CgroupDirectory) -> None:
 # -- making and joining ------------------------------------------------------------------------------------------------
 
 
-def create(planned: CgroupPlan, *, devices: bool = True, doors: list[int] | None = None) -> None:
-    """Make the groups and write every limit, so that they bind before anything runs.
+def create(
+    planned: CgroupPlan,
+    *,
+    devices: bool = True,
+    only: Sequence[CgroupDirectory] | None = None,
+    doors: list[int] | None = None,
+) -> None:
+    """Make the groups (``only``: these of them) and write every limit, so that they bind before anything runs.
 
-    Without ``devices`` the caller still has to call restrict_devices. ``doors`` gets, in the order of the groups, what
-    ``join`` need not open again then (v1): descriptors that are the caller's to close, also after an error. Raises
-    InitError with the JSON pointer, the file and the value; KernelError, Exists, InUse for the group itself.
+    Without ``devices`` the caller still has to call restrict_devices. ``doors`` gets, in the order of the groups, the
+    files by which a process joins v1 groups itself: descriptors that are the caller's to close, also after an error.
+    Raises InitError with the JSON pointer, the file and the value; KernelError, Exists, InUse for the group itself.
     """
     if planned.scope is not None:
         return  # systemd makes it around the process: join
-    for directory in planned.directories:
+    for directory in planned.directories if only is None else only:
         fd = make_group(directory, v2=planned.clone_into)
         try:
             _limit(fd, directory, planned)
-            if doors is not None and not planned.clone_into:
-                doors.append(posix.open("cgroup.procs", posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd))
+            if doors is not None:
+                doors.append(_door(fd))
         finally:
             posix.close(fd)
     if devices:
@@ -335,11 +345,28 @@ def _attach_devices(fd: int, planned: CgroupPlan) -> None:
         raise InitError("/linux/resources/devices", error.operand, error.errno or EINVAL, hint=error.hint) from None
 
 
-def join(planned: CgroupPlan, pid: int, doors: Sequence[int] = ()) -> None:
-    """Put a process into every group. Joining v1 groups may take milliseconds each (RCU). Raises InitError.
+def _door(fd: int) -> int:
+    """The file of a v1 group by which a process may join it that writes to it itself. Raises OSError."""
+    return posix.open("tasks", posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd)
 
-    ``doors`` as ``create`` has opened them. With the systemd driver the groups are made by that. Raises also Exists,
-    Unsupported, KernelError.
+
+def open_doors(groups: Sequence[CgroupDirectory], doors: list[int]) -> None:
+    """The same of groups that are there, appended to ``doors``, the caller's to close. Raises InitError, KernelError."""
+    for directory in groups:
+        fd = open_group(directory.mountpoint, directory.path)
+        try:
+            doors.append(_door(fd))
+        except OSError as error:
+            doing = f"join cgroup {directory.mountpoint}{directory.path}"
+            raise InitError("/linux/cgroupsPath", doing, error.errno or EINVAL) from None
+        finally:
+            posix.close(fd)
+
+
+def join(planned: CgroupPlan, pid: int) -> None:
+    """Put another process into every group. Joining v1 groups may take 10 ms (RCU). Raises InitError.
+
+    With the systemd driver the groups are made by that. Raises also Exists, Unsupported, KernelError.
     """
     if planned.scope is not None:
         from knarr.runtime import systemd  # cold: only with that driver
@@ -352,7 +379,7 @@ def join(planned: CgroupPlan, pid: int, doors: Sequence[int] = ()) -> None:
             finally:
                 posix.close(fd)
     elif not planned.clone_into:
-        _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid, doors)
+        _join([(directory.mountpoint, directory.path) for directory in planned.directories], pid)
 
 
 def join_recorded(recorded: Intent | None, pid: int) -> None:
@@ -365,25 +392,18 @@ def join_recorded(recorded: Intent | None, pid: int) -> None:
         _join([(mountpoint, path) for mountpoint, path, _ in recorded["groups"]], pid)
 
 
-def _join(groups: list[tuple[str, str]], pid: int, doors: Sequence[int] = ()) -> None:
-    for number, (mountpoint, path) in enumerate(groups):
+def _join(groups: list[tuple[str, str]], pid: int) -> None:
+    for mountpoint, path in groups:
         try:
-            if doors:
-                posix.write(doors[number], b"%d" % pid)
-                continue
             fd = open_group(mountpoint, path)
             try:
                 write(fd, "cgroup.procs", str(pid))
             finally:
                 posix.close(fd)
         except OSError as error:
-            hint = ""
-            if error.errno == ENOSPC:
-                hint = "the cpuset is empty: no processor or memory node is left for it"
-            elif error.errno == EINVAL:
-                hint = "a real-time process needs cpu.realtimeRuntime"
             doing = f"join cgroup {mountpoint}{path}"
-            raise InitError("/linux/cgroupsPath", doing, error.errno or EINVAL, hint=hint) from None
+            number = error.errno or EINVAL
+            raise InitError("/linux/cgroupsPath", doing, number, hint=JOIN_HINTS.get(number, "")) from None
 
 
 def expel(recorded: Intent, pid: int) -> None:
@@ -412,7 +432,7 @@ def entered(recorded: Intent | None, pid: int) -> Intent | None:
     if recorded is None or not recorded["v2"]:
         return recorded
     try:
-        fd = open_directory(recorded)
+        fd = open_group(*recorded["groups"][0][:2])
         try:
             if not read(fd, "cgroup.subtree_control").strip():
                 return recorded
@@ -425,17 +445,20 @@ def entered(recorded: Intent | None, pid: int) -> Intent | None:
     return of_process(recorded, pid)
 
 
-def for_exec(recorded: Intent | None) -> CgroupPlan | None:
+def for_exec(recorded: Intent | None, host: Host) -> CgroupPlan | None:
     """What planning an exec must know of the container's groups."""
     if recorded is None:
         return None
     places = tuple(CgroupDirectory(mountpoint, path, ()) for mountpoint, path, _ in recorded["groups"])
+    if not recorded["v2"]:
+        top = host.cgroup.unified if host.cgroup is not None else ""
+        unified = next((place for place in places if place.mountpoint == top), None)
+        return CgroupPlan(places, (), unified=unified)
     # A user's caller may be in a group from which it could not go to this one, but systemd can move what it started.
-    return CgroupPlan(places, (), clone_into=recorded["v2"] and not recorded.get("user"))
+    return CgroupPlan(places, (), clone_into=not recorded.get("user"))
 
 
-def open_directory(group: CgroupPlan | Intent) -> int:
+def open_directory(group: CgroupPlan) -> int:
     """Return a descriptor of the v2 group, for CLONE_INTO_CGROUP. Raises KernelError."""
-    if isinstance(group, CgroupPlan):
-        return open_group(group.directories[0].mountpoint, group.directories[0].path)
-    return open_group(group["groups"][0][0], group["groups"][0][1])
+    place = group.unified or group.directories[0]
+    return open_group(place.mountpoint, place.path)

@@ -35,10 +35,11 @@ from knarr.runtime.record import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from knarr.base.files import Lock
-    from knarr.plan.cgroup import CgroupPlan
+    from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
     from knarr.plan.container import ContainerPlan
     from knarr.plan.host import Host
     from knarr.plan.root import Root
@@ -139,8 +140,10 @@ class Process:
                 euid=self.host.euid,
                 egid=self.host.egid,
             )
-        elif code == SYNC_CGROUP:
+        elif code == SYNC_CGROUP and not self.plan.doors:
             self.join_cgroup()
+        elif code == SYNC_CGROUP and self.launch is not None:
+            self.open_doors(self.launch.sending)
         elif code == SYNC_READY and self.plan.by_parent:
             from knarr.runtime.outside import carry_out  # cold: only with a user namespace of root's
 
@@ -157,6 +160,10 @@ class Process:
 
     def join_cgroup(self) -> None:
         """Put the process into its cgroups, if that has not been done yet."""
+
+    def open_doors(self, doors: list[int]) -> None:
+        """Append the files by which it joins its cgroups itself."""
+        cgroup.open_doors(self.plan.doors, doors)
 
     def undo(self) -> None:
         """End it and forget it."""
@@ -192,7 +199,7 @@ class Created(Process):
         self._root_fd = root_fd
         self._lock: Lock | None = None
         self._joined = False
-        self._doors: list[int] = []  # for joining the cgroups
+        self._doors: list[int] = []  # for the process to join the cgroups by
         self._devices: Devices | None = None
         self.notify: Notify | None = None
         self.state = State(
@@ -243,8 +250,11 @@ class Created(Process):
 
                 slots[name] = open_output(self.state.annotations, name, self.bundle)
             groups = self.plan.cgroup
-            if groups is not None and groups.clone_into:
-                self._make(groups)
+            left = groups.directories if groups is not None else ()
+            if groups is not None and "cgroup" in self.plan.slots:
+                born = groups.unified or left[0]
+                left = tuple(each for each in left if each != born)
+                self._make(groups, (born,))
                 slots["cgroup"] = cgroup.open_directory(groups)
             if wait_start:
                 listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
@@ -252,8 +262,8 @@ class Created(Process):
                 listening.listen(1)
                 slots["start"] = listening.fileno()
             self.spawn(stdio, slots, waits=wait_start)
-            if groups is not None and not groups.clone_into:
-                self._make(groups)  # the child is at work meanwhile; it is brought in before anything foreign runs
+            if groups is not None and left:
+                self._make(groups, left)  # the child is at work meanwhile; it comes in before anything foreign runs
         except OSError as error:
             if isinstance(error, KernelError):
                 raise
@@ -266,9 +276,9 @@ class Created(Process):
         # While the child is at work:
         write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
 
-    def _make(self, groups: CgroupPlan) -> None:
+    def _make(self, groups: CgroupPlan, these: Sequence[CgroupDirectory]) -> None:
         # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
-        cgroup.create(groups, devices=False, doors=self._doors)
+        cgroup.create(groups, devices=False, only=these, doors=self._doors if these == self.plan.doors else None)
 
     def on_pid(self, pid: int) -> None:
         stat = process_stat(pid)
@@ -276,7 +286,7 @@ class Created(Process):
             raise KernelError("read", f"/proc/{pid}/stat", ESRCH)
         self.state = self.state.replace(pid=pid, starttime=stat[1])
         record.save(self.fd, self.state)
-        if not self.plan.uid_map:
+        if not self.plan.uid_map and not self.plan.doors:
             self.join_cgroup()  # takes milliseconds on v1; the child makes its mounts meanwhile
 
     def on_answered(self, code: int) -> None:
@@ -286,8 +296,11 @@ class Created(Process):
     def join_cgroup(self) -> None:
         if self.plan.cgroup is not None and not self._joined:
             self._joined = True
-            cgroup.join(self.plan.cgroup, self.pid, self._doors)
-            self._close_doors()
+            cgroup.join(self.plan.cgroup, self.pid)
+
+    def open_doors(self, doors: list[int]) -> None:
+        doors += self._doors
+        self._doors = []
 
     def _close_doors(self) -> None:
         while self._doors:

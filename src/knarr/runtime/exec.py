@@ -105,7 +105,7 @@ def begin_exec(
             place: cgroup.Intent | None = below(state.cgroup, cgroups, host.cgroup)
         else:
             place = cgroup.entered(state.cgroup, state.pid)
-        groups = cgroup.for_exec(place)
+        groups = cgroup.for_exec(place, host)
         plan = plan_exec(
             process,
             config,
@@ -118,8 +118,8 @@ def begin_exec(
         slots = {f"fd{3 + number}": source for number, source in enumerate(stdio.preserve)}
         slots["console"] = stdio.console
         slots["pidfd"] = pidfd
-        if "cgroup" in plan.slots and place is not None:
-            slots["cgroup"] = groups_fd = cgroup.open_directory(place)
+        if "cgroup" in plan.slots and groups is not None:
+            slots["cgroup"] = groups_fd = cgroup.open_directory(groups)
         if "root" in plan.slots:
             slots["root"] = root_fd = root_of(state, pidfd)
         made = Execed(plan, host, config, state=state.replace(cgroup=place), status=status)

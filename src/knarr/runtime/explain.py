@@ -69,6 +69,7 @@ _DOING = {
     "setns": "join namespace",
     "clone": "make namespaces",
     "unshare": "make namespaces",
+    "join_cgroup": "join cgroup {path}",
     "mkdir": "make directory {path}",
     "mknod": "make device {path}",
     "symlink": "make symbolic link {path}",
@@ -222,6 +223,10 @@ def _general_hint(kind: str, number: int, pointer: str) -> str:
         return "sysctl user.max_user_namespaces limits them"
     if kind == "idmap" and number in (EINVAL, EPERM):
         return "the file system cannot shift ids, or they are shifted already"
+    if kind == "join_cgroup":
+        from knarr.runtime.cgroup import JOIN_HINTS
+
+        return JOIN_HINTS.get(number, "")
     if kind in ("scheduler", "io_priority") and number == EPERM:
         if kind == "io_priority":
             return "IOPRIO_CLASS_RT takes CAP_SYS_NICE or CAP_SYS_ADMIN"

@@ -171,15 +171,17 @@ class Control:
     """A control socket. ``failed(index, errno, detail)`` gives the exception for operation ``index`` that failed.
 
     ``received``: the descriptor that came with the last packet, -1 for none; closed when the packet was handled.
+    ``sending``: descriptors that go along with the next GO, and are closed then.
     """
 
-    __slots__ = ("done", "failed", "received", "sock")
+    __slots__ = ("done", "failed", "received", "sending", "sock")
 
     def __init__(self, sock: socket, failed: Callable[[int, int, bytes], KnarrError]) -> None:
         self.sock = sock
         self.failed = failed
         self.done = False
         self.received = -1
+        self.sending: list[int] = []
 
     def fileno(self) -> int:
         """The descriptor to watch for reading."""
@@ -225,12 +227,23 @@ class Control:
         if len(document) > DOCUMENT_LIMIT:
             what = f"a state document of {len(document)} bytes for hooks that run in the container"
             raise Unsupported(what, f"at most {DOCUMENT_LIMIT} are passed on", pointer="/annotations")
+        packet = GO.to_bytes(4, "little") + len(document).to_bytes(4, "little") + document
         try:
-            self.sock.send(GO.to_bytes(4, "little") + len(document).to_bytes(4, "little") + document)
+            if self.sending:
+                rights = b"".join([fd.to_bytes(4, byteorder) for fd in self.sending])
+                self.sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+            else:
+                self.sock.send(packet)
         except (BrokenPipeError, ConnectionResetError):
             pass
         except OSError as error:
             raise KernelError("send", "to knarr-init", error.errno or 0) from None
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        while self.sending:
+            posix.close(self.sending.pop())
 
     def run(self, deadline: float | None = None, stop: int = -1) -> None:
         """Block until done, until ``deadline`` (time.monotonic()) or until the descriptor ``stop`` is readable.
@@ -251,6 +264,7 @@ class Control:
 
     def close(self) -> None:
         """Close the socket; a child that still waits for an answer ends."""
+        self._drop()
         self.sock.close()
 
 
