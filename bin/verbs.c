@@ -196,7 +196,7 @@ static void start(long folder, long *connection)
     char room[24];
     char byte;
     char *at;
-    long fd, got;
+    long fd, got, heard;
 
     if (status(folder) != CREATED || kcall(renameat2, folder, "start", folder, "started", 0) < 0)
         return;
@@ -211,11 +211,15 @@ static void start(long folder, long *connection)
         kcall(renameat2, folder, "started", folder, "start", 0);
         return;
     }
-    do
-        got = kcall(recvfrom, fd, &byte, 1, PEEK, 0, 0);
-    while (got == -EINTR);
-    if (got == 0 || got == -ECONNRESET)
+    heard = got >= 0;
+    while ((got = kcall(recvfrom, fd, &byte, 1, PEEK, 0, 0)) == -EINTR || (got == -ECONNRESET && heard))
+        heard &= got == -EINTR; /* else it was closed without GO having been read, maybe after some word */
+    if (got == 0 && heard)
         leave(0); /* the program runs, or has run */
+    if (got <= 0) { /* the process ended: the words for that are Python's */
+        kcall(close, fd);
+        return;
+    }
     kcall(fcntl, fd, F_SETFD, 0);
     *connection = fd;
 }

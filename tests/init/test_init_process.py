@@ -264,6 +264,29 @@ def test_clone_into_a_cgroup_where_clone3_is_hidden(launcher: Launcher) -> None:
         group.rmdir()
 
 
+@ROOT_ONLY
+def test_a_fenced_directory_leads_nowhere(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    fd = os.open(tmp_path / "inside", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        run = launcher.start([Op("sync", [1]), Op("fence", [0]), Op("sync", [7])], slots=[fd]).stop(1)
+        (place,) = [one for one in Path(f"/proc/{run.pid}/fd").iterdir() if os.readlink(one) == f"{tmp_path}/inside"]
+        assert os.listdir(place / "..") == ["inside"], "the way there is without it"
+        run.go()
+        run.stop(7)
+        assert tmp_path.name not in {os.readlink(one) for one in Path(f"/proc/{run.pid}/fd").iterdir()}
+        places = [one for one in Path(f"/proc/{run.pid}/fd").iterdir() if os.readlink(one) == "/"]
+        assert len(places) == 1
+        assert os.path.samestat(os.stat(places[0]), os.stat(tmp_path / "inside"))
+        assert os.path.samestat(os.stat(places[0] / ".."), os.stat(places[0]))
+        with pytest.raises(OSError, match="Read-only"):
+            (places[0] / "made").mkdir()
+        run.go()
+        run.finish().succeeded()
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.usefixtures("namespaces")
 def test_hostname_and_domainname(launcher: Launcher) -> None:
     plan = fenced(

@@ -79,6 +79,11 @@ class Record(metaclass=_RecordType):
 
     def replace(self, **changes: Any) -> Any:
         """Return a copy with these fields changed."""
-        values = dict(zip(type(self)._fields, self, strict=True))  # type: ignore[attr-defined]
-        values.update(changes)
-        return type(self)(**values)
+        cls = type(self)
+        made = cls.__new__(cls)
+        put = object.__setattr__
+        for field in cls._fields:  # type: ignore[attr-defined]
+            put(made, field, changes.pop(field) if field in changes else getattr(self, field))
+        if changes:
+            raise TypeError(f"{cls.__name__} has no field {next(iter(changes))}")
+        return made

@@ -79,7 +79,8 @@
     X(loop_tree, 96, 2, 3 | MORE)                                                                                      \
     X(hook_output, 97, 2, 0)                                                                                           \
     X(stand, 98, 2, 0)                                                                                                 \
-    X(join_cgroup, 99, 1, 1)
+    X(join_cgroup, 99, 1, 1)                                                                                           \
+    X(fence, 100, 1, 0)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

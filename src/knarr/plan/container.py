@@ -59,11 +59,13 @@ class Options(Record):
     cgroup_manager: str = "cgroupfs"  # or "disabled": none are made; "systemd"
     notify: str = ""  # the service manager's socket, which sd_notify(3) from inside is passed on to
     wait_start: bool = False
+    early: bool = False  # the init is started before the id is claimed, and waits for that before it makes anything
 
 
 class ContainerPlan(Record):
     """All that must be done; ``slots`` names the descriptors the parent hands over, in slot order.
 
+    ``late``: those that it hands over with the answer to SYNC_CLAIMED; None where the plan has no such point.
     ``by_parent``: what the runtime does to the process from outside, since root of its user namespace may not.
     """
 
@@ -77,6 +79,7 @@ class ContainerPlan(Record):
     runtime_hooks: tuple[tuple[str, int, dict[str, Any]], ...]
     net_devices: tuple[NetDevice, ...] = ()  # the runtime moves them in
     rdt: RdtPlan | None = None  # the runtime puts it into this group of resctrl
+    late: tuple[str, ...] | None = None
     doors: tuple[CgroupDirectory, ...] = ()  # groups whose files the process gets at SYNC_CGROUP, to join by itself
     mounts_stay: bool = False  # no mount namespace of its own: its mounts are the runtime's to take away
     warnings: tuple[SpecFinding, ...] = ()  # what config.json asks for in vain, and may
@@ -87,30 +90,36 @@ class ContainerPlan(Record):
 
 
 class _Slots:
-    """Gives out slot numbers: first those handed over by the parent, then those the init fills."""
+    """Gives out slot numbers: first those handed over by the parent (``late``: in a while), then those the init fills."""
 
-    __slots__ = ("_next", "names")
+    __slots__ = ("_next", "late", "names")
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], late: tuple[str, ...] = ()) -> None:
         self.names = tuple(names)
-        self._next = len(names)
+        self.late = late
+        self._next = len(names) + len(late)
 
     def new(self) -> int:
         self._next += 1
         return self._next - 1
 
     def of(self, name: str) -> int:
+        if name in self.late:
+            return len(self.names) + self.late.index(name)
         return self.names.index(name) if name in self.names else NO_SLOT
 
 
 def inherited(options: Options, born: bool, files: Sequence[str] = ()) -> _Slots:  # noqa: FBT001
     """The descriptors the parent hands over, ``files`` among them."""
     names = ["start"] if options.wait_start else []
-    if options.terminal_slot:
-        names.append("console")
     if born:
         names.append("cgroup")
-    return _Slots([*names, *files] + [f"fd{3 + number}" for number in range(options.preserve_fds)])
+    late = tuple(names) if options.early else ()
+    if late:
+        names = []
+    if options.terminal_slot:
+        names.append("console")
+    return _Slots([*names, *files] + [f"fd{3 + number}" for number in range(options.preserve_fds)], late)
 
 
 def landlock_rules(config: dict[str, Any], host: Host, slots: _Slots) -> list[Op]:
@@ -193,6 +202,7 @@ def plan_container(
         opened=opened,
         bundle=bundle,
         label=label,
+        early=options.early,
     )
     plan += _identity(config, spaces, options, id=id, asks=new_user and not by_init, host=host, proc=proc)
     own_mounts = spaces.own("mount")
@@ -253,6 +263,7 @@ def plan_container(
         ),
         net_devices=net_devices(linux.get("netDevices") or {}),
         rdt=plan_rdt(linux.get("intelRdt"), id),
+        late=slots.late if options.early else None,
         doors=doors,
         mounts_stay=not own_mounts,
         warnings=warnings,
@@ -308,6 +319,7 @@ def _before_clone(
     opened: dict[int, int],
     bundle: str,
     label: tuple[str, str] | None,
+    early: bool,
 ) -> list[Op]:
     """The first stage, still in the caller's namespaces with the caller's power."""
     linux = config.get("linux") or {}
@@ -353,6 +365,10 @@ def _before_clone(
         flags &= ~CLONE_FLAG["time"]
         if flags & CLONE_FLAG["user"] == 0:
             plan += _time_ops(offsets, proc)  # the clone enters
+    if early:
+        plan.append(Op("sync", (ops.SYNC_CLAIMED, *(slots.of(name) for name in slots.late)), (), ""))
+    if slots.of("cgroup") != NO_SLOT and any(kind == "pid" for kind, _, _ in spaces.joins):
+        plan.append(Op("fence", (slots.of("cgroup"),), (), ""))
     plan.append(Op("clone", (flags, slots.of("cgroup")), (), "/linux/namespaces"))
     return plan
 

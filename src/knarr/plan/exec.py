@@ -74,6 +74,8 @@ def plan_exec(
     # Into the cgroup first, into its namespace then: where namespaces bound delegation (nsdelegate, as systemd mounts
     # cgroup2), nobody inside one may be moved there from outside (cgroups(7)).
     inside = flags & CLONE_FLAG["cgroup"] if slots.of("cgroup") != NO_SLOT else 0
+    if slots.of("cgroup") != NO_SLOT:
+        plan.append(Op("fence", (slots.of("cgroup"),), (), ""))
     if flags & ~inside:
         plan.append(Op("setns", (slots.of("pidfd"), flags & ~inside), (), "/linux/namespaces"))
     if "mount" not in kinds:

@@ -113,6 +113,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "stand": (98, ("slot", "terminal_slot"), ()),
     # a group of cgroup v1, by its file "tasks"; the path is for error messages
     "join_cgroup": (99, ("slot",), ("path",)),
+    # a directory of the host's in a process that others may look into
+    "fence": (100, ("slot",), ()),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 
@@ -143,11 +145,12 @@ CWD_LATER = 1  # "permission denied" is left to the second cwd, after the user i
 KEEP_CAPS = 1  # PR_SET_KEEPCAPS, so that capabilities can be set afterwards
 NO_SETGROUPS = 2  # user and become_root: the groups stay as they are (a user namespace with setgroups denied)
 
-# sync codes, in the order they may come; the last is the init's own
+# sync codes, in the order they may come, but for SYNC_CLAIMED, which is the first; SYNC_LISTENER is the init's own
 SYNC_IDMAP = 1  # the parent writes uid_map and gid_map
 SYNC_CGROUP = 2  # the cgroups are made, limits bind; the process is in them, or gets the files to join them by
 SYNC_HOOKS = 3  # the parent runs prestart and createRuntime hooks; the answer carries the state document
 SYNC_READY = 4  # everything is set up; the parent records "created"; the answer carries the state document
+SYNC_CLAIMED = 6  # the id is the caller's and its intent recorded; with the answer come descriptors made since
 SYNC_LISTENER = 5  # with it comes the descriptor of a seccomp filter's listener, which the parent sends to listenerPath
 
 
@@ -237,10 +240,13 @@ def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
     for op in ops:
         number, int_names, str_names = KINDS[op.kind]
         ints, strs = op.ints, op.strs
-        if not _fits(int_names, len(ints)) or not _fits(str_names, len(strs)):
+        many, texts = len(ints), len(strs)
+        fits = many == len(int_names) or _fits(int_names, many)
+        if not fits or not (texts == len(str_names) or _fits(str_names, texts)):
             raise ValueError(f"operation {op.kind} has the wrong number of arguments")
-        size = 16 + 8 * len(ints)
-        parts: list[bytes] = []
+        size = 16 + 8 * many
+        at = len(body)
+        body.append(b"")
         for text in strs:
             if not isinstance(text, bytes):
                 text = text.encode("utf-8", "surrogateescape")
@@ -248,20 +254,20 @@ def encode(ops: Iterable[Op], inherited_slots: int) -> bytes:
                     raise ValueError(f"operation {op.kind} has a text with a NUL byte")
             length = len(text)
             end = _ENDS[length % 8]
-            parts += (length.to_bytes(8, "little"), text, end)
+            body += (length.to_bytes(8, "little"), text, end)
             size += 8 + length + len(end)
-        numbers = [value & 0xFFFFFFFFFFFFFFFF for value in ints]
-        body += (_words(4, number, len(ints), len(strs), size), _words(8, *numbers))
-        body += parts
+        # All numbers as one: half the time of a call for each. `struct` would be two files more to load.
+        value = number | many << 32 | texts << 64 | size << 96
+        place = 128
+        for each in ints:
+            value |= (each & 0xFFFFFFFFFFFFFFFF) << place
+            place += 64
+        body[at] = value.to_bytes(place // 8, "little")
         count += 1
     blob = b"".join(body)
-    return MAGIC + _words(4, 24 + len(blob), count, inherited_slots, 0) + blob
-
-
-def _words(size: int, *numbers: int) -> bytes:
-    """Unsigned numbers of ``size`` bytes, little-endian; ``struct`` would be two files more to load."""
-    return b"".join([number.to_bytes(size, "little") for number in numbers])
+    return MAGIC + (24 + len(blob) | count << 32 | inherited_slots << 64).to_bytes(16, "little") + blob
 
 
 def _fits(names: tuple[str, ...], count: int) -> bool:
-    return count == len(names) or (bool(names) and names[-1][-1] == "*" and count >= len(names) - 1)
+    """The last name may stand for more."""
+    return bool(names) and names[-1][-1] == "*" and count >= len(names) - 1

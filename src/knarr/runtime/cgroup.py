@@ -164,7 +164,8 @@ def create(
     """Make the groups (``only``: these of them) and write every limit, so that they bind before anything runs.
 
     Without ``devices`` the caller still has to call restrict_devices. ``doors`` gets, in the order of the groups, the
-    files by which a process joins v1 groups itself: descriptors that are the caller's to close, also after an error.
+    files by which a process joins v1 groups itself: descriptors that are the caller's to close, also after an error;
+    those groups' device rules are in force, which has to wait for nothing as long as nobody is inside.
     Raises InitError with the JSON pointer, the file and the value; KernelError, Exists, InUse for the group itself.
     """
     if planned.scope is not None:
@@ -174,6 +175,7 @@ def create(
         try:
             _limit(fd, directory, planned)
             if doors is not None:
+                _write_rules(fd, directory, planned)
                 doors.append(_door(fd))
         finally:
             posix.close(fd)
@@ -194,18 +196,34 @@ def restrict_devices(planned: CgroupPlan) -> None:
     They also hold for a file system that is mounted from a block device by a process of the group, so with such mounts
     the time for this is after them, and before anything of the image runs.
     """
+    ruled = {rule.mountpoint for rule in planned.writes if is_device_rule(rule)} | {planned.device_mount}
     for directory in planned.directories:
-        rules = [rule for rule in planned.writes if rule.mountpoint == directory.mountpoint and is_device_rule(rule)]
-        by_program = planned.device_mount == directory.mountpoint
-        if rules or by_program:
+        if directory.mountpoint in ruled:
             fd = open_group(directory.mountpoint, directory.path)
             try:
-                for rule in rules:
-                    write_limit(fd, directory, rule)
-                if by_program:
+                _write_rules(fd, directory, planned)
+                if planned.device_mount == directory.mountpoint:
                     _attach_devices(fd, planned)
             finally:
                 posix.close(fd)
+
+
+def _write_rules(fd: int, directory: CgroupDirectory, planned: CgroupPlan) -> None:
+    """The v1 device rules of one group, each file opened once for all of its lines. Raises InitError."""
+    files: dict[str, int] = {}
+    try:
+        for rule in planned.writes:
+            if rule.mountpoint == directory.mountpoint and is_device_rule(rule):
+                ((file, value),) = rule.choices
+                try:
+                    if file not in files:
+                        files[file] = posix.open(file, posix.O_WRONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=fd)
+                    posix.write(files[file], value.encode())
+                except OSError as error:
+                    raise _limit_error(error, directory, rule, file, value) from None
+    finally:
+        for each in files.values():
+            posix.close(each)
 
 
 def is_device_rule(limit: Write) -> bool:
@@ -318,8 +336,12 @@ def write_limit(fd: int, directory: CgroupDirectory, limit: Write) -> None:
                 continue
             if error.errno == ENOENT and limit.optional:
                 return
-            doing = f"write {value!r} to {directory.mountpoint}{directory.path}/{file}"
-            raise InitError(limit.pointer, doing, error.errno or EINVAL, hint=_limit_hint(error, file)) from None
+            raise _limit_error(error, directory, limit, file, value) from None
+
+
+def _limit_error(error: OSError, directory: CgroupDirectory, limit: Write, file: str, value: str) -> InitError:
+    doing = f"write {value!r} to {directory.mountpoint}{directory.path}/{file}"
+    return InitError(limit.pointer, doing, error.errno or EINVAL, hint=_limit_hint(error, file))
 
 
 def _limit_hint(error: OSError, file: str) -> str:

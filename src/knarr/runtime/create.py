@@ -26,7 +26,7 @@ from knarr.kernel.process import boot_id, process_stat, reap
 from knarr.plan.container import RAW_FILTER, Options, plan_container
 from knarr.plan.host import HOOK_OUTPUTS
 from knarr.plan.namespaces import shares_pids
-from knarr.plan.ops import SYNC_CGROUP, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
+from knarr.plan.ops import SYNC_CGROUP, SYNC_CLAIMED, SYNC_HOOKS, SYNC_IDMAP, SYNC_LISTENER, SYNC_READY
 from knarr.runtime import cgroup, record
 from knarr.runtime.brief import NAME as BRIEF
 from knarr.runtime.brief import brief
@@ -215,7 +215,65 @@ class Created(Process):
         )
 
     def prepare(self, stdio: Stdio, raw: bytes | None, *, wait_start: bool, notify: str) -> None:
-        """Claim the id, record, make the cgroups, spawn. Undo is the caller's."""
+        """Spawn, claim the id, record, make the cgroups. Undo is the caller's."""
+        slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
+        slots["console"] = stdio.console
+        files = {name for name in HOOK_OUTPUTS if name in self.plan.slots}
+        if self.plan.late is not None and not files and not notify:
+            # It gets ready for its namespaces meanwhile, and waits for SYNC_CLAIMED before it makes any. Should we be
+            # killed, it ends, and there is nothing to be found.
+            self.spawn(stdio, slots, waits=wait_start)
+        self._claim()
+        listening = None
+        if notify:
+            from knarr.runtime import notify as proxy  # only as a service of systemd's
+
+            proxy.make_directory(self.fd)
+            if not wait_start:
+                self.notify = proxy.listen(self.fd, notify)
+        try:
+            for name in files:
+                from knarr.runtime.hooks import open_output  # cold: only with the annotation
+
+                slots[name] = open_output(self.state.annotations, name, self.bundle)
+            groups = self.plan.cgroup
+            left = groups.directories if groups is not None else ()
+            if groups is not None and self._gives("cgroup"):
+                born = groups.unified or left[0]
+                left = tuple(each for each in left if each != born)
+                self._make(groups, (born,))
+                slots["cgroup"] = cgroup.open_directory(groups)
+            if wait_start:
+                listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+                listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
+                listening.listen(1)
+                slots["start"] = listening.fileno()
+            if self.launch is None:
+                self.spawn(stdio, slots, waits=wait_start)
+            if self.launch is not None and self.plan.late is not None:
+                self.launch.sending += [posix.dup(slots[name]) for name in self.plan.late]
+                self.launch.answer(SYNC_CLAIMED)
+            if groups is not None and left:
+                self._make(groups, left)  # the child is at work meanwhile; it comes in before anything foreign runs
+                self._let_in(groups)
+        except OSError as error:
+            if isinstance(error, KernelError):
+                raise
+            raise FileError("make start socket in", self.id, error.errno or 0) from None
+        finally:
+            if listening is not None:
+                listening.close()
+            for name in {"cgroup", *files}.intersection(slots):
+                posix.close(slots[name])
+        # While the child is at work:
+        write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
+
+    def _gives(self, name: str) -> bool:
+        """Whether the process is given that descriptor."""
+        return name in self.plan.slots or name in (self.plan.late or ())
+
+    def _claim(self) -> None:
+        """Make the id ours and record what is about to be made."""
         self.fd, self._lock = record.make(self._root_fd, self.id)
         tail = next((n for n, op in enumerate(self.plan.ops) if op.kind == "wait_start"), -1)
         if tail >= 0:
@@ -234,47 +292,13 @@ class Created(Process):
             record.save(self.fd, self.state)
             resctrl.make(self.plan.rdt, top)
         record.save(self.fd, self.state)
-        slots = {f"fd{3 + number}": fd for number, fd in enumerate(stdio.preserve)}
-        slots["console"] = stdio.console
-        files = {name for name in HOOK_OUTPUTS if name in self.plan.slots}
-        listening = None
-        if notify:
-            from knarr.runtime import notify as proxy  # only as a service of systemd's
 
-            proxy.make_directory(self.fd)
-            if not wait_start:
-                self.notify = proxy.listen(self.fd, notify)
-        try:
-            for name in files:
-                from knarr.runtime.hooks import open_output  # cold: only with the annotation
-
-                slots[name] = open_output(self.state.annotations, name, self.bundle)
-            groups = self.plan.cgroup
-            left = groups.directories if groups is not None else ()
-            if groups is not None and "cgroup" in self.plan.slots:
-                born = groups.unified or left[0]
-                left = tuple(each for each in left if each != born)
-                self._make(groups, (born,))
-                slots["cgroup"] = cgroup.open_directory(groups)
-            if wait_start:
-                listening = socket(AF_UNIX, SOCK_SEQPACKET, 0)
-                listening.bind(f"/proc/self/fd/{self.fd}/{record.START}")
-                listening.listen(1)
-                slots["start"] = listening.fileno()
-            self.spawn(stdio, slots, waits=wait_start)
-            if groups is not None and left:
-                self._make(groups, left)  # the child is at work meanwhile; it comes in before anything foreign runs
-        except OSError as error:
-            if isinstance(error, KernelError):
-                raise
-            raise FileError("make start socket in", self.id, error.errno or 0) from None
-        finally:
-            if listening is not None:
-                listening.close()
-            for name in {"cgroup", *files}.intersection(slots):
-                posix.close(slots[name])
-        # While the child is at work:
-        write_atomic(record.CONFIG, fastjson.dumps(self.config) if raw is None else raw, dir_fd=self.fd)
+    def _let_in(self, groups: CgroupPlan) -> None:
+        """Answer SYNC_CGROUP before it is asked, if there is no more to be done then than to join."""
+        waits = self.plan.rdt is not None or self.plan.net_devices or groups.device_mount
+        if self.plan.doors and not waits and self.launch is not None:
+            self.open_doors(self.launch.sending)
+            self.launch.answer(SYNC_CGROUP)
 
     def _make(self, groups: CgroupPlan, these: Sequence[CgroupDirectory]) -> None:
         # Device rules bind mounts of block devices too, so they come when the mounts are made (as runc does).
@@ -307,8 +331,9 @@ class Created(Process):
             posix.close(self._doors.pop())
 
     def on_sync(self, code: int) -> bytes:
-        if code == SYNC_CGROUP and self.plan.cgroup is not None:
-            cgroup.restrict_devices(self.plan.cgroup)
+        groups = self.plan.cgroup
+        if code == SYNC_CGROUP and groups is not None and (groups.device_mount or not self.plan.doors):
+            cgroup.restrict_devices(groups)
         if code == SYNC_CGROUP and self.plan.rdt is not None:
             from knarr.runtime import resctrl  # cold: only with linux.intelRdt
 
@@ -335,9 +360,9 @@ class Created(Process):
             super().on_sync(code)
             self.state = self.state.replace(complete=True)
             record.save(self.fd, self.state)
-            if "start" in self.plan.slots and (text := brief(self.state)) is not None:
+            if self._gives("start") and (text := brief(self.state)) is not None:
                 write_atomic(BRIEF, text, dir_fd=self.fd)
-            if "startContainer" not in self.state.hooks or "start" in self.plan.slots:
+            if "startContainer" not in self.state.hooks or self._gives("start"):
                 return b""  # else `start` sends it
             return fastjson.dumps(record.document(self.state, "created"))
         return super().on_sync(code)
@@ -471,7 +496,7 @@ def begin(
 
     host = probe_for(config, host)
     wishes = (options or Options()).replace(
-        terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=wait_start
+        terminal_slot=stdio.console >= 0, preserve_fds=len(stdio.preserve), wait_start=wait_start, early=True
     )
     if any(entry.get("path") for entry in (config.get("linux") or {}).get("namespaces") or ()):
         from knarr.runtime.scopes import demand_own_scopes  # cold: only with a namespace by its path
@@ -497,7 +522,7 @@ def begin(
     )
     root_fd = record.open_root(state_root, make=True)
     try:
-        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots) + (len(groups.directories) if groups else 0))
+        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots) + len(plan.late or ()) + (len(groups.directories) if groups else 0))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
     except BaseException:
         posix.close(root_fd)
@@ -558,9 +583,9 @@ def compiled_seccomp(config: dict[str, Any], host: Host, state_root: str = "") -
         from knarr.plan.seccomp import compile_filter
 
         return compile_filter(profile, host.arch)
-    from knarr.runtime.seccomp_cache import cached_filter
+    from knarr.runtime.seccomp_cache import known_filter
 
-    return cached_filter(f"{state_root}/.seccomp", profile, host.arch)
+    return known_filter(f"{state_root}/.seccomp", profile, host.arch)
 
 
 def create(

@@ -171,10 +171,11 @@ class Control:
     """A control socket. ``failed(index, errno, detail)`` gives the exception for operation ``index`` that failed.
 
     ``received``: the descriptor that came with the last packet, -1 for none; closed when the packet was handled.
-    ``sending``: descriptors that go along with the next GO, and are closed then.
+    ``sending``: descriptors that go along with the next GO, and are closed then. ``unheard``: the connection was closed
+    while a packet of ours was not read, so its end does not mean that the program runs.
     """
 
-    __slots__ = ("done", "failed", "received", "sending", "sock")
+    __slots__ = ("done", "failed", "received", "sending", "sock", "unheard")
 
     def __init__(self, sock: socket, failed: Callable[[int, int, bytes], KnarrError]) -> None:
         self.sock = sock
@@ -182,6 +183,7 @@ class Control:
         self.done = False
         self.received = -1
         self.sending: list[int] = []
+        self.unheard = False
 
     def fileno(self) -> int:
         """The descriptor to watch for reading."""
@@ -195,7 +197,8 @@ class Control:
             except BlockingIOError:
                 return False
             except ConnectionResetError:
-                packet, rights = b"", []  # the child ended while a packet of ours was on its way
+                self.unheard = True  # told once, and before what the child had to say
+                continue
             if not packet:
                 self.done = True
                 self.ended()
@@ -235,7 +238,7 @@ class Control:
             else:
                 self.sock.send(packet)
         except (BrokenPipeError, ConnectionResetError):
-            pass
+            self.unheard = True
         except OSError as error:
             raise KernelError("send", "to knarr-init", error.errno or 0) from None
         finally:
@@ -272,11 +275,11 @@ class Launch(Control):
     """A Control that spawned its child.
 
     ``on_pid(pid)`` is called once, when the container's process exists; ``on_sync(code)`` does what the child waits
-    for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent. Done at
-    end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
+    for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent. What is
+    done before the child asks may be said before it does (``answer``). Done at end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
     """
 
-    __slots__ = ("early", "memory", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
+    __slots__ = ("answered", "early", "memory", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
 
     def __init__(
         self,
@@ -299,12 +302,21 @@ class Launch(Control):
         self.memory = memory  # where config.json limits it
         self.synced = 0
         self.early = 0
+        self.answered: list[int] = []
         self.pid = 0
         self.pidfd = -1
         self.stage, sock = spawn(plan, slots, stdio, *words)
         super().__init__(sock, failed)
 
+    def answer(self, code: int) -> None:
+        """Say GO to a sync that is still to come, the next one without an answer; descriptors go along as usual."""
+        self.answered.append(code)
+        self.go()
+
     def handle(self, kind: int, value: int) -> None:
+        if kind == SYNC and self.answered[:1] == [value]:
+            self.answered = self.answered[1:]
+            return
         if kind == PID and not self.pid:
             self._know(value)
             self.on_pid(value)
@@ -344,7 +356,7 @@ class Launch(Control):
         wait_child(stage)
 
     def ended(self) -> None:
-        if self.synced >= SYNC_READY and not (self.waits and ended(self.pidfd)):
+        if self.synced >= SYNC_READY and not self.unheard and not (self.waits and ended(self.pidfd)):
             return
         pointer, why = self._how_it_ended()
         raise InitError(pointer, "set up the container", 0, why=why)
@@ -386,6 +398,8 @@ class Launch(Control):
         while not self.pid:
             try:
                 packet = self.sock.recv(_PACKET, MSG_DONTWAIT)
+            except ConnectionResetError:
+                continue  # an answer of ours was not read; what it said comes next
             except OSError:
                 return
             if len(packet) < 16:

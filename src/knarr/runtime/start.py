@@ -40,6 +40,10 @@ class _Starting(Control):
         self._fd = fd
         self._state = state
 
+    def ended(self) -> None:
+        if self.unheard:
+            raise WrongStatus(self._state.id, "start", "stopped")
+
     def handle(self, kind: int, value: int) -> None:
         if (kind, value) != (SYNC, SYNC_LISTENER):
             super().handle(kind, value)
