@@ -114,6 +114,23 @@ def write_atomic(path: str, data: bytes, *, mode: int = 0o600, dir_fd: int | Non
                 pass  # the first error is the one worth telling
 
 
+def stage(data: bytes, *, dir_fd: int) -> str:
+    """Write ``data`` to a new file (0600) in a directory, to be put in its place by a rename; its name. FileError."""
+    name = f"{TEMPORARY}{posix.urandom(8).hex()}"
+    try:
+        fd = posix.open(
+            name, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600, dir_fd=dir_fd
+        )
+        try:
+            posix.fchmod(fd, 0o600)
+            write_all(fd, data)
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        raise FileError("write", name, error.errno or EINVAL) from None
+    return name
+
+
 def sync_directory(path: str, dir_fd: int | None = None) -> None:
     """Put the entries of a directory on disk; raises OSError."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=dir_fd)

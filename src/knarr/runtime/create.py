@@ -187,7 +187,10 @@ class Process:
 class Created(Process):
     """A container of this program's making. Also its record: ``state``, and ``fd``, the container's directory."""
 
-    __slots__ = ("_devices", "_doors", "_joined", "_lock", "_root_fd", "bundle", "fd", "notify", "state", "stop")
+    __slots__ = (
+        *("_devices", "_doors", "_joined", "_lock", "_root_fd", "_staged"),
+        *("bundle", "fd", "notify", "state", "stop"),
+    )
 
     def __init__(
         self, id: str, plan: ContainerPlan, host: Host, *, bundle: str, config: dict[str, Any], root_fd: int, stop: int
@@ -199,6 +202,7 @@ class Created(Process):
         self._root_fd = root_fd
         self._lock: Lock | None = None
         self._joined = False
+        self._staged = ""  # the file that will be the record once all is set up
         self._doors: list[int] = []  # for the process to join the cgroups by
         self._devices: Devices | None = None
         self.notify: Notify | None = None
@@ -309,7 +313,11 @@ class Created(Process):
         if stat is None:
             raise KernelError("read", f"/proc/{pid}/stat", ESRCH)
         self.state = self.state.replace(pid=pid, starttime=stat[1])
-        record.save(self.fd, self.state)
+        if self.state.hooks or self.state.isolation is not None:
+            record.save(self.fd, self.state)  # hooks may ask for it, and a guest's monitor outlives us
+        else:
+            # Nobody needs the pid of a process that dies with us; what the record will say is written meanwhile.
+            self._staged = record.prepare(self.fd, self.state.replace(complete=True))
         if not self.plan.uid_map and not self.plan.doors:
             self.join_cgroup()  # takes milliseconds on v1; the child makes its mounts meanwhile
 
@@ -359,7 +367,10 @@ class Created(Process):
         if code == SYNC_READY:
             super().on_sync(code)
             self.state = self.state.replace(complete=True)
-            record.save(self.fd, self.state)
+            if self._staged:
+                record.commit(self.fd, self._staged)
+            else:
+                record.save(self.fd, self.state)
             if self._gives("start") and (text := brief(self.state)) is not None:
                 write_atomic(BRIEF, text, dir_fd=self.fd)
             if "startContainer" not in self.state.hooks or self._gives("start"):

@@ -78,7 +78,6 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
     if state.cgroup is not None:
         from knarr.runtime import cgroup_members
 
-        cgroup_members.thaw(state.cgroup)  # what is frozen on v1 does not die
         cgroup_members.remove(state.cgroup, PATIENCE)
     if state.rdt is not None and state.boot == boot_id():
         from knarr.runtime import resctrl  # cold: only with linux.intelRdt

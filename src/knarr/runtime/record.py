@@ -20,7 +20,7 @@ from time import monotonic, sleep
 
 from knarr.base import fastjson
 from knarr.base.errors import Exists, FileError, InUse, NotFound, SpecError, UsageError
-from knarr.base.files import Lock, read_file, write_atomic
+from knarr.base.files import Lock, read_file, stage, write_atomic
 from knarr.base.ids import check_id
 from knarr.base.paths import abspath, dirname, variable
 from knarr.base.record import Record
@@ -208,9 +208,26 @@ def make(root_fd: int, id: str) -> tuple[int, Lock]:
 
 def save(fd: int, state: State) -> None:
     """Write ``state`` into the container's directory."""
+    write_atomic(STATE, _bytes(state), dir_fd=fd)
+
+
+def prepare(fd: int, state: State) -> str:
+    """Write what will be the state in a moment, and is when ``commit`` was called with what this returns."""
+    return stage(_bytes(state), dir_fd=fd)
+
+
+def commit(fd: int, staged: str) -> None:
+    """What was prepared is the state now. Raises FileError."""
+    try:
+        posix.rename(staged, STATE, src_dir_fd=fd, dst_dir_fd=fd)
+    except OSError as error:
+        raise FileError("write", STATE, error.errno or 0) from None
+
+
+def _bytes(state: State) -> bytes:
     document = {"format": FORMAT}
     document.update(zip(State._fields, state, strict=True))  # type: ignore[attr-defined]  # made by the metaclass
-    write_atomic(STATE, fastjson.dumps(document), dir_fd=fd)
+    return fastjson.dumps(document)
 
 
 def open_container(root: str, id: str) -> int:
