@@ -193,6 +193,8 @@ static void start(long folder, long *connection)
         char path[108];
     } address = {.family = UNIX};
     u32 go[2] = {GO_, 0};
+    struct pollfd_k ending = {.events = POLLIN_};
+    struct timespec_k second = {1, 0};
     char room[24];
     char byte;
     char *at;
@@ -216,8 +218,10 @@ static void start(long folder, long *connection)
         heard &= got == -EINTR; /* else it was closed without GO having been read, maybe after some word */
     if (got == 0 && heard)
         leave(0); /* the program runs, or has run */
-    if (got <= 0) { /* the process ended: the words for that are Python's */
+    if (got <= 0) { /* the process ends: the words for that are Python's, once it has */
         kcall(close, fd);
+        ending.fd = (int)kcall(pidfd_open, number_of(brief[PID]), 0);
+        kcall(ppoll, &ending, 1, &second, 0, 0);
         return;
     }
     kcall(fcntl, fd, F_SETFD, 0);

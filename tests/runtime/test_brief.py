@@ -314,6 +314,33 @@ def test_a_program_that_cannot_run_is_explained(text: str, why: str, ours: Runti
     assert why in said[0]
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_start_that_nobody_hears_is_no_start(quick: bool, ours: Runtime, container: str) -> None:  # noqa: FBT001
+    """The process is killed after it was told to go on, and before it has read that."""
+    pid = json.loads(ours.ok("state", container))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    more = [] if quick else ["--log-level", "info"]  # the latter is Python's
+    starting = ours.popen(*more, "start", container, stderr=-1, text=True)
+    deadline = time.monotonic() + 10
+    while not _waits_for_an_answer(starting.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    _, said = starting.communicate(timeout=10)
+    assert starting.returncode == 1, said
+    assert "stopped" in said or "not running" in said, said
+
+
+def _waits_for_an_answer(pid: int) -> bool:
+    """Whether it is in recvfrom, recvmsg or poll: it has connected and said GO."""
+    try:
+        with open(f"/proc/{pid}/syscall", encoding="ascii") as file:
+            number = file.read().split()[0]
+    except OSError:
+        return False
+    return number in {"x86_64": {"45", "47", "7", "271"}, "aarch64": {"207", "212", "73"}}[os.uname().machine]
+
+
 def test_signals_by_name_and_number(ours: Runtime, alone: Runtime, bundle: Bundle) -> None:
     script = "trap 'echo int >> /tmp/got' INT; trap 'echo hup >> /tmp/got' HUP; while :; do sleep 0.02; done"
     id = ours.new_id()
