@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import enginekit
 import pytest
 
-from knarr.base.errors import CommandNotExecutable, CommandNotFound, NotFound, TimedOut, UsageError, WrongStatus
+from knarr.base.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    NotFound,
+    SpecError,
+    TimedOut,
+    UsageError,
+    WrongStatus,
+)
 from knarr.engine.api import Container, run
 
 if TYPE_CHECKING:
@@ -191,8 +200,17 @@ def test_bundle(image: str, place: dict[str, Any]) -> None:
         assert run(f"bundle:{bundle}", **place).stdout == b"of the image\n"
         assert run(f"bundle:{bundle}", ["echo", "other"], **place).stdout == b"other\n"
         assert run(f"bundle:{bundle}", ["env"], env={"A": "1"}, **place).stdout.count(b"A=1\n") == 1
+        assert run(f"bundle:{bundle}", **place).stdout == b"of the image\n", "what one call asked for stays its own"
+        config = json.loads((folder / "bundle/config.json").read_text())
+        config["process"]["args"] = ["echo", "changed"]
+        (folder / "bundle/config.json").write_text(json.dumps(config))
+        assert run(f"bundle:{bundle}", **place).stdout == b"changed\n"
         with pytest.raises(UsageError, match="bundle's config"):
             run(f"bundle:{bundle}", memory="1g", **place)
+        config["process"]["args"] = []
+        (folder / "bundle/config.json").write_text(json.dumps(config))
+        with pytest.raises(SpecError, match="/process/args"):
+            run(f"bundle:{bundle}", **place)
         with pytest.raises(NotFound):
             run(f"bundle:{bundle}x", **place)
     finally:

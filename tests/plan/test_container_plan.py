@@ -8,7 +8,7 @@ import pytest
 
 from knarr.base.errors import SpecError, Unsupported
 from knarr.plan import ops
-from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupPlan
+from knarr.plan.cgroup import CgroupDirectory, CgroupHost, CgroupMount, CgroupPlan, plan_cgroup
 from knarr.plan.container import ContainerPlan, Options, plan_container
 from knarr.plan.exec import plan_exec
 from knarr.plan.host import Host
@@ -545,3 +545,66 @@ def test_exec_enters_the_cgroup_before_its_namespace() -> None:
     plan = plan_exec(process, config, ROOT_HOST, id="c1", options=Options(), cgroup=group)
     steps = [(op.kind, op.arguments().get("nstype")) for op in plan.ops if op.kind in ("setns", "clone")]
     assert steps == [("setns", 0x20000), ("clone", None), ("setns", 0x2000000)]
+
+
+HYBRID = CgroupHost(
+    "hybrid", (CgroupMount(("pids",), "/c/pids", "/"), CgroupMount(("name=systemd",), "/c/systemd", "/")), "/c/unified"
+)
+
+
+def test_v1_groups_are_joined_from_inside() -> None:
+    host = ROOT_HOST.replace(cgroup=HYBRID)
+    groups = plan_cgroup(default_config(), HYBRID, "c1", devices=False)
+    plan = compiled(default_config(), host, options=Options(early=True, wait_start=True), cgroup=groups)
+    claimed, joining = [op for op in plan.ops if op.kind == "sync" and len(op.ints) > 1]
+    assert claimed.ints[0] == ops.SYNC_CLAIMED
+    assert plan.late == ("start", "cgroup")
+    assert plan.slots == ()
+    start, born = claimed.ints[1:]
+    assert only(plan, "wait_start").ints == (start,)
+    assert only(plan, "clone").ints[1] == born
+    assert plan.ops.index(claimed) < plan.ops.index(only(plan, "clone"))
+    assert joining.ints[0] == ops.SYNC_CGROUP
+    assert [door.mountpoint for door in plan.doors] == ["/c/pids", "/c/systemd"]
+    at = plan.ops.index(joining)
+    assert [(op.kind, op.ints, op.strs) for op in plan.ops[at + 1 : at + 3]] == [
+        ("join_cgroup", (joining.ints[1],), ("/c/pids/c1",)),
+        ("join_cgroup", (joining.ints[2],), ("/c/systemd/c1",)),
+    ]
+    assert len({*claimed.ints[1:], *joining.ints[1:]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("host", "change"),
+    [
+        (USER_HOST, {}),  # by the time it could, the process may have another uid
+        (ROOT_HOST.replace(in_userns=True), {}),
+        (ROOT_HOST, {"scope": object()}),  # systemd's
+    ],
+)
+def test_others_are_brought_into_v1_groups(host: Host, change: dict[str, Any]) -> None:
+    groups = plan_cgroup(default_config(), HYBRID, "c1", devices=False).replace(**change)
+    config = default_config()
+    if host is not ROOT_HOST:
+        config["linux"]["namespaces"].append({"type": "user"})
+        config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = [
+            {"containerID": 0, "hostID": host.euid, "size": 1}
+        ]
+    plan = compiled(config, host.replace(cgroup=HYBRID), cgroup=groups)
+    assert plan.doors == ()
+    assert "cgroup" not in plan.slots
+    assert "join_cgroup" not in kinds(plan)
+
+
+def test_a_directory_of_the_host_s_is_fenced_where_others_may_look() -> None:
+    group = CgroupPlan((CgroupDirectory("/c", "/g", ()),), (), clone_into=True)
+    config = default_config()
+    assert "fence" not in kinds(compiled(config, cgroup=group))
+    for entry in config["linux"]["namespaces"]:
+        if entry["type"] == "pid":
+            entry["path"] = "/proc/1/ns/pid"
+    plan = compiled(config, cgroup=group)
+    assert only(plan, "fence").ints == only(plan, "clone").ints[1:]
+    process = {"args": ["/bin/true"], "cwd": "/"}
+    plan = plan_exec(process, config, ROOT_HOST, id="c1", options=Options(), cgroup=group)
+    assert kinds(plan).index("fence") < kinds(plan).index("setns") < kinds(plan).index("clone")

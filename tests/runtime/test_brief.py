@@ -315,12 +315,12 @@ def test_a_program_that_cannot_run_is_explained(text: str, why: str, ours: Runti
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_start_that_nobody_hears_is_no_start(quick: bool, ours: Runtime, container: str) -> None:  # noqa: FBT001
+def test_a_start_that_nobody_hears_is_no_start(quick: bool, ours: Runtime, container: str) -> None:
     """The process is killed after it was told to go on, and before it has read that."""
     pid = json.loads(ours.ok("state", container))["pid"]
     os.kill(pid, signal.SIGSTOP)
     more = [] if quick else ["--log-level", "info"]  # the latter is Python's
-    starting = ours.popen(*more, "start", container, stderr=-1, text=True)
+    starting = ours.popen(*more, "start", container, stderr=-1)
     deadline = time.monotonic() + 10
     while not _waits_for_an_answer(starting.pid):
         assert time.monotonic() < deadline
@@ -328,7 +328,7 @@ def test_a_start_that_nobody_hears_is_no_start(quick: bool, ours: Runtime, conta
     os.kill(pid, signal.SIGKILL)
     _, said = starting.communicate(timeout=10)
     assert starting.returncode == 1, said
-    assert "stopped" in said or "not running" in said, said
+    assert b"stopped" in said or b"not running" in said, said
 
 
 def _waits_for_an_answer(pid: int) -> bool:

@@ -11,7 +11,7 @@ from knarr.base.errors import SpecError
 from knarr.plan import seccomp
 from knarr.plan.seccomp import compile_filter
 from knarr.runtime import seccomp_cache
-from knarr.runtime.seccomp_cache import cached_filter, filter_key
+from knarr.runtime.seccomp_cache import cached_filter, filter_key, known_filter
 from knarr.spec.seccomp_default import default_profile
 
 if TYPE_CHECKING:
@@ -31,6 +31,26 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(seccomp, "compile_filter", counting)
     return calls
+
+
+def test_a_process_remembers_its_last_filters(
+    tmp_path: pathlib.Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seccomp_cache, "_known", {})
+    folder = str(tmp_path / "seccomp")
+    profiles = [default_profile([], "x86_64"), {"defaultAction": "SCMP_ACT_ALLOW"}]
+    for _ in range(2):
+        for profile in profiles:
+            assert known_filter(folder, profile, "x86_64") == compile_filter(profile, "x86_64")
+    assert len(compiled) == 2
+    for entry in (tmp_path / "seccomp").iterdir():
+        entry.unlink()
+    profiles[0]["defaultErrnoRet"] = 7  # another one by then
+    assert known_filter(folder, profiles[0], "x86_64") == compile_filter(profiles[0], "x86_64")
+    assert len(compiled) == 3
+    for number in range(100):
+        known_filter(folder, {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": number}, "x86_64")
+    assert len(seccomp_cache._known) <= seccomp_cache._KNOWN
 
 
 def test_a_filter_is_compiled_once(tmp_path: pathlib.Path, compiled: list[str]) -> None:

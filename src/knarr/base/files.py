@@ -119,7 +119,10 @@ def stage(data: bytes, *, dir_fd: int) -> str:
     name = f"{TEMPORARY}{posix.urandom(8).hex()}"
     try:
         fd = posix.open(
-            name, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600, dir_fd=dir_fd
+            name,
+            posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC,
+            0o600,
+            dir_fd=dir_fd,
         )
         try:
             posix.fchmod(fd, 0o600)

@@ -9,6 +9,7 @@ from knarr.base.errors import SpecError, SpecFinding, Unsupported
 from knarr.base.fastjson import pointer_token
 from knarr.base.record import Record
 from knarr.plan import ops
+from knarr.plan.cgroup import born_in, joined_from_inside
 from knarr.plan.host import HOOK_OUTPUTS, LANDLOCK
 from knarr.plan.idmounts import shift_ops, user_ns_op
 from knarr.plan.mountopts import PROPAGATION
@@ -22,7 +23,6 @@ from knarr.plan.mounts import (
     needs_dev,
     source_op,
 )
-from knarr.plan.cgroup import born_in, joined_from_inside
 from knarr.plan.namespaces import CLONE_FLAG, id_map, net_devices, outside_id, plan_namespaces
 from knarr.plan.ops import NO_SLOT, Op
 from knarr.plan.process import granted_capabilities, keeps_groups, label_ops, process_tail, rlimit_ops, search_path
@@ -90,7 +90,7 @@ class ContainerPlan(Record):
 
 
 class _Slots:
-    """Gives out slot numbers: first those handed over by the parent (``late``: in a while), then those the init fills."""
+    """Gives out slot numbers: first those the parent hands over (``late``: in a while), then those the init fills."""
 
     __slots__ = ("_next", "late", "names")
 

@@ -373,7 +373,7 @@ def _door(fd: int) -> int:
 
 
 def open_doors(groups: Sequence[CgroupDirectory], doors: list[int]) -> None:
-    """The same of groups that are there, appended to ``doors``, the caller's to close. Raises InitError, KernelError."""
+    """The same of groups that are there, appended to ``doors``, the caller's to close. Raises InitError."""
     for directory in groups:
         fd = open_group(directory.mountpoint, directory.path)
         try:

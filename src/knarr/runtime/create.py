@@ -241,9 +241,9 @@ class Created(Process):
 
                 slots[name] = open_output(self.state.annotations, name, self.bundle)
             groups = self.plan.cgroup
-            left = groups.directories if groups is not None else ()
+            left: tuple[CgroupDirectory, ...] = groups.directories if groups is not None else ()
             if groups is not None and self._gives("cgroup"):
-                born = groups.unified or left[0]
+                born = groups.unified or groups.directories[0]
                 left = tuple(each for each in left if each != born)
                 self._make(groups, (born,))
                 slots["cgroup"] = cgroup.open_directory(groups)
@@ -533,7 +533,8 @@ def begin(
     )
     root_fd = record.open_root(state_root, make=True)
     try:
-        _demand_descriptors(root_fd, _DESCRIPTORS + len(plan.slots) + len(plan.late or ()) + (len(groups.directories) if groups else 0))
+        given = len(plan.slots) + len(plan.late or ())
+        _demand_descriptors(root_fd, _DESCRIPTORS + given + (len(groups.directories) if groups else 0))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
     except BaseException:
         posix.close(root_fd)

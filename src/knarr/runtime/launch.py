@@ -276,10 +276,14 @@ class Launch(Control):
 
     ``on_pid(pid)`` is called once, when the container's process exists; ``on_sync(code)`` does what the child waits
     for and returns the state document to send along (or b""), ``on_answered(code)`` is called when it was sent. What is
-    done before the child asks may be said before it does (``answer``). Done at end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
+    done before the child asks may be said before it does (``answer``). Done at
+    end of file: the program runs, or (``waits``) the init waits for the start and no longer dies with its creator.
     """
 
-    __slots__ = ("answered", "early", "memory", "on_answered", "on_pid", "on_sync", "pid", "pidfd", "stage", "synced", "waits")
+    __slots__ = (
+        *("answered", "early", "memory", "on_answered", "on_pid", "on_sync"),
+        *("pid", "pidfd", "stage", "synced", "waits"),
+    )
 
     def __init__(
         self,
