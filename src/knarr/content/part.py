@@ -14,6 +14,7 @@ from knarr.content import locks
 from knarr.content.digest import hasher
 from knarr.content.locks import POLL, cannot_create, holder, store_hint
 from knarr.content.verify import CHUNK, Resumable, VerifiedReader
+from knarr.kernel.disk import Writeback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,9 +156,11 @@ def _fill_rest(
 
 def pour(stream: Readable, part: Part, what: str, moved: Callable[[int], None] | None) -> None:
     """Write a stream to its end; raises FileError, and what the stream and ``moved`` raise."""
+    writeback = Writeback(part.fd, os.lseek(part.fd, 0, os.SEEK_CUR))
     while data := stream.read(CHUNK):
         try:
             write_all(part.fd, data)
+            writeback.wrote(len(data))
         except OSError as error:
             number = error.errno or EINVAL
             raise FileError(f"write {what} to", part.root, number, hint=store_hint(number)) from None

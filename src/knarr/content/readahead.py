@@ -1,7 +1,7 @@
-"""A stream read in a second thread, so that inflating and hashing overlap with what the caller does.
+"""A stream read in a second thread, and bytes hashed in one, so that these overlap with what the caller does.
 
 hashlib, ISA-L, libzstd and read(2) release the GIL; with two cores the extraction of a large gzip layer
-takes 0.7 of the time (docs/content.md). For small streams the thread is not worth its start.
+takes half of the time (docs/content.md). For small streams the threads are not worth their start.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import io
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
+    from queue import SimpleQueue
     from typing import Any
 
+    from knarr.content.digest import Hasher
     from knarr.content.verify import Readable
 
 
@@ -25,41 +27,29 @@ class ReadAhead(io.RawIOBase):
 
     def __init__(self, stream: Readable, *, chunk: int = 1 << 18, depth: int = 4) -> None:
         import threading  # cold: 1 ms; only for streams large enough to want it
+        from queue import SimpleQueue
 
         super().__init__()
         self._stream = stream
         self._chunk = chunk
-        self._depth = depth
-        self._ready: list[bytes] = []
-        self._error: BaseException | None = None
-        self._ended = False
-        self._stopped = False
-        self._change = threading.Condition()
+        self._ready: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._free: SimpleQueue[bool] = SimpleQueue()  # a chunk may be read; False: no more
+        for _ in range(depth):
+            self._free.put(True)
+        self._ended: bytes | BaseException | None = None
         self._held = memoryview(b"")
         self._thread: threading.Thread | None = threading.Thread(target=self._work, name="knarr-readahead", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        error: BaseException | None = None
         try:
-            while True:
+            while self._free.get():
                 data = self._stream.read(self._chunk)
+                self._ready.put(data)
                 if not data:
                     break
-                with self._change:
-                    while len(self._ready) >= self._depth and not self._stopped:
-                        self._change.wait()
-                    if self._stopped:
-                        return
-                    self._ready.append(data)
-                    self._change.notify_all()
-        except BaseException as caught:  # noqa: BLE001  # raised by read() in the other thread, whatever it is
-            error = caught
-        finally:
-            with self._change:
-                self._error = error
-                self._ended = True
-                self._change.notify_all()
+        except BaseException as error:  # noqa: BLE001  # raised by read() in the other thread, whatever it is
+            self._ready.put(error)
 
     def readable(self) -> bool:
         """Say that it can be read (io.RawIOBase asks)."""
@@ -72,9 +62,12 @@ class ReadAhead(io.RawIOBase):
         if self.closed:
             raise ValueError("read of a closed reader")
         if size and not self._held:
-            self._next()
-        data, self._held = self._held[:size], self._held[size:]
-        return data.tobytes()
+            data = self._next()
+            if len(data) <= size:
+                return data
+            self._held = memoryview(data)
+        part, self._held = self._held[:size], self._held[size:]
+        return part.tobytes()
 
     def readall(self) -> bytes:
         """Return everything that remains."""
@@ -89,32 +82,74 @@ class ReadAhead(io.RawIOBase):
         if self.closed:
             raise ValueError("read of a closed reader")
         if view and not self._held:
-            self._next()
+            self._held = memoryview(self._next())
         size = min(len(view), len(self._held))
         view[:size] = self._held[:size]
         self._held = self._held[size:]
         return size
 
-    def _next(self) -> None:
-        """Wait for a chunk and hold it; hold nothing at the end."""
-        with self._change:
-            while not self._ready and not self._ended:
-                self._change.wait()
-            if self._ready:
-                self._held = memoryview(self._ready.pop(0))
-                self._change.notify_all()
-            elif self._error is not None:
-                raise self._error
+    def _next(self) -> bytes:
+        """Wait for a chunk; b"" at the end."""
+        got = self._ready.get() if self._ended is None else self._ended
+        if isinstance(got, BaseException):
+            self._ended = got
+            raise got
+        if got:
+            self._free.put(True)
+        else:
+            self._ended = got
+        return got
 
     def close(self) -> None:
         """End the thread and close the stream."""
         if self.closed:
             return
         super().close()
-        with self._change:
-            self._stopped = True
-            self._change.notify_all()
+        while not self._free.empty():
+            self._free.get()
+        self._free.put(False)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self._stream.close()
+
+
+class HashAside:
+    """A hash object that is fed in a thread of its own, at most ``depth`` updates behind.
+
+    Close it, or ask for the digest. A buffer that was handed over must not be changed afterwards.
+    """
+
+    def __init__(self, made: Hasher, *, depth: int = 4) -> None:
+        import threading
+        from queue import SimpleQueue
+
+        self._made = made
+        self._waiting: SimpleQueue[bytes | bytearray | memoryview | None] = SimpleQueue()
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(depth):
+            self._free.put(None)
+        self._thread: threading.Thread | None = threading.Thread(target=self._work, name="knarr-hash", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (data := self._waiting.get()) is not None:
+            self._made.update(data)
+            self._free.put(None)
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Hash more; waits while much is waiting."""
+        self._free.get()
+        self._waiting.put(data)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all; there can be no more after that."""
+        self.close()
+        return self._made.hexdigest()
+
+    def close(self) -> None:
+        """End the thread, when it has hashed what it was given."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._thread = None

@@ -29,6 +29,7 @@ _NUMBERS = {
     "name_to_handle_at": (303, 264),
     "renameat2": (316, 276),
     "syncfs": (306, 267),
+    "sync_file_range": (277, 84),
     "sched_setattr": (314, 274),
     "ioprio_set": (251, 30),
     "pidfd_send_signal": (424, 424),

@@ -8,7 +8,7 @@ from knarr.base.errors import DigestMismatch, Interrupted, SpecError, SpecFindin
 from knarr.base.record import Record
 from knarr.content.compress import compression_of, decompressor
 from knarr.content.digest import hasher, usable
-from knarr.content.readahead import ReadAhead
+from knarr.content.readahead import HashAside, ReadAhead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class _Plain(io.RawIOBase):
         self._what = layer.what
         self._raw = raw
         self._source = decompressor(raw, layer.media_type, what=layer.what)
-        self._hash = hasher(self._want.algorithm)
+        made = hasher(self._want.algorithm)
+        self._aside = HashAside(made) if layer.size >= _WORTH_A_THREAD else None
+        self._hash = self._aside or made
         self._ended = False
 
     def readable(self) -> bool:
@@ -122,6 +124,8 @@ class _Plain(io.RawIOBase):
         """Close the streams under it."""
         if not self.closed:
             super().close()
+            if self._aside is not None:
+                self._aside.close()
             self._source.close()
 
 

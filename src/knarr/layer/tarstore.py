@@ -21,7 +21,7 @@ from knarr.base.errors import FileError, InUse, KnarrError, NotFound, Unsupporte
 from knarr.base.files import Lock, read_file, sync_directory, write_all, write_atomic
 from knarr.base.record import Record
 from knarr.content.digest import Digest, hasher, usable
-from knarr.kernel.disk import sync_file_system
+from knarr.kernel.disk import Writeback, sync_file_system
 from knarr.kernel.verity import seal_file
 from knarr.layer.chain import chain_ids
 from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
@@ -346,11 +346,13 @@ class Copied:
         except BaseException:
             stream.close()
             raise
+        self._writeback = Writeback(self._fd)
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes, which are in the file then."""
         data = self._stream.read(size)
         write_all(self._fd, data)
+        self._writeback.wrote(len(data))
         self.size += len(data)
         return data
 
