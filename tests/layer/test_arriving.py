@@ -18,7 +18,7 @@ from test_tarstore import everything
 from knarr.base.errors import DigestMismatch, FormatError, InUse, Unsupported
 from knarr.base.files import Lock
 from knarr.content.verify import Resumable
-from knarr.layer import arriving
+from knarr.layer import model
 from knarr.layer.arriving import Arrivals
 from knarr.layer.tarstore import TarStore
 
@@ -183,7 +183,7 @@ def test_an_image_that_is_another_after_all(store: TarStore) -> None:
 
 
 def test_entries_are_bounded_over_all_layers(store: TarStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arriving, "MOST_ENTRIES", 5000)
+    monkeypatch.setattr(model, "MOST_ENTRIES", 5000)
     many = [tar(*(f(f"{number}-{at}") for at in range(2000))) for number in range(3)]
     with Arrivals(store) as arrivals:
         arrivals.expect([(str(number), layer(data)) for number, data in enumerate(many)])

@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +102,25 @@ def test_nothing_is_left_of_a_bad_layer(store: TarStore, bad: object, error: typ
     with pytest.raises(error):
         store.ensure([layer(BASE), layer(LAST), bad])  # type: ignore[list-item]
     assert len(everything(store)) == 3
+
+
+def test_what_is_made_beside_a_bad_layer_stops(store: TarStore) -> None:
+    begun, read = threading.Event(), []
+    long = layer(tar(*(f(str(number), os.urandom(1 << 20)) for number in range(30))))
+
+    def progress(one: object, done: int) -> None:
+        if one is long:
+            read.append(done)
+            begun.set()
+            time.sleep(0.02)
+        else:
+            begun.wait(20)
+
+    with pytest.raises(DigestMismatch):
+        store.ensure([long, layer(NEXT, diff=digest(b"other"))], progress)
+    assert everything(store) == set()
+    assert read[-1] < long.size
+    assert not [one for one in threading.enumerate() if one.name.startswith("knarr-")]
 
 
 def test_an_image_that_no_index_can_hold(store: TarStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,18 +13,18 @@ import os
 import threading
 from contextlib import ExitStack
 
-from knarr.base.errors import Interrupted, InUse, KnarrError, Unsupported
+from knarr.base.errors import Interrupted, InUse, KnarrError
 from knarr.base.files import Lock
 from knarr.content.verify import Resumable
 from knarr.layer.chain import chain_ids
-from knarr.layer.model import MOST_ENTRIES, Noted
+from knarr.layer.model import Noted, Room
 from knarr.layer.snapshot import NO_LAYERS
 from knarr.layer.tarball import Reader
 from knarr.layer.tarstore import Copied, forget, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
     from knarr.content.part import Source
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from knarr.layer.tarstore import TarStore
 
 _AHEAD = 4  # chunks of a layer that wait to be inflated; then the connection waits
-_STEP = 1000  # entries counted at a time
 
 
 class Arrivals:
@@ -48,8 +47,7 @@ class Arrivals:
         self._store = store
         self._held = ExitStack()
         self._expected: dict[str, Arrival] = {}  # by the digest of the blob
-        self._left = MOST_ENTRIES
-        self._lock = threading.Lock()
+        self._room = Room()
 
     def expect(self, layers: Sequence[tuple[str, Layer]]) -> None:
         """Prepare for the blobs (by digest) of an image's layers; those that are there are not taken.
@@ -71,7 +69,7 @@ class Arrivals:
                 if not os.path.lexists(self._store.tar(layer.diff_id)):
                     self._own(self._store.tar_lock(layer.diff_id))
                     if not os.path.lexists(self._store.tar(layer.diff_id)):
-                        self._expected[digest] = Arrival(layer, self._store.tar_made(layer.diff_id), self._count)
+                        self._expected[digest] = Arrival(layer, self._store.tar_made(layer.diff_id), self._room)
         except InUse:
             return
 
@@ -87,12 +85,6 @@ class Arrivals:
     def all(self) -> dict[str, Arrival]:
         """By diffID those whose tars are this process's to make; what of them has come says ``Arrival.noted``."""
         return {arrival.layer.diff_id: arrival for arrival in self._expected.values()}
-
-    def _count(self, entries: int) -> None:
-        with self._lock:
-            self._left -= entries
-            if self._left < 0:
-                raise Unsupported(f"an image of more than {MOST_ENTRIES} entries", "they would not fit into memory")
 
     def close(self) -> None:
         """Remove what nobody took over, and let others make it."""
@@ -117,13 +109,13 @@ def _diff_id(pair: tuple[str, Layer]) -> str:
 class Arrival:
     """One layer that comes: bytes are handed over by whoever reads them, and a thread makes its tar of them."""
 
-    def __init__(self, layer: Layer, place: str, count: Callable[[int], None]) -> None:
+    def __init__(self, layer: Layer, place: str, room: Room) -> None:
         self.layer = layer
         self.place = place
         self.size = 0
         self.noted: Noted | None = None
         """The entries, once all of the layer is there and was right."""
-        self._count = count
+        self._room = room
         self._ready: list[bytes] = []
         self._rest = memoryview(b"")
         self._change = threading.Condition()
@@ -196,7 +188,7 @@ class Arrival:
         try:
             remove(self.place)
             with Copied(self.layer.replace(open=lambda: self).stream(ahead=False), self.place, self.layer.what) as copy:
-                noted = Noted(Reader(copy, what=self.layer.what), self._count, _STEP)
+                noted = Noted(Reader(copy, what=self.layer.what), self._room)
             self.size = copy.size
             self.noted = noted
         except (KnarrError, OSError, MemoryError):

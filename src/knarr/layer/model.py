@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_ENTRIES = 1_000_000
 """Entries of one image that are kept in memory, half a kilobyte each; the largest images have a third of that."""
 _STEPS = 500_000  # that following links may take in one layer, as in tree.py
+_STEP = 1000  # entries counted at a time
 _HASHED = 1 << 30  # a sparse file's holes count as bytes when it is hashed; above this it is hashed as stored
 
 
@@ -177,19 +178,32 @@ def _is_directory(node: Node) -> bool:
     return node.children is not None
 
 
+class Room:
+    """How many entries of an image may still be noted; shared by the threads that note its layers."""
+
+    def __init__(self) -> None:
+        self._left = MOST_ENTRIES
+
+    def take(self, entries: int) -> None:
+        """Take room for so many; raises Unsupported."""
+        self._left -= entries  # a step lost between two threads is one of thousands
+        if self._left < 0:
+            raise Unsupported(f"an image of more than {MOST_ENTRIES} entries", "they would not fit into memory")
+
+
 class Noted:
     """The entries of a layer, read to its end and noted, to be applied when those below it are: no content.
 
-    ``count`` is told of every ``step`` entries, and may refuse. Raises what the reader raises.
+    Raises what the reader raises, and Unsupported when there are more than there is ``room`` for.
     """
 
-    def __init__(self, reader: Reader, count: Callable[[int], None], step: int) -> None:
+    def __init__(self, reader: Reader, room: Room) -> None:
         self.what = reader.what
         self.count = 0
         self._entries: list[Entry] = []
         while (entry := reader.next()) is not None:
-            if len(self._entries) % step == 0:
-                count(step)
+            if len(self._entries) % _STEP == 0:
+                room.take(_STEP)
             self._entries.append(entry)
         reader.drain()
 

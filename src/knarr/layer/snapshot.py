@@ -47,7 +47,6 @@ NO_LAYERS = Digest("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca4959
 
 _RECORD_LIMIT = 1 << 20
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_PARALLEL = 2
 
 
 class Snapshot(Record):
@@ -396,44 +395,24 @@ class _Making:
         """Apply the missing layers, two at a time where that is possible."""
         from threading import Event
 
+        from knarr.layer.parallel import two_at_a_time
+
         self.finished = {index: Event() for index in self.missing}
-        todo = iter(self.missing)
-        if not worker.parallel or len(self.missing) == 1:
-            for index in todo:
+
+        def one(index: int) -> None:
+            try:
                 self.apply(worker, index)
+            except BaseException as error:
+                self.failures.append(error)  # before those above, which wait for it, go on
+                raise
+            finally:
                 self.finished[index].set()
+
+        if worker.parallel:
+            two_at_a_time(one, self.missing, self.failures)
             return
-        from threading import Lock as ThreadLock
-        from threading import Thread
-
-        turn = ThreadLock()
-
-        def work() -> None:
-            while not self.failures:
-                with turn:
-                    index = next(todo, None)
-                if index is None:
-                    return
-                try:
-                    self.apply(worker, index)
-                except BaseException as error:  # noqa: BLE001  # raised again in the calling thread
-                    self.failures.append(error)
-                finally:
-                    self.finished[index].set()
-
-        threads = [Thread(target=work, name="knarr-unpack", daemon=True) for _ in range(_PARALLEL)]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException as error:
-            self.failures.insert(0, error)  # the streams stop, and with them the threads
-            for thread in threads:
-                thread.join()
-            raise
-        if self.failures:
-            raise self.failures[0]
+        for index in self.missing:
+            one(index)
 
     def apply(self, worker: Unpacker, index: int) -> None:
         root = f"{self.tmp(index)}/fs"

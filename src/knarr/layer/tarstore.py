@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from knarr.content.verify import Readable
     from knarr.layer.arriving import Arrival, Arrivals
     from knarr.layer.erofsview import ErofsView
-    from knarr.layer.model import Model
+    from knarr.layer.model import Model, Noted, Room
     from knarr.layer.source import Layer, Progress
 
 _RECORD_LIMIT = 1 << 20
@@ -246,6 +246,8 @@ class _Making:
         self.progress = progress
         self.arrived = arrived
         self.new: dict[str, str] = {}  # where a tar is -> where it will be
+        self.noted: dict[str, tuple[Noted, int]] = {}  # by diffID, with the tar's size
+        self.failures: list[BaseException] = []
         self.locks: list[Lock] = []
 
     def run(self) -> None:
@@ -257,6 +259,7 @@ class _Making:
             remove(folder)  # a crash may have left it
             model = Model()
             self.lock_tars()
+            self.note_missing()
             sizes = [self.take(model, layer) for layer in self.layers]
             os.mkdir(folder, 0o700)
             with open(f"{folder}/index", "wb", opener=_private) as file:
@@ -295,22 +298,48 @@ class _Making:
                 lock.acquire()
                 self.locks.append(lock)
 
+    def note_missing(self) -> None:
+        """Have the tars that are not there, and note what is in them."""
+        from knarr.layer.model import Room
+        from knarr.layer.parallel import two_at_a_time
+
+        missing: dict[str, Layer] = {}
+        for layer in self.layers:
+            made, target = self.store.tar_made(layer.diff_id), self.store.tar(layer.diff_id)
+            if made in self.new or os.path.lexists(target):
+                continue
+            self.new[made] = target
+            arrival = self.arrived.get(layer.diff_id)
+            if arrival is None or arrival.noted is None:
+                missing[made] = layer
+                continue
+            self.noted[layer.diff_id] = arrival.noted, arrival.size
+            if self.progress is not None:
+                self.progress(layer, layer.size)
+        room = Room()
+        two_at_a_time(lambda made: self.copy(missing[made], made, room), missing, self.failures)
+
+    def copy(self, layer: Layer, place: str, room: Room) -> None:
+        """Read a layer into a file, and note its entries."""
+        from knarr.layer.model import Noted
+        from knarr.layer.tarball import Reader
+
+        remove(place)
+        stream = layer.stream(stopped=lambda: bool(self.failures), progress=self.progress)
+        with Copied(stream, place, layer.what) as copy:
+            noted = Noted(Reader(copy, what=layer.what), room)
+        self.noted[layer.diff_id] = noted, copy.size
+
     def take(self, model: Model, layer: Layer) -> int:
-        """Put a layer into the model, keeping its tar if that is not there; its size in bytes."""
+        """Put a layer into the model; the size of its tar in bytes."""
         from knarr.content.verify import FileStream, open_regular
 
-        target = self.store.tar(layer.diff_id)
+        if layer.diff_id in self.noted:
+            noted, size = self.noted.pop(layer.diff_id)
+            model.replay(noted)
+            return size
         made = self.store.tar_made(layer.diff_id)
-        if made not in self.new and not os.path.lexists(target):
-            arrival = self.arrived.get(layer.diff_id)
-            if arrival is not None and arrival.noted is not None:
-                self.new[made] = target
-                model.replay(arrival.noted)
-                if self.progress is not None:
-                    self.progress(layer, layer.size)
-                return arrival.size
-            return self.copy(model, layer, made, target)
-        place = made if made in self.new else target  # an image may have a layer twice
+        place = made if made in self.new else self.store.tar(layer.diff_id)  # an image may have a layer twice
         fd, size = open_regular(place)
         stream = FileStream(fd, place)
         try:
@@ -318,14 +347,6 @@ class _Making:
         finally:
             stream.close()
         return size
-
-    def copy(self, model: Model, layer: Layer, place: str, target: str) -> int:
-        """Read a layer into the model and into a file."""
-        remove(place)
-        self.new[place] = target
-        with Copied(layer.stream(progress=self.progress), place, layer.what) as copy:
-            model.apply(copy, what=layer.what)
-        return copy.size
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
