@@ -108,6 +108,13 @@ def test_any_header_ends(tmp_path_factory: pytest.TempPathFactory, data: bytes, 
         pass
 
 
+@pytest.mark.parametrize("table", [(1 << 64) - 1, (1 << 63) - 1, 1 << 62, 0])
+def test_a_table_that_lies_nowhere(tmp_path: Path, table: int) -> None:
+    data = bytearray(qcow2(raw_of("ext4")))
+    struct.pack_into(">Q", data, 40, table)
+    assert "no file system that is known" in str(refused(tmp_path, bytes(data)))
+
+
 def test_qemu_is_told_all_and_may_open_nothing_else() -> None:
     machine = Machine("/kernel", "/initramfs", 1 << 28, 1, "tcg", channel=3, console=4, image=6, image_format="qcow2")
     words = disk(machine)

@@ -142,7 +142,11 @@ def test_memory_that_runs_out_is_told(runtime: Runtime, bundle: Bundle) -> None:
     # Who begins to watch later is not told of what is over; v1's kernel tells what it sees still going on.
     if runtime.name == "knarr" and PURE_V2:
         with watching(runtime, id, "200ms") as (_, output):
-            assert set(_types(output, 1.0)) == {"stats"}
+            found = _types(output, 1.0)
+            deadline = time.monotonic() + 20
+            while not found and time.monotonic() < deadline:  # a busy machine
+                found = _types(output, 1.0)
+            assert set(found) == {"stats"}
 
 
 def test_refusals(runtime: Runtime, bundle: Bundle) -> None:

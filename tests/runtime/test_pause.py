@@ -31,7 +31,11 @@ def test_pause_and_resume(runtime: Runtime, bundle: Bundle) -> None:
         if count.exists():
             break
         time.sleep(0.01)
-    runtime.ok("pause", id)
+    for _ in range(5 if runtime.name == "runc" else 1):  # runc 1.1 gives up on v1's freezer when processes come and go
+        done = runtime("pause", id)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
     assert runtime.state(id)["status"] == "paused"
     first = count.read_text()
     time.sleep(0.15)

@@ -81,7 +81,7 @@ def reserve(where: Places, record: Container) -> str:
             os.mkdir(path, 0o700)
         except FileNotFoundError:
             make_private(where.store)
-            for missing in (where.containers, where.names):
+            for missing in (where.names, where.containers):  # whoever sees the last one finds the others
                 _make(missing)
             os.mkdir(path, 0o700)
     except FileExistsError:

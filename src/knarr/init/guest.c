@@ -157,14 +157,15 @@ static void tell_taken(void)
 
 static void say(const char *words)
 {
+    static char line[256] = "<2>knarr-init: "; /* critical: one write is one record, and only its own level counts */
+    size_t begin = text_length(line), length = text_length(words);
     long log = kcall(openat, AT_FDCWD, "/dev/kmsg", O_WRONLY | O_CLOEXEC);
 
-    if (log >= 0) {
-        kcall(write, log, "<2>knarr-init: ", 15);
-        close_fd(log);
-        log = kcall(openat, AT_FDCWD, "/dev/kmsg", O_WRONLY | O_CLOEXEC);
-        kcall(write, log, words, text_length(words));
-    }
+    if (length > sizeof line - begin)
+        length = sizeof line - begin;
+    memcpy(line + begin, words, length);
+    if (log >= 0)
+        kcall(write, log, line, begin + length);
     close_fd(log);
 }
 
@@ -266,15 +267,16 @@ static void open_ring(void)
 
 static void open_channel(void)
 {
-    struct timespec_k moment = {0, 1000000};
     char path[64] = "/dev/";
     int tries;
 
     kernel_word("knarr.channel=", path + 5, sizeof path - 5);
     if (path[5] == 0)
         guest_end("the kernel's command line has no knarr.channel=");
-    /* a device that a module brings may take a moment */
+    /* a device that a module brings may take a moment, and be no device yet when it has its name (ENXIO) */
     for (tries = 0; tries < 5000 && channel < 0; tries++) {
+        struct timespec_k moment = {0, 1000000}; /* anew: the kernel leaves what remains in it, nothing */
+
         channel = (int)kcall(openat, AT_FDCWD, path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
         if (channel < 0)
             kcall(ppoll, NULL, 0, &moment, NULL, 0);

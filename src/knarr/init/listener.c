@@ -14,11 +14,13 @@ static u32 operation;
 
 static void hand_over(void)
 {
-    struct timespec_k moment = {0, POLL_NANOSECONDS};
     int fd;
 
-    while ((fd = __atomic_load_n(&listener, __ATOMIC_ACQUIRE)) == 0)
+    while ((fd = __atomic_load_n(&listener, __ATOMIC_ACQUIRE)) == 0) {
+        struct timespec_k moment = {0, POLL_NANOSECONDS}; /* anew: the kernel leaves what remains in it, nothing */
+
         kcall(ppoll, NULL, 0, &moment, NULL, 0);
+    }
     if (fd > 0) {
         struct packet head = {PACKET_SYNC, operation, SYNC_LISTENER, 0};
 

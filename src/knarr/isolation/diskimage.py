@@ -103,7 +103,7 @@ def _qcow2(fd: int, path: str) -> Read:
     per_table = cluster // 8
 
     def entry(place: int, number: int) -> int:
-        data = os.pread(fd, 8, place + 8 * number)
+        data = os.pread(fd, 8, place + 8 * number) if place <= _OFFSET else b""
         return int.from_bytes(data, "big") if len(data) == 8 else 0
 
     def read(at: int, count: int) -> bytes:
