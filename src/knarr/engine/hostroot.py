@@ -69,6 +69,7 @@ SYSTEM_MOUNTS = ("/usr", "/usr/local", "/opt", "/nix", "/nix/store", "/gnu", "/g
 _FRESH = 5.0  # seconds a look at /etc counts
 _kept: dict[tuple[str, ...], tuple[float, str]] = {}
 _mounts: tuple[float, frozenset[str]] = (-_FRESH, frozenset())
+_root: dict[int, str] = {}  # the device of "/" -> the type of its file system, which it keeps as long as it is our root
 
 
 class Hide:
@@ -207,6 +208,8 @@ def file_system(path: str) -> str:
     """The type of the file system a path is on, by its device (proc_pid_mountinfo(5)); "" if it cannot be told."""
     try:
         device = os.stat(path).st_dev
+        if path == "/" and device in _root:
+            return _root[device]
         lines = _mountinfo()
     except (OSError, FileError):
         return ""
@@ -214,7 +217,10 @@ def file_system(path: str) -> str:
     for line in lines:
         fields = line.split(b" ")
         if fields[2] == wanted:
-            return fields[fields.index(b"-") + 1].decode()
+            kind = fields[fields.index(b"-") + 1].decode()
+            if path == "/":
+                _root[device] = kind
+            return kind
     return ""
 
 
