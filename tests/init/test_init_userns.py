@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -61,10 +62,22 @@ def test_the_maps_are_the_ones_asked_for(launcher: Launcher) -> None:
 
 
 def test_the_helper_in_the_namespace_is_gone(launcher: Launcher) -> None:
-    run = launcher.start([*OWN, Op("sync", [STOP])]).stop()
-    assert Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text() == ""
-    run.go()
-    run.finish().succeeded()
+    """It may end while the first stage goes on, but before the container's process is known, so before that runs."""
+    size = 10_000 + secrets.randbelow(10_000)  # nobody else's
+    made = user_ns((0, FIRST, size))
+    for _ in range(20):
+        run = launcher.start([*made, *made[1:], Op("clone", [0, NO_SLOT]), Op("sync", [STOP])]).stop()
+        assert run.child
+        there = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry / "uid_map").read_text().split() == ["0", str(FIRST), str(size)]:
+                    there.append(entry.name)
+            except OSError:
+                continue
+        assert there == []
+        run.go()
+        run.finish().succeeded()
 
 
 @pytest.mark.parametrize(

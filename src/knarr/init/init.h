@@ -83,6 +83,7 @@ void detail_bytes(const void *bytes, size_t length);
 /* process.c */
 extern u32 program_umask;
 void raise_permitted(void);
+void reap_helpers(void);
 long fork_like(u64 flags, u64 exit_signal, int cgroup, int *pidfd);
 
 /* paths.c: names below a root descriptor. */

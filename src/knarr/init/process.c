@@ -155,6 +155,18 @@ long op_fence(const struct op *op)
     return got;
 }
 
+static u32 helpers; /* processes that user namespaces were made by, and that are ours to reap */
+
+void reap_helpers(void)
+{
+    long got = 0;
+
+    while (helpers > 0 && (got >= 0 || got == -EINTR)) {
+        got = kcall(wait4, -1, NULL, 0, NULL);
+        helpers -= got > 0;
+    }
+}
+
 long op_clone(const struct op *op)
 {
     u64 slot = op->numbers[1], flags = op->numbers[0] | CLONE_PARENT;
@@ -176,7 +188,9 @@ long op_clone(const struct op *op)
         slot_forget(slot);
         return 0;
     }
-    /* First stage. A child whose pid nobody learned must not stay. */
+    /* First stage. Before the pid is known nothing foreign runs: whoever shares our pid namespace could look into a
+     * helper, which is in the user namespace where he has all power. A child whose pid nobody learned must not stay. */
+    reap_helpers();
     if (report(PACKET_PID, op->index, (i32)pid, NULL, 0) < 0) {
         kcall(kill, pid, SIGKILL_);
         die(1);
@@ -379,14 +393,13 @@ long op_user_ns(const struct op *op)
         close_fd(ends[1]);
         return pid;
     }
+    helpers++;
     got = map_ids(proc, pid, "gid_map", n + 3 + 3 * n[2], ranges - n[2]);
     if (got == 0)
         got = map_ids(proc, pid, "uid_map", n + 3, n[2]);
     if (got == 0)
         got = slot_set(n[0], open_user_ns(proc, pid));
-    close_fd(ends[1]);
-    while (kcall(wait4, pid, NULL, 0, NULL) == -EINTR)
-        ;
+    close_fd(ends[1]); /* it ends, which nobody needs to wait for now; see op_clone */
     return got;
 }
 

@@ -302,6 +302,7 @@ void carry_out(void)
         if (got < 0)
             fail(op.index, got);
     }
+    reap_helpers();
     die(0);
 }
 
