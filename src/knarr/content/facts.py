@@ -145,7 +145,11 @@ class Facts:
     def _add(self, descriptor: Descriptor, read: Callable[[Descriptor, bytes], Any]) -> Any:
         data = self._store.read_blob(descriptor)
         row = read(descriptor, data)
-        found = os.stat(self._store.blob_path(descriptor["digest"]), follow_symlinks=False)
+        try:
+            found = os.stat(self._store.blob_path(descriptor["digest"]), follow_symlinks=False)
+        except OSError:  # gone meanwhile, or a network file system that fails: nothing to compare with later
+            row["stamp"] = [-1, -1]
+            return row
         row["stamp"] = [found.st_size, found.st_mtime_ns]
         if len(fastjson.dumps(row)) <= _LARGEST:
             self._rows[descriptor["digest"]] = row

@@ -89,7 +89,10 @@ def collect(store: Store, keep: frozenset[str] = frozenset(), *, timeout: float 
         gone: list[str] = []
         size = 0
         for digest in there - wanted:
-            found = os.stat(store.blob_path(digest), follow_symlinks=False)
+            try:
+                found = os.stat(store.blob_path(digest), follow_symlinks=False)
+            except OSError as error:
+                raise FileError("read", store.blob_path(digest), error.errno or EINVAL) from None
             if stat.S_ISREG(found.st_mode):
                 store.delete(digest)
                 gone.append(digest)

@@ -106,7 +106,7 @@ def locked_part(root: str, name: str, moved: Callable[[int], None] | None) -> It
         yield part
     finally:
         # Still locked: nobody else has this file. After success it has been renamed and is not here.
-        if not (part.keep and os.fstat(lock.fd).st_size >= KEPT_LEAST):
+        if not (part.keep and _size(path) >= KEPT_LEAST):
             _unlink_if_same(path, lock.fd)
         lock.release()
 

@@ -171,7 +171,11 @@ def open_regular(path: str, dir_fd: int | None = None, *, follow: bool = False) 
     except OSError as error:
         hint = "it is a symbolic link" if error.errno == ELOOP else ""
         raise FileError("read", path, error.errno or EINVAL, hint=hint) from None
-    facts = os.fstat(fd)
+    try:
+        facts = os.fstat(fd)
+    except OSError as error:  # a network file system may fail here
+        os.close(fd)
+        raise FileError("read", path, error.errno or EINVAL) from None
     if stat.S_ISREG(facts.st_mode):
         return fd, facts.st_size
     os.close(fd)

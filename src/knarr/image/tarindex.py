@@ -63,7 +63,10 @@ class TarIndex:
 
 def index_tar(fd: int, path: str) -> TarIndex:
     """Read the headers of the archive open at ``fd``; ``path`` is for errors. Raises FormatError, FileError."""
-    total = os.fstat(fd).st_size
+    try:
+        total = os.fstat(fd).st_size
+    except OSError as error:
+        raise FileError("read", path, error.errno or 0) from None
     members: dict[str, Member] = {}
     twice: set[str] = set()
     pending = _Pending()
