@@ -39,7 +39,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize("page", ["coverage.md", "hostile-images.md"])
+@pytest.mark.parametrize("page", ["coverage.md", "hostile-images.md", "security.md"])
 def test_tests_that_show_a_feature_are_there(page: str) -> None:
     missing = []
     for line in (ROOT / "docs" / page).read_text().splitlines():

@@ -187,14 +187,9 @@ def pull(image: str, *, platform: str = "", store: str | None = None, watcher: W
     ``image`` is any reference: a registry's name, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``docker-archive:FILE``.
     Raises InvalidReference, NotFound, RegistryError, AuthError, DigestMismatch and others below KnarrError.
     """
-    from knarr.engine.images import Arriving, find, unpacked
+    from knarr.engine.images import find_and_unpack
 
-    where = places(store)
-    with Arriving(where) as arriving:
-        found = find(where, image, platform=platform, pull="always", watcher=watcher, arriving=arriving)
-        if found.config is not None:
-            unpacked(where, found, watcher=watcher, arriving=arriving)
-    return found.digest
+    return find_and_unpack(places(store), image, platform=platform, pull="always", watcher=watcher)[0].digest
 
 
 def run(

@@ -9,7 +9,7 @@ import _signal
 import os
 
 from knarr.base.clock import now_rfc3339
-from knarr.base.errors import Exists, FileError, KnarrError, NotFound, SpecError, Unsupported, UsageError
+from knarr.base.errors import Exists, FileError, InUse, KnarrError, NotFound, SpecError, Unsupported, UsageError
 from knarr.base.files import read_file
 from knarr.base.ids import new_id
 from knarr.base.record import Record
@@ -77,6 +77,9 @@ class Prepared(Record):
 
 _PARSED, _PARSED_LIMIT = 64, 256 << 10
 _bundles: dict[str, tuple[bytes, bytes]] = {}  # config.json's path -> its bytes, and what they were parsed to
+_TRIES = 10
+"""So often layers are made for a container, when others remove them before it holds them."""
+
 _checked: set[int] = set()
 _users: dict[tuple[str, str], users.ContainerUser] = {}
 
@@ -87,10 +90,15 @@ def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> 
         return _prepare(where, request, None)
     if request.image.startswith("bundle:"):
         return _prepare_bundle(where, request)
-    ready = images.ready(where, request.image, platform=request.platform, pull=request.pull, watcher=watcher)
-    # Between looking a layer up and recording that a container needs it, nobody may remove it.
-    with images.layers(where, mounted=ready.mounted).hold():
-        return _prepare(where, request, ready)
+    for _ in range(_TRIES):
+        ready = images.ready(where, request.image, platform=request.platform, pull=request.pull, watcher=watcher)
+        layers = images.layers(where, mounted=ready.mounted)
+        # Between looking a layer up and recording that a container needs it, nobody may remove it.
+        with layers.hold():
+            if layers.has(ready.chain):
+                return _prepare(where, request, ready)
+        # Somebody removed it before we held it.
+    raise InUse("image", request.image, "others, who remove its layers each time they are made")
 
 
 def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:

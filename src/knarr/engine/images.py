@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 
 PULL_POLICIES = ("missing", "always", "never", "newer")
+_TRIES = 3
 _snapshots: dict[str, Snapshots] = {}
 _tars: dict[str, TarStore] = {}
 _ready: dict[tuple[str, str, str], tuple[tuple[tuple[int, ...], ...], Ready]] = {}
@@ -239,6 +240,23 @@ def unpacked(
     return snapshots(where).ensure(found, progress=progress), False
 
 
+def find_and_unpack(
+    where: Places, text: str, *, platform: str = "", pull: str = "missing", watcher: Watcher | None = None
+) -> tuple[Image, str, bool]:
+    """``find`` and ``unpacked``; again when somebody removes the image between the two. An artifact has no chainID."""
+    for left in range(_TRIES - 1, -1, -1):
+        with Arriving(where) as arriving:
+            try:
+                image = find(where, text, platform=platform, pull=pull, watcher=watcher, arriving=arriving)
+                if image.config is None:
+                    return image, "", False
+                return image, *unpacked(where, image, watcher=watcher, arriving=arriving)
+            except NotFound as error:
+                if error.kind != "blob" or not left:
+                    raise
+    raise AssertionError("the last try returns or raises")
+
+
 def ready(
     where: Places, text: str, *, platform: str = "", pull: str = "missing", watcher: Watcher | None = None
 ) -> Ready:
@@ -253,10 +271,8 @@ def ready(
         and layers(where, mounted=known[1].mounted).has(known[1].chain)
     ):
         return known[1]
-    with Arriving(where) as arriving:
-        image = find(where, text, platform=platform, pull=pull, watcher=watcher, arriving=arriving)
-        image.image_config()
-        chain, mounted = unpacked(where, image, watcher=watcher, arriving=arriving)
+    image, chain, mounted = find_and_unpack(where, text, platform=platform, pull=pull, watcher=watcher)
+    image.image_config()
     found = Ready(image, chain, text, mounted)
     if len(_ready) > 200:
         _ready.clear()
@@ -326,6 +342,21 @@ def _split(name: str) -> tuple[str, str]:
     return reference.familiar.removesuffix(ending), reference.tag or "<none>"
 
 
+def clear_layers(where: Places, store: Store) -> list[str]:
+    """Remove the layers, unpacked or as tars, that no image and no container builds on; return their chainIDs."""
+    from knarr.engine import records
+    from knarr.image.catalog import stacks
+    from knarr.layer.chain import chain_ids
+
+    of_images = {chain_ids(stack)[-1] for stack in stacks(store)}
+
+    def keep() -> set[str]:
+        """What containers need by now: one may have come while we waited for the lock."""
+        return of_images | {record.layers[-1] for record in records.all_records(where) if record.layers}
+
+    return [*snapshots(where).gc(keep), *(tars(where).gc(keep) if os.path.isdir(where.tars) else ())]
+
+
 def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
     """Remove a name, or by id an image, with all blobs and layers that nothing needs any more.
 
@@ -333,9 +364,8 @@ def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
     """
     from knarr.base.errors import InUse
     from knarr.engine import records
-    from knarr.image.catalog import names_for, stacks
+    from knarr.image.catalog import names_for
     from knarr.image.catalog import remove as remove_image
-    from knarr.layer.chain import chain_ids
 
     store = open_store(where)
     image = lookup(store, text)
@@ -344,10 +374,7 @@ def remove(where: Places, text: str, *, force: bool = False) -> dict[str, Any]:
         by = ", ".join(record.name or record.id[:12] for record in users[:5])
         raise InUse("image", text, f"container {by}", hint="remove the container first, or use --force")
     gone = remove_image(store, text, force=force)
-    # Layers go when no image and no container builds on them.
-    keep = {record.layers[-1] for record in records.all_records(where) if record.layers}
-    keep |= {chain_ids(stack)[-1] for stack in stacks(store)}
-    removed = [*snapshots(where).gc(keep), *(tars(where).gc(keep) if os.path.isdir(where.tars) else ())]
+    removed = clear_layers(where, store)
     return {
         "Untagged": list(gone.names),
         "Deleted": list(gone.digests),

@@ -89,9 +89,6 @@ def prune(where: Places, *, everything: bool = False) -> dict[str, Any]:
 
     Returns Untagged, Deleted (digests of blobs), Layers (chainIDs) and Freed (bytes of blobs). Raises InUse, FileError.
     """
-    from knarr.image.catalog import stacks
-    from knarr.layer.chain import chain_ids
-
     store = open_store(where)
     used = _used(where)
     untagged: dict[str, None] = {}
@@ -106,11 +103,7 @@ def prune(where: Places, *, everything: bool = False) -> dict[str, Any]:
                 changes.forget(entry["digest"])
             untagged[name or entry["digest"]] = None
     gone = store.gc(frozenset(used))
-    keep = _chains_in_use(where)
-    keep |= {chain_ids(stack)[-1] for stack in stacks(store)}
-    layers = [*images.snapshots(where).gc(keep)]
-    if os.path.isdir(where.tars):
-        layers += images.tars(where).gc(keep)
+    layers = images.clear_layers(where, store)
     return {"Untagged": list(untagged), "Deleted": list(gone.digests), "Layers": layers, "Freed": gone.size}
 
 

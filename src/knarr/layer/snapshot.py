@@ -29,7 +29,7 @@ from knarr.layer.chain import chain_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -280,12 +280,15 @@ class Snapshots:
                 raise InUse("unpacked layer", chain_id, f"layer {above[0]}")
             self._remove_all([chain_id])
 
-    def gc(self, keep: Collection[str] | None = None) -> Strings:
+    def gc(self, keep: Collection[str] | Callable[[], Collection[str]] | None = None) -> Strings:
         """Remove leftovers, and, given chainIDs to ``keep``, every layer that none of these is or builds upon.
 
-        Returns the chainIDs removed. Waits for whoever holds the layers (``hold``). Raises FileError.
+        Returns the chainIDs removed. Waits for whoever holds the layers (``hold``); what comes to need layers while
+        this waits is seen by a ``keep`` that is a function, called then. Raises FileError.
         """
         with Lock(f"{self.path}/lock"):
+            if callable(keep):
+                keep = keep()
             known = {one.chain_id: one for one in self.list()}
             gone: Strings = []
 

@@ -28,7 +28,7 @@ from knarr.layer.snapshot import LAYERS_LIMIT, NO_LAYERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Self
 
@@ -203,12 +203,15 @@ class TarStore:
 
     # -- removing ------------------------------------------------------------------------------------------
 
-    def gc(self, keep: Collection[str] | None = None) -> Strings:
+    def gc(self, keep: Collection[str] | Callable[[], Collection[str]] | None = None) -> Strings:
         """Remove leftovers, and, given chainIDs to ``keep``, every other index and the tars that no index needs.
 
-        Returns the chainIDs removed. Waits for whoever holds them (``hold``). Raises FileError.
+        Returns the chainIDs removed. Waits for whoever holds them (``hold``), and calls a ``keep`` that is a function
+        then. Raises FileError.
         """
         with Lock(f"{self.path}/lock"):
+            if callable(keep):
+                keep = keep()
             self._empty_tmp()
             known = self.list()
             gone = [] if keep is None else [image.chain_id for image in known if image.chain_id not in keep]
