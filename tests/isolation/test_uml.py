@@ -80,6 +80,18 @@ def test_the_modules_of_a_package_that_was_only_unpacked(tmp_path: Path) -> None
     assert found == [f"{folder}/kernel/b.ko", f"{folder}/kernel/a.ko"]
 
 
+def test_a_module_that_the_kernel_has_built_in_is_not_loaded(tmp_path: Path) -> None:
+    """IPv6, from Linux 7 on."""
+    folder = tmp_path / "usr/lib/uml/modules/7.2.7"
+    folder.mkdir(parents=True)
+    (folder / "modules.dep").write_text("kernel/a.ko:\n")
+    (folder / "modules.builtin.modinfo").write_text("sit.license=GPL\0ipv6.parm=disable:Disable it\0")
+    kernel = uml.Kernel(str(tmp_path / "usr/bin/linux.uml"), "7.2.7")
+    assert uml.modules(kernel, ["ipv6", "a"]) == [f"{folder}/kernel/a.ko"]
+    with pytest.raises(Unsupported, match="has no module v6"):
+        uml.modules(kernel, ["v6"])
+
+
 @pytest.mark.parametrize(
     ("release", "later"), [("6.1.141", False), ("6.9.0", False), ("6.12.113", True), ("7.2", True)]
 )

@@ -7,15 +7,18 @@ import os
 from knarr.layer.elf import Elf, Finder
 
 
-def libraries(path: str) -> tuple[tuple[str, str], ...] | None:
+def libraries(path: str, *later: str) -> tuple[tuple[str, str], ...] | None:
     """What the program's loader will open, as (path inside, file) pairs, the loader first; empty for a static one.
 
     Found without running the loader, and without ld.so's cache where that does. None when a library is missing.
+    ``later`` are names of what it opens as it runs, no matter whether they are there.
     """
     program = Finder({}).elf(path)
     if program is None or not program.interpreter:
         return ()
     found = _needed(path, program, Finder({})) or _needed(path, program, Finder())
+    places = [Finder().find(name, program, os.path.dirname(path), []) for name in later]
+    found = found and (*found, *((place, place) for place in places if place))
     return None if found is None else ((program.interpreter, program.interpreter), *found)
 
 

@@ -71,7 +71,7 @@ def check(path: str) -> Kernel:
     if numbers < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise Unsupported("isolation kernel", f"{path} is Linux {release}, older than {oldest}", hint=_ADVICE)
-    return Kernel(path, release, _libraries(path))
+    return Kernel(path, release, _libraries(path, numbers))
 
 
 def _numbers(release: str) -> tuple[int, ...]:
@@ -100,10 +100,10 @@ def _asked(path: str) -> str:
             os.waitpid(pid, 0)
 
 
-def _libraries(path: str) -> tuple[tuple[str, str], ...]:
+def _libraries(path: str, numbers: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     from knarr.isolation.programs import libraries  # cold: a small reader of ELF headers, 0.4 ms
 
-    found = libraries(path)
+    found = libraries(path, *(_LATER_LIBRARIES if numbers >= _LATER else ()))
     if found is None:
         raise Unsupported("isolation kernel", f"a library of {path} is missing", hint=_ADVICE)
     return found
@@ -129,11 +129,22 @@ def modules(kernel: Kernel, names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         line = next((line for line in lines if line.partition(":")[0].endswith(f"/{name}.ko")), None)
+        if line is None and _is_built_in(top, name):
+            continue
         if line is None:
             raise Unsupported("isolation kernel", f"{top} has no module {name}", hint=_ADVICE)
         own, _, needed = line.partition(":")
         found += [each for each in (*reversed(needed.split()), own) if each not in found]
     return [f"{top}/{each}" for each in found]
+
+
+def _is_built_in(top: str, name: str) -> bool:
+    """Not by modules.builtin, which lacks what cannot be a module: IPv6 from Linux 7 on."""
+    try:
+        facts = read_file(f"{top}/modules.builtin.modinfo", 16 << 20)
+    except FileError:
+        return False
+    return f"\0{name}.".encode() in b"\0" + facts
 
 
 # Initcalls that a container does not need and that take time. The RAID one measures its own speed for 0.85 s.
@@ -233,6 +244,8 @@ _CALLS = (
 # Later kernels': each process begins as a small program in a memfd, the idle loop waits for signals.
 _LATER_CALLS = ("memfd_create", "execveat", "close_range", "signalfd4")
 _LATER = (6, 10)
+_LATER_LIBRARIES = ("libgcc_s.so.1",)
+"""Later kernels' threads end by pthread_exit(3), for which the C library loads it."""
 _NEW_NAMESPACES = 0x7E020000
 _AF_UNIX = 1
 _SIGABRT = 6
