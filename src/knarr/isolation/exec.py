@@ -1,6 +1,6 @@
 """Run a further process in a container in a guest (cold): as ``runtime.exec``, through the monitor.
 
-A process of the host's stands for it (stand_in.py): its pid, signals, terminal size and exit code.
+A process of the host's stands for it (stand.c): its pid, signals, terminal size and exit code.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from knarr.base import fastjson
 from knarr.base.errors import FileError, InitError, KnarrError, Unsupported, WrongStatus
 from knarr.isolation import convert, frames
 from knarr.isolation.create import Relayed, guest_host
-from knarr.isolation.python import python_command
 from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
 from knarr.plan.container import Options
 from knarr.plan.exec import plan_exec
+from knarr.plan.ops import NO_SLOT, Op, encode
 from knarr.runtime import record
 from knarr.runtime.create import Process, Stdio, compiled_seccomp
 from knarr.runtime.exec import until_it_runs
-from knarr.runtime.launch import memfd
+from knarr.runtime.launch import Control, memfd, spawn, wait_child
 from knarr.runtime.monitored import connect, told
 
 TYPE_CHECKING = False
@@ -120,6 +120,7 @@ def _begin(
 def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Stdio, process: dict[str, Any]) -> Relayed:
     """Send the request with all it needs, start what stands for the process."""
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
+    stand, told = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
     terminal = plan_fd = -1
     try:
         plan_fd = memfd("knarr-plan", made.plan.encode())
@@ -130,17 +131,18 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
             size = process.get("consoleSize") or {}
             terminal = make_terminal(stdio.console, [size.get("height", 0), size.get("width", 0)])
             streams = [terminal, terminal, terminal]
-        rights = pack(f"{2 + len(streams)}i", plan_fd, theirs.fileno(), *streams)
+        rights = pack(f"{3 + len(streams)}i", plan_fd, theirs.fileno(), told.fileno(), *streams)
         try:
             monitor.sendmsg([fastjson.dumps(request)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         except OSError as error:
             raise FileError("ask", f"the monitor of container {made.id}", error.errno or 0) from None
-        pid = _stand_in(monitor.fileno(), terminal)
+        pid = _stand(stand.fileno(), terminal, made)
         launch = Relayed(ours, pid, os.pidfd_open(pid), failed=made.failed, on_sync=made.on_sync)
         ours = None  # type: ignore[assignment]  # it is the launch's
         return launch
     finally:
-        theirs.close()
+        for each in (theirs, stand, told):
+            each.close()
         if ours is not None:
             ours.close()
         for fd in (plan_fd, terminal):
@@ -148,32 +150,27 @@ def _ask(made: GuestExeced, monitor: socket, request: dict[str, Any], stdio: Std
                 os.close(fd)
 
 
-def _stand_in(monitor: int, terminal: int) -> int:
-    """Start the process that stands for one in the guest; its pid, a child of ours."""
-    words = python_command("stand_in", repr(terminal >= 0))
-    actions: list[Any] = []
-    moved: list[int] = []
-    for target, source in ((3, monitor), (4, terminal)):
-        if source < 0:
-            continue
-        high = os.dup(source)
-        while high < 8:  # out of the way of the numbers given out
-            moved.append(high)
-            high = os.dup(source)
-        moved.append(high)
-        actions.append((os.POSIX_SPAWN_DUP2, high, target))
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    moved.append(null)
-    actions += [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
+def _stand(connection: int, terminal: int, made: GuestExeced) -> int:
+    """Start the process that stands for one in the guest; its pid, a child of ours. Raises InitError, KernelError.
+
+    When it is killed, the monitor sees the end of the connection and kills the one in the guest.
+    """
+    plan = [Op("setsid"), Op("stand", (0, NO_SLOT if terminal < 0 else 1))]
+    slots = [connection] if terminal < 0 else [connection, terminal]
+
+    def failed(index: int, number: int, _detail: bytes) -> KnarrError:
+        return InitError("", f"stand for a process in the guest ({plan[index].kind})", number)
+
+    pid, sock = spawn(encode(plan, len(slots)), slots, (0, 1, 2), made.id)
+    control = Control(sock, failed=failed)
     try:
-        return os.posix_spawn(
-            words[0], words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True, setsigmask=()
-        )
-    except OSError as error:
-        raise FileError("start", words[0], error.errno or 0) from None
+        control.run()
+    except BaseException:
+        wait_child(pid)
+        raise
     finally:
-        for fd in moved:
-            os.close(fd)
+        control.close()
+    return pid
 
 
 def exec_process(

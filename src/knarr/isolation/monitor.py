@@ -26,7 +26,7 @@ from knarr.isolation import frames
 from knarr.isolation.guest import Guest
 from knarr.isolation.kinds import UPPER, Booting, Settings, Share, boot
 from knarr.isolation.relay import Relay
-from knarr.isolation.stand_in import catch_signals, window
+from knarr.isolation.signals import catch_signals
 from knarr.kernel.passed import descriptors
 from knarr.kernel.process import ended, reap, signal_pid
 from knarr.runtime.launch import SYNC, SYNC_READY
@@ -168,6 +168,7 @@ class Monitor:
         self._listener.setblocking(False)
         self._first: Relay
         self._guests_of: dict[socket, Relay | None] = {}
+        self._stands: set[socket] = set()  # of those, the ones of what stands for a further process
         self._lingering: list[Relay] = []  # nobody waits for their process any more
         self._said = bytearray()  # the last its kernel said
         self._booting: Booting
@@ -378,21 +379,14 @@ class Monitor:
 
     def _signalled(self, _: int) -> None:
         for number in os.read(self._signals, 512):
-            self._pass_on(number)
+            self._first.signal(number)
 
     def _told(self, _: int) -> None:
         """What stands for the container got a signal, or was killed."""
         data = self._ends.stand.recv(64) if self._ends.stand is not None else b""
         if len(data) != 8:
             raise Interrupted("what stands for the container was killed")
-        self._pass_on(unpack("<II", data)[1])
-
-    def _pass_on(self, number: int) -> None:
-        if number == signal.SIGWINCH:
-            if self._first.terminal:
-                self._first.resize(*window(self._first.terminal_fd))
-        else:
-            self._guest.send(frames.SIGNAL, self._first.work.id, number)
+        self._first.signal(unpack("<II", data)[1])
 
     def _started(self, _: int) -> None:
         """``start`` has connected: from here on it hears and says what the creator did."""
@@ -429,17 +423,20 @@ class Monitor:
                 return
             data, rights = b"", []
         given = descriptors(rights)
+        relay = self._guests_of[connection]
         if not data:
             self._forget(connection)
-            return
-        message = fastjson.loads(data, "a request", limit=_MESSAGE)
-        do, relay = message["do"], self._guests_of[connection]
-        if do == "spawn" and relay is None and len(given) == 5:
-            self._exec(connection, message, given)
+        elif connection not in self._stands:
+            self._do(connection, fastjson.loads(data, "a request", limit=_MESSAGE), given)
+        elif relay is not None and len(data) == 8:  # what stands for a further process got a signal
+            relay.signal(unpack("<II", data)[1])
+
+    def _do(self, connection: socket, message: dict[str, Any], given: list[int]) -> None:
+        do = message["do"]
+        if do == "spawn" and len(given) == 6:
+            self._exec(message, given)
         elif do == "signal" and "all" not in message:
-            self._guest.send(frames.SIGNAL, (relay or self._first).work.id, message["number"])
-        elif do == "resize" and relay is not None:
-            relay.resize(message["rows"], message["columns"])
+            self._guest.send(frames.SIGNAL, self._first.work.id, message["number"])
         elif do == "end":
             self._kill(connection)
         elif do == "watch":
@@ -481,9 +478,10 @@ class Monitor:
         elif os.path.exists(place):
             os.unlink(place)
 
-    def _exec(self, connection: socket, message: dict[str, Any], given: list[int]) -> None:
-        plan, control, *streams = given
-        owned = socket(fileno=control)
+    def _exec(self, message: dict[str, Any], given: list[int]) -> None:
+        plan, control, stand, *streams = given
+        owned, connection = socket(fileno=control), socket(fileno=stand)
+        connection.setblocking(False)
         relay = Relay(self._guest, (streams[0], streams[1], streams[2]), owned, terminal=message["terminal"])
         try:
             slots = [[kind, self._first.work.id, path] for kind, _, path in message["slots"]]
@@ -492,8 +490,10 @@ class Monitor:
         except InitError as error:
             _report(owned, error)
             relay.close()
-            self._forget(connection)
+            connection.close()
             return
+        relay.fit_terminal()
+        self._stands.add(connection)
         self._guests_of[connection] = relay
 
     def _tell_end(self, connection: socket, relay: Relay) -> None:
@@ -502,16 +502,14 @@ class Monitor:
             return
         if relay.work.open and monotonic() < relay.ended + _LINGER:
             return
-        try:
-            connection.send(fastjson.dumps({"exit": relay.code}))
-        except OSError:
-            pass
+        tell_code(connection, relay.code)
         self._guests_of[connection] = None
         self._lingering.append(relay)
 
     def _forget(self, connection: socket) -> None:
         """Whoever stood for a further process is gone: so is the process."""
         relay = self._guests_of.pop(connection, None)
+        self._stands.discard(connection)
         self._watchers.forget(connection)
         connection.close()
         if relay is not None:

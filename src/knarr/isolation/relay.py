@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from errno import EAGAIN, EINTR
+from fcntl import ioctl
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT
-from struct import unpack_from
+from struct import unpack, unpack_from
 from time import monotonic
 
 from knarr.isolation import frames
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Watched = tuple[int, int, Callable[[int], None]]
 
 _PACKET = 256 << 10
+_SIGWINCH, _TIOCGWINSZ = 28, 0x5413
 _PIPE = 4096
 """PIPE_BUF: what poll(2) promises to find room when it calls a pipe writable. The descriptors may be shared with others
 and are left blocking as they are."""
@@ -162,14 +164,17 @@ class Relay:
                 found.append((self._streams[stream], POLLOUT, self._write(stream)))
         return found
 
-    def resize(self, rows: int, columns: int) -> None:
-        """The terminal has another size."""
-        self._guest.send(frames.RESIZE, self.work.id, (rows & 0xFFFF) << 16 | columns & 0xFFFF)
+    def signal(self, number: int) -> None:
+        """What stands for the process got a signal; SIGWINCH says that its terminal has another size."""
+        if number != _SIGWINCH:
+            self._guest.send(frames.SIGNAL, self.work.id, number)
+        elif self.terminal:
+            rows, columns, _, _ = unpack("HHHH", ioctl(self._streams[0], _TIOCGWINSZ, bytes(8)))
+            self._guest.send(frames.RESIZE, self.work.id, rows << 16 | columns)
 
-    @property
-    def terminal_fd(self) -> int:
-        """Our end of the host's terminal."""
-        return self._streams[0]
+    def fit_terminal(self) -> None:
+        """Its terminal may have got its size before we could hear of it."""
+        self.signal(_SIGWINCH)
 
     @property
     def flushed(self) -> bool:
