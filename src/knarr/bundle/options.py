@@ -40,6 +40,15 @@ class Ulimit(Record):
     hard: int
 
 
+class Port(Record):
+    """One published port: ``ip`` and ``host`` (0: any that is free) on this machine, ``inside`` the container."""
+
+    ip: str
+    host: int
+    inside: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
 class RunOptions(Record):
     """Everything that changes a container away from the image's own wishes and knarr's default posture.
 
@@ -54,7 +63,12 @@ class RunOptions(Record):
     user: str = ""
     hostname: str = ""
     terminal: bool = False
-    network: Literal["none", "host"] = "none"
+    network: str = "none"  # none, host, or the engine's: slirp4netns, pasta
+    network_options: tuple[str, ...] = ()
+    publish: tuple[Port, ...] = ()
+    dns: tuple[str, ...] = ()  # addresses of resolvers
+    dns_search: tuple[str, ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()  # (name, address) lines for /etc/hosts
     userns: str = ""  # what was said of the user namespace: host, auto, auto:size=N; "" leaves it to the engine
     memory: int = 0
     cpus: float = 0.0

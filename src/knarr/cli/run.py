@@ -50,6 +50,12 @@ def parse_run() -> Parser:
                        help="namespace (default): this machine's kernel; kernel: a Linux of its own, as a process; "
                        "vm: in a microVM")  # fmt: skip
     add_container_options(parser)
+    group = parser.add_argument_group("network of its own")
+    group.add_argument("-p", "--publish", action="append", default=[], metavar="[[IP:][PORT]:]PORT[/udp]",
+                       help="a port here leads to one inside; without IP on all addresses of this machine")  # fmt: skip
+    group.add_argument("--dns", action="append", default=[], metavar="IP", help="a resolver to ask")
+    group.add_argument("--dns-search", action="append", default=[], metavar="DOMAIN", help="a domain to search")
+    group.add_argument("--add-host", action="append", default=[], metavar="NAME:IP", help="a line for /etc/hosts")
     return parser
 
 
@@ -82,8 +88,9 @@ def add_container_options(parser: Parser) -> None:
     group.add_argument("--shm-size", default="", metavar="SIZE", help="size of /dev/shm (default 64m)")
 
     group = parser.add_argument_group("network")
-    group.add_argument("--network", default="none", metavar="none|host",
-                       help="none (default): only itself; host: this machine's own network")  # fmt: skip
+    group.add_argument("--network", default="none", metavar="KIND[:OPTION,…]",
+                       help="none (default): only itself; slirp4netns, pasta: out by a program of that name; private: "
+                       "whichever is installed; host: this machine's own network")  # fmt: skip
 
     group = parser.add_argument_group("limits")
     group.add_argument("-m", "--memory", default="", metavar="SIZE", help="most memory, as 512m or 2g")
@@ -119,7 +126,7 @@ def request_of(given: argparse.Namespace) -> Request:
 
     return Request(
         given.image,
-        options_of(given).replace(userns=given.userns),
+        _with_network(options_of(given).replace(userns=given.userns), given),
         name=given.name or "?",
         platform=given.platform,
         pull=given.pull,
@@ -127,6 +134,15 @@ def request_of(given: argparse.Namespace) -> Request:
         host_show=tuple(given.host_show),
         isolation=given.isolation,
     )
+
+
+def _with_network(options: RunOptions, given: argparse.Namespace) -> RunOptions:
+    plain = given.network in ("none", "host")
+    if plain and not (given.publish or given.dns or given.dns_search or given.add_host):
+        return options
+    from knarr.engine.networks import requested  # only where something is asked for
+
+    return requested(options, given.network, given.publish, given.dns, given.dns_search, given.add_host)
 
 
 def options_of(given: argparse.Namespace) -> RunOptions:

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
         entrypoint: Sequence[str]
         hostname: str
         network: str
+        publish: Sequence[str]
+        dns: Sequence[str]
+        dns_search: Sequence[str]
+        add_hosts: Mapping[str, str]
         userns: str
         volumes: Sequence[str | VolumeMount]
         tmpfs: Sequence[str]
@@ -149,6 +153,15 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
         annotations=tuple(take("annotations", {}).items()),
         labels=tuple(take("labels", {}).items()),
     )
+    asked = (take("publish", ()), take("dns", ()), take("dns_search", ()), take("add_hosts", {}))
+    if any(asked) or options.network not in ("none", "host"):
+        from knarr.engine.networks import requested  # only where something is asked for
+
+        *lists, hosts = asked
+        if any(isinstance(each, str) for each in lists):
+            raise UsageError("publish, dns and dns_search should be lists of texts")
+        lines = [f"{name}:{address}" for name, address in hosts.items()]
+        options = requested(options, options.network, *lists, lines)
     request = Request(
         image,
         options,

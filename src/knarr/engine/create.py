@@ -27,8 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from knarr.bundle.options import Facts, VolumeMount
+    from knarr.bundle.options import Facts, Port, VolumeMount
     from knarr.engine.images import Ready, Watcher
+    from knarr.engine.networks import UserNetwork
     from knarr.engine.paths import Places
     from knarr.kernel.userns import IdMap
     from knarr.plan.root import Root
@@ -73,6 +74,8 @@ class Prepared(Record):
     root: Root | None
     notes: tuple[str, ...] = ()
     owner: tuple[int, int] | None = None
+    network: UserNetwork | None = None
+    ports: tuple[Port, ...] = ()
 
 
 _PARSED, _PARSED_LIMIT = 64, 256 << 10
@@ -86,10 +89,11 @@ _users: dict[tuple[str, str], users.ContainerUser] = {}
 
 def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> Prepared:
     """Make everything a container needs before its process. Raises what image, layer and bundle raise; undone then."""
-    if request.image == "host:":
-        return _prepare(where, request, None)
     if request.image.startswith("bundle:"):
         return _prepare_bundle(where, request)
+    request = request.replace(options=_networked(request.options))
+    if request.image == "host:":
+        return _prepare(where, request, None)
     for _ in range(_TRIES):
         ready = images.ready(where, request.image, platform=request.platform, pull=request.pull, watcher=watcher)
         layers = images.layers(where, mounted=ready.mounted)
@@ -101,6 +105,24 @@ def prepare(where: Places, request: Request, watcher: Watcher | None = None) -> 
     raise InUse("image", request.image, "others, who remove its layers each time they are made")
 
 
+def _networked(options: RunOptions) -> RunOptions:
+    """The options, with their network decided. Raises UsageError, Unsupported."""
+    plain = options.network in ("none", "host")
+    if plain and not (options.publish or options.dns or options.dns_search):
+        return options
+    from knarr.engine.networks import settled  # only where something is asked for
+
+    return settled(options)
+
+
+def _network_of(options: RunOptions, *, guest: bool) -> UserNetwork | None:
+    if options.network in ("none", "host"):
+        return None
+    from knarr.engine.networks import wanted
+
+    return wanted(options, guest=guest)
+
+
 def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
     options = request.options
     if request.guest and not options.userns:
@@ -108,6 +130,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         options = options.replace(userns="host")
     if request.guest and not options.selinux:
         options = options.replace(selinux=("disable",))  # a guest knows no label of the host's
+    network = _network_of(options, guest=request.guest)
     document = ready.image.image_config() if ready else _host_image()
     if ready is None and request.platform:
         raise UsageError("--platform does not go with host:, which is this machine")
@@ -161,9 +184,9 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         volumes: dict[str, dict[str, Any] | None] = dict.fromkeys(paths)
         if ready and not request.guest:  # in a guest they are part of its own layer
             volumes = rootfs.image_volumes(where, folder, ready, paths, notes, own)
-        # The host's own resolv.conf may be a link into /run, which is hidden; its hosts file lacks our name.
-        only = "" if ready else netfiles.RESOLV if options.network == "host" else netfiles.HOSTS
-        files = netfiles.write_files(folder, hostname=hostname, network=options.network, only=only, ids=own)
+        files = netfiles.write_files(
+            folder, options, hostname=hostname, network=network, host_image=ready is None, ids=own
+        )
         conversion = to_runtime_spec(document, options, user, facts, volumes=volumes, files=files, below=made.below)
         config = conversion.config
         config["root"]["path"] = made.path
@@ -179,7 +202,9 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         discard(where, record, error)
         raise
     owner = (own.uid(user.uid), own.gid(user.gid)) if own is not None else None
-    return Prepared(where, record, config, folder, made.root, (*notes, *conversion.notes), owner)
+    return Prepared(
+        where, record, config, folder, made.root, (*notes, *conversion.notes), owner, network, options.publish
+    )
 
 
 def _label(
@@ -262,6 +287,8 @@ def _record(
         ids_first=own.uids[0][1] if own else 0,
         ids_count=own.uids[0][2] if own else 0,
         categories=categories,
+        network=request.options.network,
+        ports=tuple(tuple(port) for port in request.options.publish),
         owner_pid=os.getpid(),
     )
 

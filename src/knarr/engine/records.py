@@ -54,6 +54,8 @@ class Container(Record):
     ids_first: int = 0  # with ids of its own: the first one on the host, and how many (engine/ids.py)
     ids_count: int = 0
     categories: str = ""  # SELinux categories of its own (engine/selinux.py)
+    network: str = ""  # as --network has it, without options
+    ports: tuple[tuple[str, int, int, str], ...] = ()  # published: address, port here, port inside, protocol
     owner_pid: int = 0  # who waits for it, and will remove it
     started: str = ""
     finished: str = ""
@@ -178,6 +180,7 @@ def load(where: Places, id: str) -> Container:
             raise ValueError
         for field in ("command", "layers"):
             document[field] = tuple(document[field])
+        document["ports"] = tuple(tuple(port) for port in document.get("ports", ()))
         return Container(**document)
     except (AttributeError, KeyError, TypeError, ValueError):
         hint = f"remove it with: knarr rm --force {id}"

@@ -26,16 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knarr.engine.session import Pump
+    from knarr.engine.usernet import Running
     from knarr.runtime.create import Created, Stdio
 
 
 class Run:
     """One container's process. ``session`` is driven by the caller."""
 
-    __slots__ = ("created", "prepared", "record", "session")
+    __slots__ = ("created", "network", "prepared", "record", "session")
 
-    def __init__(self, prepared: Prepared, created: Created, pumps: Sequence[Pump]) -> None:
+    def __init__(
+        self, prepared: Prepared, created: Created, pumps: Sequence[Pump], network: Running | None = None
+    ) -> None:
         self.prepared = prepared
+        self.network = network
         self.record = prepared.record
         self.created = created
         self.session = Session(created, pumps, self._started)
@@ -44,8 +48,11 @@ class Run:
         """The program runs."""
         self.created.finish()
         self.created.poststart()
+        if self.network is not None and self.network.ports:
+            self.record = self.record.replace(ports=tuple(tuple(port) for port in self.network.ports))
         if not self.record.remove:
             self.record = self.record.replace(started=now_rfc3339())
+        if not self.record.remove or self.record.ports:
             records.save(self.prepared.where, self.record)
 
     def end(self) -> None:
@@ -99,6 +106,11 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: 
     try:
         if prepared.config["process"].get("selinuxLabel"):
             label_stdio(stdio, str((prepared.config.get("linux") or {}).get("mountLabel") or ""))
+        network = None
+        if prepared.network is not None:
+            from knarr.engine.usernet import Running  # only where a program is to be one
+
+            network = Running(prepared.network, prepared.ports)
         created = begin_runtime(
             prepared.where.state,
             prepared.record.id,
@@ -108,6 +120,7 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: 
             root=prepared.root,
             wait_start=False,
             host=host.host(),
+            network=network,
         )
     except BaseException as error:
         # First the descriptors: removing needs some, and their lack may be what went wrong.
@@ -117,7 +130,7 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: 
         discard(prepared.where, prepared.record, error)
         raise
     close_all(theirs)
-    return Run(prepared, created, pumps)
+    return Run(prepared, created, pumps, network)
 
 
 def close_all(descriptors: Sequence[int]) -> None:

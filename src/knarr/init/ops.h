@@ -80,7 +80,8 @@
     X(hook_output, 97, 2, 0)                                                                                           \
     X(stand, 98, 2, 0)                                                                                                 \
     X(join_cgroup, 99, 1, 1)                                                                                           \
-    X(fence, 100, 1, 0)
+    X(fence, 100, 1, 0)                                                                                                \
+    X(attend, 101, 3, 1 | MORE)
 
 #define X(name, number, numbers, strings) OP_##name = number,
 enum { OPERATIONS(X) };

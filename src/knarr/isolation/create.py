@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from knarr.isolation.template import Taken
     from knarr.plan.cgroup import CgroupDirectory
+    from knarr.runtime.create import Network
 
 _ALL_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE, Linux 5.9
 _CONTROLLERS = ("cpu", "io", "memory", "pids")
@@ -240,6 +241,10 @@ class Isolated(Created):
 
     def _host_sync(self, code: int) -> bytes:
         """What the monitor's own start waits for. Its cgroup has device rules of the guest's, not of the host's."""
+        if code == ops.SYNC_CGROUP:
+            self.begin_network()
+        if code == ops.SYNC_READY:
+            self.await_network()  # the monitor takes it over before the container's own init is ready
         if code in (ops.SYNC_IDMAP, ops.SYNC_CGROUP):
             return super(Created, self).on_sync(code)
         return b""
@@ -463,6 +468,7 @@ def begin(
     raw: bytes | None = None,
     rootless: bool | None = None,
     stop: int = -1,
+    network: Network | None = None,
 ) -> Isolated:
     """As ``runtime.create.begin``, in a guest of this kind. Raises also Unsupported for what the kind cannot honour."""
     check_id(id)
@@ -533,6 +539,7 @@ def begin(
         if taken is not None:
             taken.connection.close()
         raise
+    made.network = network
     try:
         made.prepare(stdio, raw, wait_start=wait_start, notify="")
     except BaseException as error:

@@ -115,6 +115,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "join_cgroup": (99, ("slot",), ("path",)),
     # a directory of the host's in a process that others may look into
     "fence": (100, ("slot",), ()),
+    # instead of exec: keeps a program of the host's for as long as the process of a pidfd lives
+    "attend": (101, ("life_slot", "ready_slot", "argc"), ("path", "argv_env*")),
 }
 NAMES = {number: name for name, (number, _, _) in KINDS.items()}
 

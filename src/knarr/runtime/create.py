@@ -36,7 +36,7 @@ from knarr.runtime.record import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
     from knarr.base.files import Lock
     from knarr.plan.cgroup import CgroupDirectory, CgroupPlan
@@ -45,6 +45,20 @@ if TYPE_CHECKING:
     from knarr.plan.root import Root
     from knarr.runtime.netdevices import Devices
     from knarr.runtime.notify import Notify
+
+    class Network(Protocol):
+        """What fills a container's network namespace and stays as long as the container does: engine/usernet.py."""
+
+        def begin(self, pid: int, pidfd: int, place: int) -> dict[str, int]:
+            """Start it for that process; pid and start time of what ends it. ``place``: the container's directory."""
+            ...
+
+        def wait(self, place: int) -> None:
+            """Until the network is there."""
+            ...
+
+        def close(self) -> None: ...
+
 
 _HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PATIENCE = 10.0
@@ -189,7 +203,7 @@ class Created(Process):
 
     __slots__ = (
         *("_devices", "_doors", "_joined", "_lock", "_root_fd", "_staged"),
-        *("bundle", "fd", "notify", "state", "stop"),
+        *("bundle", "fd", "network", "notify", "state", "stop"),
     )
 
     def __init__(
@@ -206,6 +220,7 @@ class Created(Process):
         self._doors: list[int] = []  # for the process to join the cgroups by
         self._devices: Devices | None = None
         self.notify: Notify | None = None
+        self.network: Network | None = None
         self.state = State(
             id=id,
             bundle=bundle,
@@ -299,7 +314,7 @@ class Created(Process):
 
     def _let_in(self, groups: CgroupPlan) -> None:
         """Answer SYNC_CGROUP before it is asked, if there is no more to be done then than to join."""
-        waits = self.plan.rdt is not None or self.plan.net_devices or groups.device_mount
+        waits = self.plan.rdt is not None or self.plan.net_devices or groups.device_mount or self.network is not None
         if self.plan.doors and not waits and self.launch is not None:
             self.open_doors(self.launch.sending)
             self.launch.answer(SYNC_CGROUP)
@@ -313,7 +328,7 @@ class Created(Process):
         if stat is None:
             raise KernelError("read", f"/proc/{pid}/stat", ESRCH)
         self.state = self.state.replace(pid=pid, starttime=stat[1])
-        if self.state.hooks or self.state.isolation is not None:
+        if self.state.hooks or self.state.isolation is not None or self.network is not None:
             record.save(self.fd, self.state)  # hooks may ask for it, and a guest's monitor outlives us
         else:
             # Nobody needs the pid of a process that dies with us; what the record will say is written meanwhile.
@@ -338,7 +353,20 @@ class Created(Process):
         while self._doors:
             posix.close(self._doors.pop())
 
+    def begin_network(self) -> None:
+        """Start what is its network, if something is. While its process can still be looked at (``dumpable``)."""
+        if self.network is not None:
+            self.state = self.state.replace(network=self.network.begin(self.pid, self.pidfd, self.fd))
+            record.save(self.fd, self.state)
+
+    def await_network(self) -> None:
+        """Until that is ready; may be called again."""
+        if self.network is not None:
+            self.network.wait(self.fd)
+
     def on_sync(self, code: int) -> bytes:
+        if code == SYNC_CGROUP:
+            self.begin_network()
         groups = self.plan.cgroup
         if code == SYNC_CGROUP and groups is not None and (groups.device_mount or not self.plan.doors):
             cgroup.restrict_devices(groups)
@@ -366,6 +394,7 @@ class Created(Process):
             return document if "createContainer" in self.state.hooks else b""
         if code == SYNC_READY:
             super().on_sync(code)
+            self.await_network()
             self.state = self.state.replace(complete=True)
             if self._staged:
                 record.commit(self.fd, self._staged)
@@ -440,6 +469,8 @@ class Created(Process):
         if self.notify is not None:
             self.notify.close()
             self.notify = None
+        if self.network is not None:
+            self.network.close()
         self._close_doors()
         if self._lock is not None:
             self._lock.release()
@@ -491,6 +522,7 @@ def begin(
     raw: bytes | None = None,
     rootless: bool | None = None,
     stop: int = -1,
+    network: Network | None = None,
 ) -> Created:
     """Start to make a container; drive ``.launch`` to its end, then ``.finish()`` (on an error ``.undo()``).
 
@@ -498,7 +530,7 @@ def begin(
     the caller's wishes; what follows from ``io`` and ``wait_start`` is put in here. With ``wait_start`` the program
     waits for ``start``, else it runs as soon as it can. ``rootless`` True: cgroups that may not be made are done
     without when no limit was asked for; None decides by who we are. ``host`` saves gathering the facts
-    again.
+    again. ``network`` fills its network namespace.
     Raises InvalidId, Exists, SpecError, Unsupported, FileError, KernelError; nothing is left behind then.
     """
     check_id(id)
@@ -536,6 +568,7 @@ def begin(
         given = len(plan.slots) + len(plan.late or ())
         _demand_descriptors(root_fd, _DESCRIPTORS + given + (len(groups.directories) if groups else 0))
         created = Created(id, plan, host, bundle=bundle, config=config, root_fd=root_fd, stop=stop)
+        created.network = network
     except BaseException:
         posix.close(root_fd)
         raise

@@ -95,10 +95,16 @@ def clear(root_fd: int, fd: int, state: State, config: dict[str, Any] | None) ->
 
 
 def _kill(state: State) -> None:
-    """End the container's first process, and with it all of its pid namespace."""
+    """End the container's first process, and with it all of its pid namespace; and what is its network."""
     if state.pid == 0 or state.boot != boot_id():
         return
-    pidfd = open_pid(state.pid, state.starttime)
+    _end(state, state.pid, state.starttime)
+    if state.network is not None:  # it has heard of that by itself; whoever comes next may want its ports
+        _end(state, state.network["pid"], state.network["starttime"])
+
+
+def _end(state: State, pid: int, starttime: int) -> None:
+    pidfd = open_pid(pid, starttime)
     if pidfd is None:
         return
     try:
@@ -108,7 +114,7 @@ def _kill(state: State) -> None:
 
             cgroup_members.thaw(state.cgroup)
         if not ended(pidfd, PATIENCE):
-            raise KernelError("kill", f"process {state.pid} of container {state.id}", EBUSY, hint=_waits(state.pid))
+            raise KernelError("kill", f"process {pid} of container {state.id}", EBUSY, hint=_waits(pid))
         reap(pidfd, wait=False)  # if it is ours
     finally:
         posix.close(pidfd)

@@ -60,6 +60,7 @@ class State(Record):
     shared_pids: bool = False  # it has no pid namespace of its own: its processes outlive its first
     cgroup: Any = None  # what runtime/cgroup.py needs to find and remove the groups
     rdt: Any = None  # what runtime/resctrl.py needs to remove its groups
+    network: Any = None  # {"pid": …, "starttime": …} of what ends the program that is its network
     isolation: Any = None  # {"kind": …} of a container in a guest, whose monitor ``pid`` is
     tail: tuple[Any, ...] = ()  # (kind, pointer, subject) of the operations after the start, for error messages
     tail_index: int = 0  # number of the first of them
