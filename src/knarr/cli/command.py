@@ -28,6 +28,7 @@ COMMANDS = {
     "ps": ("containers", "list containers"),
     "kill": ("containers", "send a signal to containers"),
     "rm": ("containers", "remove containers"),
+    "port": ("containers", "show which ports lead into a container"),
     "pull": ("images", "fetch an image into the store"),
     "images": ("images", "list the images of the store"),
     "rmi": ("images", "remove images from the store"),

@@ -1,4 +1,4 @@
-"""``knarr ps``, ``knarr kill``, ``knarr rm``."""
+"""``knarr ps``, ``knarr kill``, ``knarr rm``, ``knarr port``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from knarr.engine.containers import Seen
+    from knarr.engine.records import Container
 
 COLUMNS = ("ID", "Image", "Command", "Created", "Status", "Name")
 
@@ -60,7 +61,17 @@ def _row(seen: Seen, *, whole: bool) -> dict[str, Any]:
         "Name": container.name,
         "Names": container.name,
         "Labels": dict(container.labels),
+        "Network": container.network,
+        "Ports": ", ".join(f"{here}->{inside}" for inside, here in ports(container)),
     }
+
+
+def ports(container: Container) -> list[tuple[str, str]]:
+    """Published ports as people write them: those inside, with where they are here."""
+    return [
+        (f"{inside}/{protocol}", f"{f'[{ip}]' if ':' in ip else ip}:{here}")
+        for ip, here, inside, protocol in container.ports
+    ]
 
 
 def _status(seen: Seen) -> str:
@@ -145,6 +156,40 @@ def do_rm(arguments: list[str]) -> int:
                 raise
 
     return each("rm", names, one)
+
+
+def parse_port() -> Parser:
+    """The parser of ``knarr port``."""
+    parser = Parser(
+        "port",
+        "Show which ports of this machine lead into a container.",
+        "CONTAINER [PORT[/udp]]",
+        "  knarr port web\n  knarr port web 80",
+    )
+    parser.add_argument("container", metavar="CONTAINER", help="name, id or the start of an id")
+    parser.add_argument("port", metavar="PORT", nargs="?", default="", help="only what leads to this one inside")
+    return parser
+
+
+def do_port(arguments: list[str]) -> int:
+    """Show published ports."""
+    given = parse_port().parse_args(arguments)
+    from knarr.engine.containers import find
+    from knarr.engine.paths import places
+
+    container = find(places(), given.container).container
+    rows = ports(container)
+    if not given.port:
+        for inside, here in rows:
+            put(f"{inside} -> {here}")
+        return 0
+    asked = given.port if "/" in given.port else f"{given.port}/tcp"
+    found = [here for inside, here in rows if inside == asked]
+    if not found:
+        raise NotFound("published port", f"{asked} of {given.container}")
+    for here in found:
+        put(here)
+    return 0
 
 
 def _short(name: str, id: str) -> str:

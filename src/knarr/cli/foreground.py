@@ -195,7 +195,7 @@ def run_foreground(where: Places, request: Request, *, interactive: bool, termin
         alone = request.options.network == "none" and not request.image.startswith("bundle:")
         if interactive and terminal and alone and colour(sys.stderr):
             # Whoever types in there expects the network of other engines; programs and logs are spared.
-            say("\033[2mno network in here; --network host shares this machine's\033[0m")
+            say("\033[2mno network in here; --network private gives it one, host shares this machine's\033[0m")
         foreign, labelled = prepared.owner is not None, bool(prepared.config["process"].get("selinuxLabel"))
         attended = Attended(interactive=interactive, terminal=terminal, foreign=foreign, labelled=labelled)
         stdio = attended.stdio()

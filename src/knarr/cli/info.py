@@ -60,7 +60,7 @@ def _shown(value: Any) -> str:
 
 def gather() -> dict[str, Any]:
     """Everything ``info`` tells, as JSON-ready values."""
-    from knarr.engine import containers, driver, host, selinux
+    from knarr.engine import containers, driver, host, networks, selinux
     from knarr.engine.images import listing
     from knarr.engine.paths import places
     from knarr.isolation.kinds import KERNEL, VM, described
@@ -99,6 +99,7 @@ def gather() -> dict[str, Any]:
             "AppArmor": machine.apparmor,
             "SELinux": machine.selinux,
             "TimeNamespace": facts.time_namespace,
+            "Networks": ["none", "host", *(kind for kind in networks.PROGRAMS if networks.find(kind))],
         },
         "Defaults": {
             "Network": "none",

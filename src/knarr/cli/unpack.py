@@ -70,6 +70,11 @@ def do_bundle(arguments: list[str]) -> int:
 
     where = places()
     options = options_of(given)
+    if options.network not in ("none", "host"):
+        from knarr.base.errors import UsageError
+
+        hint = "whoever runs the bundle makes its network"
+        raise UsageError(f"network {options.network!r}: a bundle says none or host", hint=hint)
     with watching() as watcher:
         image = find(where, given.image, platform=given.platform, pull=given.pull, watcher=watcher)
     folder = os.path.abspath(given.directory)

@@ -239,6 +239,11 @@ class Container:
         return self._box.pid
 
     @property
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """As ``knarr.Container.ports``."""
+        return self._box.ports
+
+    @property
     def state(self) -> str:
         """``new``, ``running``, ``paused`` or ``exited``."""
         return self._box.state

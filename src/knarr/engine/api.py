@@ -355,6 +355,12 @@ class Container:
         return self._seen().status
 
     @property
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """Published ports by the one inside, as ``"80/tcp"``: the address and port here that lead there."""
+        rows = self._run.record.ports if self._run else ()
+        return {f"{inside}/{protocol}": (ip, here) for ip, here, inside, protocol in reversed(rows)}
+
+    @property
     def session(self) -> Session:
         """What drives the main program (knarr.aio needs it)."""
         return self._running().session

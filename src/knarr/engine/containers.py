@@ -206,7 +206,8 @@ def describe(where: Places, seen: Seen) -> dict[str, Any]:
                 key: [f"{row['containerID']}:{row['hostID']}:{row['size']}" for row in linux.get(field) or ()]
                 for key, field in (("UidMap", "uidMappings"), ("GidMap", "gidMappings"))
             },
-            "NetworkMode": "none" if not shares or "network" in shares else "host",
+            "NetworkMode": container.network or ("none" if not shares or "network" in shares else "host"),
+            "PortBindings": _bindings(container),
             "ReadonlyRootfs": bool((config.get("root") or {}).get("readonly")),
             "Memory": (resources.get("memory") or {}).get("limit", 0),
             "NanoCpus": _nano_cpus(resources.get("cpu") or {}),
@@ -227,6 +228,14 @@ def describe(where: Places, seen: Seen) -> dict[str, Any]:
         ],
         "Directory": records.directory(where, container.id),
     }
+
+
+def _bindings(container: Container) -> dict[str, list[dict[str, str]]]:
+    """Published ports by the one inside, as other engines show them."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for ip, here, inside, protocol in container.ports:
+        found.setdefault(f"{inside}/{protocol}", []).append({"HostIp": ip, "HostPort": str(here)})
+    return found
 
 
 def _nano_cpus(cpu: dict[str, Any]) -> int:

@@ -115,12 +115,15 @@ def _networked(options: RunOptions) -> RunOptions:
     return settled(options)
 
 
-def _network_of(options: RunOptions, *, guest: bool) -> UserNetwork | None:
+def _network_of(options: RunOptions, *, guest: bool) -> tuple[RunOptions, UserNetwork | None]:
+    """The program that is to be the network, and the options with numbers for ports that may be any."""
     if options.network in ("none", "host"):
-        return None
+        return options, None
     from knarr.engine.networks import wanted
+    from knarr.engine.ports import free
 
-    return wanted(options, guest=guest)
+    options = options.replace(publish=tuple(free(port) for port in options.publish))
+    return options, wanted(options, guest=guest)
 
 
 def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
@@ -130,7 +133,7 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         options = options.replace(userns="host")
     if request.guest and not options.selinux:
         options = options.replace(selinux=("disable",))  # a guest knows no label of the host's
-    network = _network_of(options, guest=request.guest)
+    options, network = _network_of(options, guest=request.guest)
     document = ready.image.image_config() if ready else _host_image()
     if ready is None and request.platform:
         raise UsageError("--platform does not go with host:, which is this machine")
@@ -156,7 +159,9 @@ def _prepare(where: Places, request: Request, ready: Ready | None) -> Prepared:
         facts = facts.replace(uid_map=own.uids, gid_map=own.gids)
     _check_mapped(user, facts)
     options = options.replace(mounts=tuple(_shown(mount, own, notes) for mount in options.mounts))
-    record = _record(request, ready, arguments(document, options), own, choice.categories)
+    record = _record(
+        request.replace(options=options), ready, arguments(document, options), own, choice.categories
+    )
     hostname = options.hostname or _hostname(record.id, options.network)
     options = options.replace(hostname=hostname)
     record, folder = _reserve(where, record, random=request.name == "?")
@@ -287,7 +292,7 @@ def _record(
         ids_first=own.uids[0][1] if own else 0,
         ids_count=own.uids[0][2] if own else 0,
         categories=categories,
-        network=request.options.network,
+        network="" if request.image.startswith("bundle:") else request.options.network,
         ports=tuple(tuple(port) for port in request.options.publish),
         owner_pid=os.getpid(),
     )

@@ -17,7 +17,7 @@ import shutil
 
 from knarr.base.errors import Unsupported, UsageError
 from knarr.base.record import Record
-from knarr.bundle.options import Port
+from knarr.engine.ports import ip_address, parse_publish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ GATEWAY = "host-gateway"
 class UserNetwork(Record):
     """A program that is the network of a container, and how it is called.
 
-    ``argv`` as it is to be executed, where descriptor 3 takes a byte when all is ready if ``tells`` and descriptor 4 is
-    the network namespace; else its first process ends with 0 then, and ``{pid}`` in a word is the container's process.
-    ``address`` is the container's, "" where it is not known before; ``resolver`` and ``gateway`` likewise: the latter
+    ``argv`` as it is to be executed, where descriptor 0 is the network namespace. When all is ready descriptor 3 gets a
+    byte if it ``tells``, else its first process ends with 0. ``address`` is the container's, "" where it is not known before; ``resolver`` and ``gateway`` likewise: the latter
     is this machine's loopback, if that may be reached. ``takes``: whether ports are published by its API socket.
     """
 
@@ -60,53 +59,9 @@ def parse_network(text: str) -> tuple[str, tuple[str, ...]]:
     return kind, tuple(word for word in rest.split(",") if word)
 
 
-def parse_publish(text: str) -> tuple[Port, ...]:
-    """The ports of ``-p [[IP:][HOST]:]CONTAINER[/tcp|udp]``, of which HOST and CONTAINER may be ranges.
-
-    Without IP all of this machine's IPv4 addresses are meant, without HOST any free port. Raises UsageError.
-    """
-    body, slash, protocol = text.partition("/")
-    if slash and protocol not in ("tcp", "udp"):
-        raise UsageError(f"publish {text!r}: the protocol {protocol!r} is not tcp or udp")
-    address = ""
-    if body.startswith("["):
-        address, bracket, body = body[1:].partition("]:")
-        if not bracket:
-            raise UsageError(f"publish {text!r}: an IPv6 address should be as in [::1]:8080:80")
-    elif body.count(":") == 2:
-        address, _, body = body.partition(":")
-    if body.count(":") > 1:
-        raise UsageError(f"publish {text!r} should be [[IP:][HOST]:]CONTAINER[/tcp|udp]")
-    theirs, _, inside = body.rpartition(":")
-    ports = _range(inside, text)
-    hosts = _range(theirs, text) if theirs else [0] * len(ports)
-    if len(hosts) != len(ports):
-        raise UsageError(f"publish {text!r}: {len(hosts)} ports here and {len(ports)} in the container")
-    shown = _address(address, f"publish {text!r}") if address else "0.0.0.0"  # noqa: S104  # what was asked for
-    return tuple(Port(shown, host, port, protocol or "tcp") for host, port in zip(hosts, ports, strict=True))
-
-
-def _range(text: str, whole: str) -> list[int]:
-    first, dash, last = text.partition("-")
-    numbers = [first, last] if dash else [first, first]
-    if not all(one.isascii() and one.isdigit() and len(one) <= 5 and 0 < int(one) < 65536 for one in numbers):
-        raise UsageError(f"publish {whole!r}: {text!r} is not a port, or a range of them, from 1 to 65535")
-    low, high = int(numbers[0]), int(numbers[1])
-    if high < low or high - low >= 1000:
-        raise UsageError(f"publish {whole!r}: the range {text} goes down, or has more than 1000 ports")
-    return list(range(low, high + 1))
-
-
-def _address(text: str, what: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise UsageError(f"{what}: {text!r} is not an IP address") from None
-
-
 def parse_dns(text: str) -> str:
     """The address of a resolver. Raises UsageError."""
-    return _address(text, "dns")
+    return ip_address(text, "dns")
 
 
 def parse_host(text: str) -> tuple[str, str]:
@@ -114,7 +69,7 @@ def parse_host(text: str) -> tuple[str, str]:
     name, colon, address = text.partition(":")
     if not colon or not name or not all(char.isalnum() or char in "-._" for char in name) or not name.isascii():
         raise UsageError(f"add-host {text!r} should be NAME:IP")
-    return name, address if address == GATEWAY else _address(address.strip("[]"), f"add-host {text!r}")
+    return name, address if address == GATEWAY else ip_address(address.strip("[]"), f"add-host {text!r}")
 
 
 def requested(
@@ -165,6 +120,11 @@ def wanted(options: RunOptions, *, guest: bool) -> UserNetwork | None:
 
         place = program(options.network)
         return slirp(place, options.network_options, options.publish, guest=guest, ipv6=_has_ipv6())
+    if options.network == "pasta":
+        from knarr.engine.pasta import pasta
+
+        place, root = program(options.network), os.geteuid() == 0
+        return pasta(place, options.network_options, options.publish, guest=guest, root=root)
     return None
 
 

@@ -26,20 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from knarr.engine.session import Pump
-    from knarr.engine.usernet import Running
     from knarr.runtime.create import Created, Stdio
 
 
 class Run:
     """One container's process. ``session`` is driven by the caller."""
 
-    __slots__ = ("created", "network", "prepared", "record", "session")
+    __slots__ = ("created", "prepared", "record", "session")
 
-    def __init__(
-        self, prepared: Prepared, created: Created, pumps: Sequence[Pump], network: Running | None = None
-    ) -> None:
+    def __init__(self, prepared: Prepared, created: Created, pumps: Sequence[Pump]) -> None:
         self.prepared = prepared
-        self.network = network
         self.record = prepared.record
         self.created = created
         self.session = Session(created, pumps, self._started)
@@ -48,11 +44,8 @@ class Run:
         """The program runs."""
         self.created.finish()
         self.created.poststart()
-        if self.network is not None and self.network.ports:
-            self.record = self.record.replace(ports=tuple(tuple(port) for port in self.network.ports))
         if not self.record.remove:
             self.record = self.record.replace(started=now_rfc3339())
-        if not self.record.remove or self.record.ports:
             records.save(self.prepared.where, self.record)
 
     def end(self) -> None:
@@ -130,7 +123,7 @@ def begin(prepared: Prepared, stdio: Stdio, pumps: Sequence[Pump] = (), theirs: 
         discard(prepared.where, prepared.record, error)
         raise
     close_all(theirs)
-    return Run(prepared, created, pumps, network)
+    return Run(prepared, created, pumps)
 
 
 def close_all(descriptors: Sequence[int]) -> None:

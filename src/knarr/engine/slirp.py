@@ -58,7 +58,7 @@ def slirp(program: str, options: Sequence[str], ports: Sequence[Port], *, guest:
             raise UsageError(f"network {_KIND} publishes at IPv4 addresses only, not at {port.ip}")
     if ports:
         words.append(f"--api-socket={API}")
-    words += ["/proc/self/fd/4", "tap0"]
+    words += ["/proc/self/fd/0", "tap0"]
     return UserNetwork(program, tuple(words), True, bool(ports), own, resolver, gateway if loopback else "")
 
 

@@ -10,26 +10,14 @@ An ordinary user's is in the container's user namespace, where it has the rights
 from __future__ import annotations
 
 import os
-from errno import EADDRINUSE
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, fcntl
 from select import POLLIN, poll
-from socket import (
-    AF_INET,
-    AF_INET6,
-    AF_UNIX,
-    IPPROTO_IPV6,
-    IPV6_V6ONLY,
-    SHUT_WR,
-    SO_REUSEADDR,
-    SOCK_DGRAM,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    socket,
-)
+from socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
 from time import monotonic
 
 from knarr.base import fastjson
 from knarr.base.errors import InUse, KernelError, KnarrError, Unsupported
+from knarr.engine.ports import shown
 from knarr.engine.slirp import API
 from knarr.kernel.process import process_stat, signal_pid
 from knarr.plan import ops
@@ -49,16 +37,14 @@ PATIENCE = 10.0
 _LOG = 64 << 10
 """Bytes of what the program says that are kept; what comes later is lost, and the program is told so."""
 _ANSWER = 64 << 10
-_ANY_PORT_TRIES = 20
-_LIFE, _READY, _NET, _USER = 0, 1, 2, 3
+_LIFE, _READY, _USER = 0, 1, 2
 
 
 class Running:
     """The network of one container: ``begin`` when its namespaces are there, ``wait`` before its program runs."""
 
     def __init__(self, wanted: UserNetwork, ports: Sequence[Port]) -> None:
-        self.ports = tuple(ports)
-        """As published, once ``wait`` has returned."""
+        self._ports = ports
         self._wanted = wanted
         self._launch: Launch | None = None
         self._ready = -1
@@ -69,18 +55,18 @@ class Running:
 
         ``place`` is a descriptor of a directory for its socket. Raises KnarrError; nothing is left then.
         """
-        self.ports = tuple(_free(port) for port in self.ports)
         made: list[int] = []
         try:
             self._ready, told = os.pipe2(os.O_CLOEXEC)
             made.append(told)
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            made.append(null)
+            # Handed over open: in its sandbox the program may not look at the container's process any more.
+            namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            made.append(namespace)
             self._log = _bounded_file()
             self._launch = Launch(
                 ops.encode(self._plan(pid, os.readlink(f"/proc/self/fd/{place}")), 2),
                 [pidfd, told],
-                (null, self._log, self._log),
+                (namespace, self._log, self._log),
                 failed=self._failed,
                 on_pid=lambda _: None,
                 on_sync=lambda _: b"",
@@ -104,8 +90,8 @@ class Running:
         return {"pid": self._launch.pid, "starttime": stat[1] if stat else 0}
 
     def _plan(self, pid: int, place: str) -> list[Op]:
-        words = [word.replace("{pid}", str(pid)) for word in self._with_ports()]
-        plan = [Op("open_ns", (_NET, CLONE_FLAG["network"]), (f"/proc/{pid}/ns/net",))]
+        words = self._wanted.argv
+        plan = []
         if os.geteuid():
             user = CLONE_FLAG["user"]
             plan += [Op("open_ns", (_USER, user), (f"/proc/{pid}/ns/user",)), Op("setns", (_USER, user))]
@@ -118,15 +104,11 @@ class Running:
             Op("sync", (ops.SYNC_READY,)),
         ]
         if self._wanted.tells:
-            plan += [Op("keep_fd", (_READY, 3)), Op("keep_fd", (_NET, 4))]
+            plan.append(Op("keep_fd", (_READY, 3)))
         ready = NO_SLOT if self._wanted.tells else _READY
         environment = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
         plan.append(Op("attend", (_LIFE, ready, len(words)), (self._wanted.program, *words, *environment)))
         return plan
-
-    def _with_ports(self) -> list[str]:
-        """The words, with those of the ports where the program takes them so."""
-        return list(self._wanted.argv)
 
     def _failed(self, index: int, number: int, _: bytes) -> KnarrError:
         return KernelError(f"start {os.path.basename(self._wanted.program)} (step {index})", "", number)
@@ -143,12 +125,11 @@ class Running:
         self._ready = -1
         name = os.path.basename(self._wanted.program)
         if not told:
-            said = os.pread(self._log, _LOG, 0).rstrip(b"\0").decode("utf-8", "replace").strip().splitlines()
-            why = "it took too long" if late else said[-1].strip() if said else "it ended without a word"
+            why = "it took too long" if late else _last_words(os.pread(self._log, _LOG, 0))
             raise Unsupported(f"the network {name}", why)
         if self._wanted.takes:
             try:
-                for port in self.ports:
+                for port in self._ports:
                     self._publish(port, place)
             finally:
                 os.unlink(API, dir_fd=place)
@@ -198,30 +179,12 @@ class Running:
         self._ready = self._log = -1
 
 
-def shown(port: Port) -> str:
-    """A port of this machine as people write it: ``127.0.0.1:8080/tcp``."""
-    return f"{f'[{port.ip}]' if ':' in port.ip else port.ip}:{port.host}/{port.protocol}"
-
-
-def _free(port: Port) -> Port:
-    """The port, with a number where any was wanted. Raises InUse, KernelError when it cannot be had."""
-    kind = SOCK_STREAM if port.protocol == "tcp" else SOCK_DGRAM
-    with socket(AF_INET6 if ":" in port.ip else AF_INET, kind, 0) as trial:
-        if port.protocol == "tcp":
-            trial.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        if ":" in port.ip:
-            trial.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
-        try:
-            trial.bind((port.ip, port.host))
-        except PermissionError:
-            with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
-                least = file.read().strip()
-            raise Unsupported(f"publishing port {shown(port)}", f"an ordinary user's ports begin at {least}") from None
-        except OSError as error:
-            if error.errno == EADDRINUSE:
-                raise InUse("port", shown(port), "another program") from None
-            raise KernelError("publish a port at", shown(port), error.errno or 0) from None
-        return port.replace(host=trial.getsockname()[1])
+def _last_words(said: bytes) -> str:
+    """Why a program ended, by what it wrote."""
+    lines = [line.strip() for line in said.rstrip(b"\0").decode("utf-8", "replace").splitlines()]
+    # pasta, in between, of a machine without a syslog
+    kept = [line for line in lines if line and not line.startswith("Failed to send")]
+    return kept[-1] if kept else "it ended without a word"
 
 
 def _bounded_file() -> int:

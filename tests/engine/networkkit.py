@@ -1,0 +1,128 @@
+"""A machine's network of the test's own: a namespace with an address, routes and a resolver; scripts that run there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from enginekit import Person
+
+HOST4, HOST6 = "10.77.0.1", "fd77::1"
+
+# Run as root in fresh namespaces, then as the person: nothing of the machine's network is touched.
+_MACHINE = f"""
+set -e
+mount --make-rprivate /
+mount --bind "$1" /etc/resolv.conf
+shift
+ip link set lo up
+ip link add outside type veth peer name other
+ip address add {HOST4}/24 dev outside
+ip -6 address add {HOST6}/64 dev outside nodad
+ip link set outside up
+ip link set other up
+ip route add default via 10.77.0.254
+ip -6 route add default via fd77::fe
+echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start
+exec "$@"
+"""
+
+PRELUDE = f"""
+import os, socket, subprocess, sys, threading, time, urllib.request
+import knarr
+from knarr.base.errors import KnarrError
+HOST4, HOST6 = {HOST4!r}, {HOST6!r}
+print(os.stat("/proc/self/ns/net").st_ino, flush=True)
+
+def serve(address, text=b"from here", port=0):
+    "A server that sends a text to whoever calls, by TCP, and answers datagrams with it; its port."
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    tcp, udp = socket.socket(family), socket.socket(family, socket.SOCK_DGRAM)
+    tcp.bind((address, port))
+    tcp.listen()
+    udp.bind((address, tcp.getsockname()[1]))
+    def streams():
+        while True:
+            other, _ = tcp.accept()
+            other.sendall(text)
+            other.close()
+    def datagrams():
+        while True:
+            udp.sendto(text, udp.recvfrom(1000)[1])
+    for each in (streams, datagrams):
+        threading.Thread(target=each, daemon=True).start()
+    return tcp.getsockname()[1]
+
+def until(action, seconds=10):
+    "What an action gives as soon as it gives something, whatever it raises before."
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            got = action()
+        except OSError:
+            got = None
+        if got or time.monotonic() > end:
+            return got
+        time.sleep(0.05)
+
+def get(port, address="127.0.0.1"):
+    return urllib.request.urlopen(f"http://{{address}}:{{port}}/", timeout=3).read()
+"""
+
+
+def need(program: str) -> None:
+    """Skip where a program is not installed, or a namespace like this cannot be made."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    if shutil.which("ip") is None:
+        pytest.skip("iproute2 is not installed")
+    if os.geteuid():
+        pytest.skip("needs root: a network namespace with a network of its own")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("there is no /dev/net/tun")
+
+
+def on_own_machine(person: Person) -> Person:
+    """The person, on a machine with a network of its own."""
+    resolvers = person.folder / "resolv.conf"
+    resolvers.write_text(f"search some.test\nnameserver {HOST4}\noptions timeout:1\n")
+    person.prefix = ["unshare", "-n", "-m", "sh", "-c", _MACHINE, "sh", str(resolvers), *person.prefix]
+    return person
+
+
+def does(person: Person, script: str, timeout: float = 60) -> str:
+    """Run a script there; what it prints. Nothing that is in its network namespace may be left."""
+    done = person.python_script(PRELUDE + script, timeout=timeout)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    inode, _, said = done.stdout.decode().partition("\n")
+    end = time.monotonic() + 3
+    while (left := in_network(int(inode))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == [], left
+    return said
+
+
+def in_network(inode: int) -> list[str]:
+    """The command lines of the processes in a network namespace."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if (entry / "ns/net").stat().st_ino == inode:
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                pass  # it has ended
+    return [each for each in found if each]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that number is there and no zombie."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
