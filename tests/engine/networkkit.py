@@ -14,7 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from enginekit import Person
 
-HOST4, HOST6 = "10.77.0.1", "fd77::1"
+HOST4, HOST6 = "10.77.0.2", "fd77::2"
+"""Addresses of the machine's that pasta does not give to the container."""
 
 # Run as root in fresh namespaces, then as the person: nothing of the machine's network is touched.
 _MACHINE = f"""
@@ -24,8 +25,10 @@ mount --bind "$1" /etc/resolv.conf
 shift
 ip link set lo up
 ip link add outside type veth peer name other
-ip address add {HOST4}/24 dev outside
-ip -6 address add {HOST6}/64 dev outside nodad
+ip address add 10.77.0.1/24 dev outside
+ip -6 address add fd77::1/64 dev outside nodad
+ip address add {HOST4}/32 dev other
+ip -6 address add {HOST6}/128 dev other nodad
 ip link set outside up
 ip link set other up
 ip route add default via 10.77.0.254
@@ -95,6 +98,36 @@ def on_own_machine(person: Person) -> Person:
     resolvers.write_text(f"search some.test\nnameserver {HOST4}\noptions timeout:1\n")
     person.prefix = ["unshare", "-n", "-m", "sh", "-c", _MACHINE, "sh", str(resolvers), *person.prefix]
     return person
+
+
+ECHO = """
+#include <arpa/inet.h>
+#include <sys/socket.h>
+int main(void)
+{
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_port = htons(81)}, other;
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    char data[1000];
+    if (bind(fd, (struct sockaddr *)&own, sizeof own) != 0)
+        return 1;
+    for (;;) {
+        socklen_t size = sizeof other;
+        long got = recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&other, &size);
+        sendto(fd, data, got, 0, (struct sockaddr *)&other, size);
+    }
+}
+"""
+
+
+def echo_server(folder: Path) -> Path:
+    """A program that answers each datagram at port 81 with itself."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for a server of datagrams")
+    program = folder / "echo"
+    (folder / "echo.c").write_text(ECHO)
+    subprocess.run([compiler, "-static", "-o", str(program), str(folder / "echo.c")], check=True)
+    return program
 
 
 def does(person: Person, script: str, timeout: float = 60) -> str:

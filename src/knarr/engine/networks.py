@@ -15,7 +15,8 @@ import ipaddress
 import os
 import shutil
 
-from knarr.base.errors import Unsupported, UsageError
+from knarr.base.errors import FileError, Unsupported, UsageError
+from knarr.base.files import read_file
 from knarr.base.record import Record
 from knarr.engine.ports import ip_address, parse_publish
 
@@ -124,7 +125,8 @@ def wanted(options: RunOptions, *, guest: bool) -> UserNetwork | None:
         from knarr.engine.pasta import pasta
 
         place, root = program(options.network), os.geteuid() == 0
-        return pasta(place, options.network_options, options.publish, guest=guest, root=root)
+        forward = not options.dns and not _resolvers(_of_host("/etc/resolv.conf"))
+        return pasta(place, options.network_options, options.publish, guest=guest, root=root, forward=forward)
     return None
 
 
@@ -183,12 +185,23 @@ def resolv_conf(of_host: str, *, first: str, dns: Iterable[str], search: Iterabl
     if not searched:
         lines += [" ".join(words) for words in kept if words[:1] in (["search"], ["domain"])]
     if not named:
-        others = [words[1] for words in kept if words[:1] == ["nameserver"] and len(words) > 1]
-        named = [f"nameserver {first}"] if first else []
-        named += [f"nameserver {address}" for address in others if _reachable(address)]
+        named = [f"nameserver {address}" for address in (first, *_resolvers(of_host)) if address]
     lines += named
     lines += [" ".join(words) for words in kept if words[:1] == ["options"]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _resolvers(of_host: str) -> list[str]:
+    """The resolvers in a resolv.conf that others than this machine can ask."""
+    found = [line.split() for line in of_host.splitlines()]
+    return [words[1] for words in found if words[:1] == ["nameserver"] and len(words) > 1 and _reachable(words[1])]
+
+
+def _of_host(path: str) -> str:
+    try:
+        return read_file(path, 1 << 20).decode("utf-8", "replace")
+    except FileError:
+        return ""
 
 
 def _reachable(address: str) -> bool:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from knarr.bundle.options import Port
 
 RESOLVER = "169.254.1.1"
-"""Link-local (RFC 3927): nobody's, and pasta sends what is for it to this machine's resolver."""
+"""Link-local (RFC 3927): nobody's, and pasta sends what is for it to this machine's resolver, if it is on loopback.
+
+Not otherwise: pasta of 2023 then takes answers of that resolver, asked by its own address, for answers of this one.
+"""
 _KIND = "pasta"
 _MTU = "1500"
 _WORDS = {
@@ -26,10 +29,13 @@ _WORDS = {
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:-_/%")
 
 
-def pasta(program: str, options: Sequence[str], ports: Sequence[Port], *, guest: bool, root: bool) -> UserNetwork:
+def pasta(
+    program: str, options: Sequence[str], ports: Sequence[Port], *, guest: bool, root: bool, forward: bool
+) -> UserNetwork:
     """The call for these options, pasta's own words as Podman takes them. Raises UsageError.
 
-    ``guest``: the container's devices are a guest's; ``root``: who calls it is, whom it would not stay.
+    ``guest``: the container's devices are a guest's; ``root``: who calls it is, whom it would not stay; ``forward``:
+    this machine's resolvers are out of the container's reach.
     """
     given = list(_given(options))
     flags = {word for word, _ in given}
@@ -47,7 +53,7 @@ def pasta(program: str, options: Sequence[str], ports: Sequence[Port], *, guest:
             words += [word for each in led or ["none"] for word in (flag, each)]
     if guest and not flags & {"-m", "--mtu"}:
         words += ["--mtu", _MTU]
-    resolver = "" if flags & {"-6", "--ipv6-only", "--no-udp"} else RESOLVER
+    resolver = RESOLVER if forward and not flags & {"-6", "--ipv6-only", "--no-udp"} else ""
     words += ["--dns-forward", resolver] if resolver else []
     for word, value in given:
         if word != "--map-gw":
