@@ -89,7 +89,7 @@ def test_private_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_for_hosts() -> None:
     assert parse_host("db:192.0.2.1") == ("db", "192.0.2.1")
     assert parse_host("db:[::1]") == ("db", "::1")
-    for text in ("db", ":192.0.2.1", "d b:192.0.2.1", "db:nowhere", "db\n:192.0.2.1", "x\tlocalhost:192.0.2.1"):
+    for text in ("db", ":192.0.2.1", "d b:192.0.2.1", "db:nowhere", "db\n:192.0.2.1", "db:fe80::1%a\nb", "x\tlocalhost:192.0.2.1"):
         with pytest.raises(UsageError, match="add-host"):
             parse_host(text)
     options = requested(RunOptions(), "slirp4netns", hosts=["up:host-gateway"])

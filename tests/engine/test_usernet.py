@@ -19,7 +19,7 @@ def network(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def there(person: Person, network: str) -> Person:  # noqa: ARG001  # it skips first
+def there(person: Person, network: str) -> Person:  # network skips first
     return on_own_machine(person)
 
 

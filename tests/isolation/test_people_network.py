@@ -59,9 +59,9 @@ def test_out_and_in_by_slirp4netns(person: enginekit.Person, image: str, kind: s
 PASTA = """
 port, closed = serve(HOST4), serve("127.0.0.1", b"loopback")
 six = serve(HOST6)
-script = f'''busybox timeout 3 busybox nc {{HOST4}} {{port}} </dev/null; echo
-busybox timeout 3 busybox nc {{HOST6}} {{six}} </dev/null; echo
-busybox timeout 1 busybox nc 10.77.0.254 {{closed}} </dev/null'''
+script = f'''busybox timeout 1 busybox nc {{HOST4}} {{port}} </dev/null; echo
+busybox timeout 1 busybox nc {{HOST6}} {{six}} </dev/null; echo
+busybox timeout 1 busybox nc 10.77.0.254 {{closed}} </dev/null; echo'''
 print(knarr.run({image!r}, ["sh", "-c", script], isolation="kernel", network="pasta").stdout.decode())
 """
 

@@ -157,11 +157,11 @@ def request_of(image: str, argv: Sequence[str] | str | None, given: Options, *, 
     if any(asked) or options.network not in ("none", "host"):
         from knarr.engine.networks import requested  # only where something is asked for
 
-        *lists, hosts = asked
-        if any(isinstance(each, str) for each in lists):
+        publish, dns, search, hosts = asked
+        if any(isinstance(each, str) for each in (publish, dns, search)):
             raise UsageError("publish, dns and dns_search should be lists of texts")
         lines = [f"{name}:{address}" for name, address in hosts.items()]
-        options = requested(options, options.network, *lists, lines)
+        options = requested(options, options.network, publish, dns, search, lines)
     request = Request(
         image,
         options,

@@ -37,8 +37,9 @@ class UserNetwork(Record):
     """A program that is the network of a container, and how it is called.
 
     ``argv`` as it is to be executed, where descriptor 0 is the network namespace. When all is ready descriptor 3 gets a
-    byte if it ``tells``, else its first process ends with 0. ``address`` is the container's, "" where it is not known before; ``resolver`` and ``gateway`` likewise: the latter
-    is this machine's loopback, if that may be reached. ``takes``: whether ports are published by its API socket.
+    byte if it ``tells``, else its first process ends with 0. ``address`` is the container's, "" where it is not known
+    before; ``resolver`` and ``gateway`` likewise: the latter is this machine's loopback, if that may be reached.
+    ``takes``: whether ports are published by its API socket.
     """
 
     program: str
@@ -86,7 +87,7 @@ def requested(
     for domain in search:
         if not domain or not domain.isascii() or any(char.isspace() for char in domain):
             raise UsageError(f"dns-search {domain!r} is not a domain")
-    return options.replace(
+    found: RunOptions = options.replace(
         network=kind,
         network_options=words,
         publish=tuple(port for text in publish for port in parse_publish(text)),
@@ -94,6 +95,7 @@ def requested(
         dns_search=tuple(search),
         hosts=tuple(parse_host(text) for text in hosts),
     )
+    return found
 
 
 def settled(options: RunOptions) -> RunOptions:

@@ -19,6 +19,10 @@ from socket import (
 from knarr.base.errors import InUse, KernelError, Unsupported, UsageError
 from knarr.bundle.options import Port
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
 
 def parse_publish(text: str) -> tuple[Port, ...]:
     """The ports of ``-p [[IP:][HOST]:]CONTAINER[/tcp|udp]``, of which HOST and CONTAINER may be ranges.
@@ -43,7 +47,8 @@ def parse_publish(text: str) -> tuple[Port, ...]:
     if len(hosts) != len(ports):
         raise UsageError(f"publish {text!r}: {len(hosts)} ports here and {len(ports)} in the container")
     shown = ip_address(address, f"publish {text!r}") if address else "0.0.0.0"  # noqa: S104  # what was asked for
-    return tuple(Port(shown, host, port, protocol or "tcp") for host, port in zip(hosts, ports, strict=True))
+    kind: Literal["tcp", "udp"] = "udp" if protocol == "udp" else "tcp"
+    return tuple(Port(shown, host, port, kind) for host, port in zip(hosts, ports, strict=True))
 
 
 def _range(text: str, whole: str) -> list[int]:
@@ -60,6 +65,8 @@ def _range(text: str, whole: str) -> list[int]:
 def ip_address(text: str, what: str) -> str:
     """An IP address in its usual form. Raises UsageError."""
     try:
+        if "%" in text:  # a scope: no address of a port or a resolver, and any bytes may stand there
+            raise ValueError
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise UsageError(f"{what}: {text!r} is not an IP address") from None
@@ -88,4 +95,5 @@ def free(port: Port) -> Port:
             if error.errno == EADDRINUSE:
                 raise InUse("port", shown(port), "another program") from None
             raise KernelError("publish a port at", shown(port), error.errno or 0) from None
-        return port.replace(host=trial.getsockname()[1])
+        found: Port = port.replace(host=trial.getsockname()[1])
+        return found

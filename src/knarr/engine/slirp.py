@@ -50,9 +50,8 @@ def slirp(program: str, options: Sequence[str], ports: Sequence[Port], *, guest:
         words.append("--enable-ipv6")
     if "cidr" in given:
         words.append(f"--cidr={given['cidr']}")
-    for name in ("outbound_addr", "outbound_addr6"):
-        if name in given:
-            words.append(f"--{name.replace('_', '-')}={given[name]}")
+    outbound = [name for name in ("outbound_addr", "outbound_addr6") if name in given]
+    words += [f"--{name.replace('_', '-')}={given[name]}" for name in outbound]
     for port in ports:
         if ":" in port.ip:
             raise UsageError(f"network {_KIND} publishes at IPv4 addresses only, not at {port.ip}")

@@ -1,8 +1,8 @@
 """The program that is a container's network, from its start to its end (cold).
 
 It is no child of the container and outlives whoever started it, as the container does; it ends with the container's
-first process. knarr-init sees to that: it is process 1 of a pid namespace the program is in, waits for that process (its
-pidfd), and ends; the kernel then ends all the others. So nothing is left whichever of all these is killed.
+first process. knarr-init sees to that: it is process 1 of a pid namespace the program is in, waits for that process
+(its pidfd), and ends; the kernel then ends all the others. So nothing is left whichever of all these is killed.
 
 An ordinary user's is in the container's user namespace, where it has the rights over the network namespace.
 """
@@ -19,7 +19,7 @@ from knarr.base import fastjson
 from knarr.base.errors import InUse, KernelError, KnarrError, Unsupported
 from knarr.engine.ports import shown
 from knarr.engine.slirp import API
-from knarr.kernel.process import process_stat, signal_pid
+from knarr.kernel.process import process_stat
 from knarr.plan import ops
 from knarr.plan.namespaces import CLONE_FLAG
 from knarr.plan.ops import NO_SLOT, Op
