@@ -121,7 +121,7 @@ def test_this_machines_loopback_where_it_is_asked_for(person: Person, image: str
         on_own_machine(person),
         f"""
 port = serve("127.0.0.1", b"loopback")
-words = ["sh", "-c", f"busybox nc -w 3 10.9.0.2 {{port}} </dev/null; echo; busybox cat /etc/hosts; busybox ip link"]
+words = ["sh", "-c", f"busybox timeout 1 busybox nc 10.9.0.2 {{port}} </dev/null; echo; busybox cat /etc/hosts; busybox ip link"]
 options = "slirp4netns:allow_host_loopback=true,cidr=10.9.0.0/24,mtu=1400,enable_ipv6=false,port_handler=slirp4netns"
 done = knarr.run({image!r}, words, network=options, hostname="me", add_hosts={{"up": "host-gateway", "x": "192.0.2.9"}})
 print(done.stdout.decode())
