@@ -51,15 +51,16 @@ def serve(address, text=b"from here", port=0):
     tcp.bind((address, port))
     tcp.listen()
     udp.bind((address, tcp.getsockname()[1]))
+    def stream(other):
+        try:
+            other.sendall(text)
+            other.recv(1)
+        except OSError:
+            pass
+        other.close()
     def streams():
         while True:
-            other, _ = tcp.accept()
-            other.sendall(text)
-            try:
-                other.recv(1)  # pasta of 2023 repeats what came just before the end
-            except OSError:
-                pass
-            other.close()
+            threading.Thread(target=stream, args=(tcp.accept()[0],), daemon=True).start()
     def datagrams():
         while True:
             udp.sendto(text, udp.recvfrom(1000)[1])
@@ -81,6 +82,22 @@ def until(action, seconds=10):
 
 def get(port, address="127.0.0.1"):
     return urllib.request.urlopen(f"http://{{address}}:{{port}}/", timeout=3).read()
+"""
+
+
+def caller(network: str) -> str:
+    """A shell function ``call ADDRESS PORT`` that says what the server of PRELUDE says.
+
+    Streams through pasta of March 2023 (Debian 12's) lose and repeat bytes under Linux 6.18, called by hand too: of it
+    is only asked that there is a way.
+    """
+    tries, pattern = ("1 2 3 4 5 6 7 8", '"from here"*') if network == "pasta" else ("1", '"from here"')
+    return f"""
+call() {{
+    for i in {tries}; do
+        case "$(busybox timeout 1 busybox nc $1 $2 </dev/null 2>/dev/null)" in {pattern}) echo "from here"; return ;; esac
+    done
+}}
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from networkkit import does, echo_server, need, on_own_machine
+from networkkit import caller, does, echo_server, need, on_own_machine
 
 if TYPE_CHECKING:
     from enginekit import Person
@@ -38,9 +38,9 @@ def name_server():
         head = asked[:2] + b"\\x85\\x80\\0\\1\\0\\1\\0\\0\\0\\0"
         names.sendto(head + asked[12:] + b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\x0a\\x4d\\0\\7", who)
 threading.Thread(target=name_server, daemon=True).start()
-script = f'''
+script = {caller(network)!r} + f'''
 busybox ip route | busybox grep -o "^default"
-busybox timeout 1 busybox nc {{HOST4}} {{port}} </dev/null 2>/dev/null; echo
+call {{HOST4}} {{port}}
 busybox nslookup -type=a b.test {{HOST4}} | busybox grep -o "Address: 10.77.0.7"
 for each in 10.0.2.2 10.77.0.254 127.0.0.1; do
     busybox timeout 1 busybox nc $each {{closed}} </dev/null 2>&1 | busybox grep loopback
@@ -100,10 +100,10 @@ def test_ipv6(there: Person, image: str, network: str) -> None:
         there,
         f"""
 port, closed = serve(HOST6), serve("::1", b"loopback")
-script = f'''
+script = {caller(network)!r} + f'''
 for i in $(busybox seq 80); do busybox ip -6 address | busybox grep "scope global" | busybox grep -qv tentative && break
     sleep 0.1; done
-busybox timeout 1 busybox nc {{HOST6}} {{port}} </dev/null 2>/dev/null; echo
+call {{HOST6}} {{port}}
 for each in fd00::2 fd77::fe ::1; do
     busybox timeout 1 busybox nc $each {{closed}} </dev/null 2>&1 | busybox grep loopback
 done

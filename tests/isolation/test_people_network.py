@@ -39,7 +39,7 @@ def person(request: pytest.FixtureRequest) -> Iterator[enginekit.Person]:
 
 SLIRP = """
 port, closed = serve(HOST4), serve("127.0.0.1", b"loopback")
-words = ["sh", "-c", f"busybox timeout 3 busybox nc {{HOST4}} {{port}} </dev/null > /tmp/index.html; "
+words = ["sh", "-c", f"busybox timeout 2 busybox nc {{HOST4}} {{port}} </dev/null > /tmp/index.html; "
          f"busybox timeout 2 busybox nc 10.0.2.2 {{closed}} </dev/null >> /tmp/index.html; "
          f"exec busybox httpd -f -p 80 -h /tmp"]
 with knarr.Container({image!r}, words, isolation={kind!r}, network="slirp4netns", publish=["127.0.0.1::80"]) as box:
@@ -59,8 +59,8 @@ def test_out_and_in_by_slirp4netns(person: enginekit.Person, image: str, kind: s
 PASTA = """
 port, closed = serve(HOST4), serve("127.0.0.1", b"loopback")
 six = serve(HOST6)
-script = f'''busybox timeout 1 busybox nc {{HOST4}} {{port}} </dev/null; echo
-busybox timeout 1 busybox nc {{HOST6}} {{six}} </dev/null; echo
+script = {caller!r} + f'''call {{HOST4}} {{port}}
+call {{HOST6}} {{six}}
 busybox timeout 1 busybox nc 10.77.0.254 {{closed}} </dev/null; echo'''
 print(knarr.run({image!r}, ["sh", "-c", script], isolation="kernel", network="pasta").stdout.decode())
 """
@@ -69,5 +69,5 @@ print(knarr.run({image!r}, ["sh", "-c", script], isolation="kernel", network="pa
 def test_out_by_pasta(person: enginekit.Person, image: str) -> None:
     need("kernel")
     networkkit.need("pasta")
-    said = networkkit.does(person, PASTA.format(image=image), timeout=90)
+    said = networkkit.does(person, PASTA.format(image=image, caller=networkkit.caller("pasta")), timeout=90)
     assert said.split() == ["from", "here", "from", "here"], said
