@@ -215,7 +215,7 @@ def test_completion(me: Person, image: str) -> None:
     assert complete(me, "knarr image cre") == ["create"]
     assert complete(me, "knarr image create --from") == ["--from-host"]
     assert complete(me, "knarr run --net") == ["--network"]
-    assert complete(me, "knarr run --network ") == ["host", "none"]
+    assert complete(me, "knarr run --network ") == ["host", "none", "pasta", "private", "slirp4netns"]
     assert complete(me, "knarr run local") == ["localhost/image:one"]
     assert complete(me, "knarr run ho") == ["host:"]
     assert complete(me, "knarr rm w") == ["web"]

@@ -256,7 +256,7 @@ def test_programs_that_cannot_run(person: Person, image: str) -> None:
         (["-v", "/nonexistent:/x"], "no such file"),
         (["-v", "name:/x"], "name of a volume"),
         (["--tmpfs", "/a", "--tmpfs", "/a/"], "two mounts"),
-        (["--network", "moon"], "none and host"),
+        (["--network", "moon"], "none, host, private, slirp4netns, pasta"),
         (["--memory", "many"], "is not a size"),
         (["--cap-add", "FLY"], "FLY"),
         (["--pull", "sometimes"], "pull policy"),

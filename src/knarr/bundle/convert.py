@@ -10,6 +10,7 @@ from knarr.base.errors import UsageError
 from knarr.base.record import Record
 from knarr.bundle import posture
 from knarr.bundle.mounts import check_target, place_mounts, tmpfs_volume
+from knarr.bundle.options import USER_NETWORKS
 from knarr.spec import mediatypes
 from knarr.spec.capabilities import CAPABILITIES
 from knarr.spec.seccomp_default import default_profile
@@ -241,6 +242,8 @@ def _share_network(config: dict[str, Any], options: RunOptions, facts: Facts) ->
             # A new sysfs shows the network, so the kernel wants a network namespace owned by this user namespace.
             kept = [mount for mount in config["mounts"] if not mount["destination"].startswith("/sys")]
             config["mounts"] = [*kept, posture.host_sys()]
+    elif options.network not in ("none", *USER_NETWORKS):
+        raise UsageError(f"network {options.network!r} is not known", hint="there are none and host")
     for key, value in options.sysctls:
         if not key or "\0" in key + value or "\n" in value:
             raise UsageError(f"sysctl {key!r} should be NAME=VALUE on one line")

@@ -40,6 +40,10 @@ class Ulimit(Record):
     hard: int
 
 
+USER_NETWORKS = ("slirp4netns", "pasta")
+"""Networks of a container's own that a program of that name is: the engine's to start."""
+
+
 class Port(Record):
     """One published port: ``ip`` and ``host`` (0: any that is free) on this machine, ``inside`` the container."""
 
@@ -63,7 +67,7 @@ class RunOptions(Record):
     user: str = ""
     hostname: str = ""
     terminal: bool = False
-    network: str = "none"  # none, host, or the engine's: slirp4netns, pasta
+    network: str = "none"  # none, host, or one of USER_NETWORKS
     network_options: tuple[str, ...] = ()
     publish: tuple[Port, ...] = ()
     dns: tuple[str, ...] = ()  # addresses of resolvers
