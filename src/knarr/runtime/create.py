@@ -434,7 +434,9 @@ class Created(Process):
 
     def poststart(self) -> None:
         """Run the poststart hooks of a container that was made without waiting for a start."""
-        from knarr.runtime.start import poststart
+        if "poststart" not in self.state.hooks:
+            return
+        from knarr.runtime.start import poststart  # `run` needs no more of it
 
         poststart(self._root_fd, self.fd, self.state, self.config)
 

@@ -35,7 +35,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
         host,
         id=id,
         bundle=bundle,
-        options=Options(terminal_slot=bool(config["process"].get("terminal")), wait_start=True),
+        options=Options(terminal_slot=bool(config["process"].get("terminal")), wait_start=True, early=True),
         seccomp=compiled_seccomp(config, host),
         cgroup=groups,
     )
@@ -47,7 +47,7 @@ def run(options: dict[str, Any], operands: list[str], context: Context) -> int:
     if form == "json":
         shown: dict[str, Any] = {
             "cgroup": [{"pointer": pointer, "does": text} for pointer, text in steps],
-            "slots": list(plan.slots),
+            "slots": [*plan.slots, *(plan.late or ())],
             "operations": [
                 {
                     "operation": op.kind,
