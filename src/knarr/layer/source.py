@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 _WORTH_A_THREAD = 1 << 18  # compressed bytes
+_AHEAD = 16  # chunks: small files hold unpacking up for longer than inflating four takes
 
 
 class Layer(Record):
@@ -51,7 +52,7 @@ class Layer(Record):
         except BaseException:
             raw.close()
             raise
-        return ReadAhead(plain) if ahead and self.size >= _WORTH_A_THREAD else plain
+        return ReadAhead(plain, depth=_AHEAD) if ahead and self.size >= _WORTH_A_THREAD else plain
 
 
 if TYPE_CHECKING:
