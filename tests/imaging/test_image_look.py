@@ -217,6 +217,18 @@ def test_tree_command(tmp_path: Path, cli: Cli) -> None:
     assert "└── x" not in cli("image", "tree", "--depth", "1", f"oci:{tmp_path}/l:v1", "/usr")[1]
 
 
+def test_tree_as_json(tmp_path: Path, cli: Cli) -> None:
+    ref = layout(tmp_path / "l", *STACK)
+    found = {one["path"]: one["total"] for one in json.loads(cli("image", "tree", "--json", "--depth", "0", ref)[1])}
+    assert list(found)[:3] == ["/", "/bin", "/etc"]
+    listed = json.loads(cli("image", "ls", "-R", "--json", ref)[1])
+    assert set(found) == {one["path"] for one in listed}
+    assert found["/etc"] == 4
+    assert found["/"] == found["/etc"] + found["/opt"] + found["/usr"]
+    some = json.loads(cli("image", "tree", "--json", "--depth", "1", ref, "/usr")[1])
+    assert [one["path"] for one in some] == ["/usr", "/usr/bin"]
+
+
 def test_history_command(tmp_path: Path, cli: Cli) -> None:
     ref = layout(tmp_path / "l", *STACK, config={"history": [
         {"created_by": "one"}, {"created_by": "env", "empty_layer": True}, {"created_by": "two"}, {"created_by": "x" * 90}]})  # fmt: skip

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from tarbuilder import d, f, h, members, s, tar
+from test_erofs import from_files, mounted
+from test_erofs import scratch as on_disk
 from test_modes_agree import STACKS, merge
 from trees import differences, needs_root, overlay, scratch, tree
 
+from knarr.content.compress import decompressor
 from knarr.content.store import Store
 from knarr.layer.snapshot import Snapshots
 from knarr.layer.source import Layer, layers_of
@@ -228,6 +231,15 @@ def test_the_mounted_layers_are_the_merged_tree(name: str, image: Callable[[str]
         with overlay(lowers, top) as mounted:
             # Overlayfs copies a file up when a later layer links to it; the other names keep the old inode.
             assert differences(tree(mounted), tree(f"{top}/merged"), ignore=["links"]) == []
+
+
+@from_files
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_index_mounted_is_the_merged_tree(name: str, image: Callable[[str], Path]) -> None:
+    plain = [decompressor(layer.open(), layer.media_type).readall() for layer in layers(image(name))]
+    with scratch() as top, on_disk() as place, mounted(plain, place) as root:
+        materialise(layers(image(name)), f"{top}/merged")
+        assert differences(tree(root), tree(f"{top}/merged")) == []
 
 
 def write_layout(stack: Sequence[list[bytes]], layout: Path) -> None:

@@ -6,11 +6,13 @@ import os
 
 from knarr.base.errors import UsageError
 from knarr.cli.command import Parser
-from knarr.cli.image.common import SOURCES, add_platform, add_whole, fetched, opened, shown
-from knarr.cli.output import put, size
+from knarr.cli.image.common import SOURCES, add_json, add_platform, add_whole, fetched, opened, shown, wants_json
+from knarr.cli.output import put, put_json, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from knarr.layer.model import Node
 
 
@@ -19,11 +21,12 @@ def parse_tree() -> Parser:
     parser = Parser(
         "image tree",
         "Draw the files of an image as a tree, with the bytes below each directory.",
-        "[--depth N] [--whole] IMAGE [PATH]",
+        "[--depth N] [--whole] [--json] IMAGE [PATH]",
         "  knarr image tree --depth 2 alpine\n  knarr image tree oci:./layout:v1 /usr/lib",
     )
     parser.add_argument("-d", "--depth", type=int, default=3, metavar="N", help="levels to draw (3); 0 for all")
     add_whole(parser)
+    add_json(parser)
     add_platform(parser)
     parser.add_argument("image", metavar="IMAGE", help=SOURCES)
     parser.add_argument("path", metavar="PATH", nargs="?", default="/", help="where to begin; / if not given")
@@ -35,15 +38,20 @@ def do_tree(arguments: list[str]) -> int:
     given = parse_tree().parse_args(arguments)
     if given.depth < 0:
         raise UsageError(f"--depth {given.depth} is below 0")
+    as_json = wants_json(given)
     from knarr.engine.imaging.layers import model_of
-    from knarr.engine.imaging.look import located
+    from knarr.engine.imaging.look import described, located
 
     with opened(given.image, given.platform) as image:
         model = model_of(image, index=not given.whole)
         start, node = located(model, image, given.path)
         sizes = _sizes(node)
-        put(f"{shown(start)}  {size(sizes[id(node)])}")
-        _draw(node, "", given.depth or 10_000, sizes)
+        if as_json:
+            below = _below(start, node, given.depth or 10_000)
+            put_json([{**described(path, one.entry), "total": sizes[id(one)]} for path, one in below])
+        else:
+            put(f"{shown(start)}  {size(sizes[id(node)])}")
+            _draw(node, "", given.depth or 10_000, sizes)
         fetched(image, given.image)
     return 0
 
@@ -68,6 +76,17 @@ def _sizes(top: Node) -> dict[int, int]:
                 total += sizes[id(child)]
         sizes[id(node)] = total
     return sizes
+
+
+def _below(start: bytes, top: Node, depth: int) -> Iterator[tuple[bytes, Node]]:
+    """``top`` and what is below it, as it is drawn, each with its path."""
+    todo = [(start, top, depth)]
+    while todo:
+        path, node, left = todo.pop()
+        yield path, node
+        if left:
+            children = sorted((node.children or {}).items(), reverse=True)
+            todo += [(path + b"/" + name if path else name, child, left - 1) for name, child in children]
 
 
 def _draw(top: Node, margin: str, depth: int, sizes: dict[int, int]) -> None:
