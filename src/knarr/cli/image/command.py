@@ -31,6 +31,7 @@ COMMANDS = {
     "sync": ("sync", "copy all images a list names"),
     "create": ("create", "make an image from programs of this machine"),
     "unpack": ("unpack", "unpack an image to a bundle or directory, to be packed again"),
+    "mount": ("mount", "mount an image read-only, with nothing extracted"),
     "repack": ("repack", "make a layer of what changed in an unpacked image"),
     "add": ("add", "put files of this machine into an image"),
     "remove": ("remove", "hide paths of an image"),
