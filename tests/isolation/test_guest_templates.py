@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from knarr.base.errors import Unsupported, UsageError
-from knarr.isolation import template
+from knarr.isolation import keeping, template
 from knarr.isolation.keeper import Keeper
 from knarr.isolation.template import Shape
 
@@ -69,7 +69,8 @@ class Running:
         assert (word, len(given)) == (b"take", 1)
         with socket.socket(fileno=given[0]) as taker:
             taker.setblocking(True)
-            taker.send(b'{"found":{"number":%d}}' % number)
+            with open("/proc/self/ns/user", "rb", buffering=0) as space:
+                socket.send_fds(taker, [b'{"found":{"number":%d}}' % number], [space.fileno()])
 
     def stop(self) -> None:
         template.stop(self.place)
@@ -272,3 +273,44 @@ def test_nonsense_is_no_hindrance(running: Running, words: bytes) -> None:
         if words:
             stranger.send(words)
     assert running.states() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else for a moment")
+def test_another_users_keeper_gets_no_container() -> None:
+    """Who may make the directory before us could be it."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are not for others
+    child = 0
+    try:
+        folder.chmod(0o777)
+        heard, hearing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setresuid(65534, 65534, 65534)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            listener.bind(f"{folder}/{template.SOCKET}")
+            listener.listen(4)
+            os.write(hearing, b"x")
+            signal.pause()
+            os._exit(0)
+        assert os.read(heard, 1) == b"x"
+        with pytest.raises(UsageError, match="is another user's"):
+            template.connect(str(folder))
+        assert template.take(SMALL, str(folder)) is None
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        shutil.rmtree(folder)
+
+
+def test_a_place_that_another_could_exchange_is_refused(tmp_path: Path) -> None:
+    keeping.demand_own(str(tmp_path / "not" / "there" / "yet"))
+    tmp_path.chmod(0o777)
+    with pytest.raises(UsageError, match="another user's to change"):
+        keeping.demand_own(str(tmp_path / "templates"))
+    tmp_path.chmod(0o1777)
+    keeping.demand_own(str(tmp_path / "templates"))
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+        with pytest.raises(UsageError, match="another user's to change"):
+            keeping.demand_own(str(tmp_path / "templates"))

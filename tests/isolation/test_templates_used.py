@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -12,11 +11,12 @@ import sys
 import termios
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from behind import GUESTS, ISOLATION, need
 from blackbox import cgroup_of, left_behind, needs_busybox
+from kept import Templates
 from wired import OUT4, PAGE, link
 
 from knarr.isolation.choose import WRITES
@@ -50,30 +50,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-class Templates:
-    """``knarr template`` with a keeper of the test's own."""
-
-    def __init__(self, kind: str, place: Path, knarr: str) -> None:
-        self.kind = kind
-        self._knarr = knarr
-        self._environment = {**os.environ, "KNARR_TEMPLATES": str(place)}
-
-    def __call__(self, *words: str) -> str:
-        command = [self._knarr, "template", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=self._environment).stdout
-
-    def listed(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self("list", "--format", "json"))
-        return sorted(rows, key=lambda row: row["State"])
-
-    def expect(self, *states: str) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 60
-        while [row["State"] for row in self.listed()] != list(states):
-            assert time.monotonic() < deadline, self.listed()
-            time.sleep(0.05)
-        return self.listed()
 
 
 @pytest.fixture(params=GUESTS)

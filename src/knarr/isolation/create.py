@@ -232,7 +232,8 @@ class Isolated(Created):
     def close(self) -> None:
         super().close()
         if self._taken is not None:
-            self._taken.connection.close()  # its monitor ends, if it has not been told of a container
+            self._taken.let_go()
+            self._taken = None
 
     def _make(self, groups: CgroupPlan, these: Sequence[CgroupDirectory]) -> None:
         if not self._made:
@@ -380,8 +381,9 @@ def host_plan(
     linux = config.get("linux") or {}
     spaces = plan_namespaces(linux.get("namespaces") or [], privileged=host.privileged)
     mapped = "user" in spaces.new and host.euid != 0
+    enters = stands and mapped  # the user namespace of who waits
     if stands:
-        names = ["stand", *(["terminal"] if console else [])]
+        names = ["stand", *(["terminal"] if console else []), *(["space"] if enters else [])]
     else:
         names = ["control", "setup", "plan", "listener"]
         names += (["start"] if wait_start else []) + (["console"] if console else [])
@@ -401,7 +403,9 @@ def host_plan(
     able = mapped or host.privileged or host.euid == 0
     # A copy of the host's mounts takes time to be made and unmade, and keeps what the host unmounts.
     mounts = mapped or (able and root.kind != "bind")
-    flags = CLONE_FLAG["user"] if mapped else 0
+    flags = CLONE_FLAG["user"] if mapped and not enters else 0
+    if enters:
+        plan = [Op("setns", (names.index("space"), CLONE_FLAG["user"]), (), "/linux/namespaces"), *plan]
     if mounts:
         flags |= CLONE_FLAG["mount"]
     if able:
@@ -413,7 +417,7 @@ def host_plan(
         Op("clone", (flags, handed.index("cgroup") if "cgroup" in handed else NO_SLOT), (), "/linux/namespaces")
     )
     plan.append(Op("pdeathsig", (9,)))
-    if mapped:
+    if mapped and not enters:
         plan += [
             Op("sync", (ops.SYNC_IDMAP,), (), "/linux/uidMappings"),
             Op("become_root", (0,)),
@@ -436,13 +440,13 @@ def host_plan(
             Op("host_program", (), (words[0],)),
             Op("exec", (len(words),), (*words, "PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8")),
         ]
-    uid_map, gid_map = own_maps(linux) if mapped else ((), ())
+    uid_map, gid_map = own_maps(linux) if mapped and not enters else ((), ())
     return ContainerPlan(
         tuple(plan),
         tuple(handed),
         uid_map,
         gid_map,
-        mapped and own_id_alone(gid_map, host.egid),
+        bool(gid_map) and own_id_alone(gid_map, host.egid),
         (),
         groups,
         tuple(
@@ -503,7 +507,7 @@ def begin(
     limited = host_config(config, kind)
     groups = cgroup.plan(limited, host, id, rootless=rootless, manager=wishes.cgroup_manager)
     taken = None
-    if host.privileged and kinds.templated(kind, config):
+    if kinds.templated(kind, config) and (host.privileged or (mapped and groups is None and _usual_maps(config, host))):
         memory, cpus = resources(config)
         taken = template.take(template.Shape(kind, memory + kinds.overhead(kind), cpus), template.folder())
     try:
@@ -513,7 +517,7 @@ def begin(
         root_fd = record.open_root(state_root, make=True)
     except BaseException:
         if taken is not None:
-            taken.connection.close()
+            taken.let_go()
         raise
     try:
         made = Isolated(
@@ -537,7 +541,7 @@ def begin(
     except BaseException:
         posix.close(root_fd)
         if taken is not None:
-            taken.connection.close()
+            taken.let_go()
         raise
     made.network = network
     try:
@@ -546,6 +550,14 @@ def begin(
         undo(made, error)
         raise
     return made
+
+
+def _usual_maps(config: dict[str, Any], host: Host) -> bool:
+    """Whether an ordinary user's container has the ids that a keeper of his has."""
+    from knarr.kernel.userns import default_map  # cold: reads files of /etc
+
+    usual = default_map(host.euid, host.egid)
+    return own_maps(config.get("linux") or {}) == (usual.uids, usual.gids)
 
 
 def _looked_at(config: dict[str, Any], bundle: str) -> dict[str, bool]:

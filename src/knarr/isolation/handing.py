@@ -35,6 +35,7 @@ def hand_over(
         streams = [given["terminal"]] * 3
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET, 0)
     given["stand"] = theirs.detach()
+    given["space"] = taken.space  # a slot where the container enters it
     made.append(given["stand"])
     all_slots = {**slots, "stand": ours.fileno(), **dict(zip(("stdin", "stdout", "stderr"), streams, strict=True))}
     _send(taken, b"container", [all_slots[name] for name in HANDED if name in all_slots])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from select import POLLHUP, POLLIN, poll
 from socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, TimedOut, UsageError
 from knarr.isolation import kinds, waiting
-from knarr.isolation.python import python_command
+from knarr.isolation.keeping import LISTENING
 from knarr.isolation.template import MESSAGE, PATIENCE, SOCKET, Shape, connect, status, words_of
 from knarr.kernel.process import ended, reap, signal_pid
 
@@ -32,11 +31,6 @@ MOST_MEMORY = 4 << 30
 """Bytes that all waiting guests together may have, each counted with all it could use."""
 _SETTLE = 0.2
 """Seconds after one was taken before another is booted: the container that took it shall have the processors."""
-_LISTENING = "listening"
-_ENVIRONMENT = (
-    *("KNARR_UML", "KNARR_QEMU", "KNARR_VIRTIOFSD", "KNARR_KERNELS", "KNARR_CACHE", "XDG_CACHE_HOME"),
-    *("XDG_RUNTIME_DIR", "HOME", "LC_ALL", "TMPDIR"),
-)
 IDLE = 1800.0
 """Seconds after which a keeper ends when none was taken."""
 
@@ -44,26 +38,6 @@ IDLE = 1800.0
 def shape_of(kind: str, memory: int, cpus: int) -> Shape:
     """The shape of guest that containers with ``memory`` bytes and ``cpus`` processors of their own take."""
     return Shape(kind, memory + kinds.overhead(kind), cpus)
-
-
-def begin(place: str, idle: float) -> None:
-    """Start a keeper as a process of its own and wait until it listens. Raises FileError, KnarrError when it fails."""
-    started = subprocess.Popen(
-        python_command("keeper", repr(place), repr(idle)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        cwd="/",
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", **{k: v for k, v in os.environ.items() if k in _ENVIRONMENT}},
-    )
-    line = ""
-    if started.stderr is not None:
-        with started.stderr as said:
-            line = said.readline(4096).decode("utf-8", "replace").strip()
-    started.returncode = 0  # it is not waited for: init is its parent once we have ended
-    if line != _LISTENING:
-        raise KnarrError(f"the keeper of templates does not start: {line or 'it ended without a word'}")
 
 
 def wait_ready(shape: Shape, place: str) -> None:
@@ -91,7 +65,7 @@ def main(place: str, idle: float) -> None:
         if name.startswith(waiting.INITRAMFS):
             os.unlink(f"{place}/{name}")  # of a boot that was killed
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # by way of the end of run()
-    os.write(2, f"{_LISTENING}\n".encode())
+    os.write(2, f"{LISTENING}\n".encode())
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 2)
     os.close(null)

@@ -8,13 +8,16 @@ kept, for how much memory altogether and for how long is bounded.
 
 from __future__ import annotations
 
-from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+import posix
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET, socket
 from errno import ECONNREFUSED, ENOENT
+from sys import byteorder
 
 from knarr.base import fastjson
 from knarr.base.errors import FileError, KnarrError, UsageError
 from knarr.base.paths import variable
 from knarr.base.record import Record
+from knarr.kernel.passed import descriptors
 from knarr.runtime.record import default_root
 
 TYPE_CHECKING = False
@@ -39,10 +42,19 @@ class Shape(Record):
 
 
 class Taken(Record):
-    """A guest with its monitor (waiting.py), taken: the ``connection`` to that, and ``found`` as in Settings."""
+    """A guest with its monitor (waiting.py), taken: the ``connection`` to that, and ``found`` as in Settings.
+
+    ``space`` is a descriptor of the user namespace it is in.
+    """
 
     connection: socket
     found: dict[str, Any]
+    space: int
+
+    def let_go(self) -> None:
+        """Close what there is of it; its monitor ends, if it has not been told of a container."""
+        self.connection.close()
+        posix.close(self.space)
 
 
 def folder() -> str:
@@ -52,18 +64,24 @@ def folder() -> str:
 
 def take(shape: Shape, place: str) -> Taken | None:
     """A waiting guest of that shape, from the keeper whose folder is ``place``; None when there is none."""
-    connection = connect(place)
+    try:
+        connection = connect(place)
+    except UsageError:
+        return None  # it boots one of its own
     if connection is None:
         return None
+    given: list[int] = []
     try:
-        found = _ask(connection, {"do": "take", "shape": words_of(shape)}).get("found")
+        found = _ask(connection, {"do": "take", "shape": words_of(shape)}, given).get("found")
     except KnarrError:
         found = None
-    if found is None:
+    if found is None or len(given) != 1:
         connection.close()
+        for fd in given:
+            posix.close(fd)
         return None
     connection.settimeout(None)
-    return Taken(connection, found)
+    return Taken(connection, found, given[0])
 
 
 def kept(place: str) -> list[dict[str, Any]] | None:
@@ -96,7 +114,7 @@ def words_of(shape: Shape) -> dict[str, Any]:
 
 
 def connect(place: str) -> socket | None:
-    """A connection to the keeper; None when there is none. Raises FileError."""
+    """A connection to the keeper; None when there is none. Raises FileError, UsageError for another user's."""
     connection = socket(AF_UNIX, SOCK_SEQPACKET, 0)
     try:
         connection.settimeout(PATIENCE)
@@ -106,13 +124,23 @@ def connect(place: str) -> socket | None:
         if error.errno in (ENOENT, ECONNREFUSED):
             return None
         raise FileError("connect to", f"{place}/{SOCKET}", error.errno or 0) from None
+    # Whoever has it gets containers with their files: it must not be somebody who made the directory before us.
+    uid = int.from_bytes(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], byteorder)
+    if uid != posix.geteuid():
+        connection.close()
+        raise UsageError(f"the keeper of templates at {place} is another user's")
     return connection
 
 
-def _ask(connection: socket, request: dict[str, Any]) -> dict[str, Any]:
+def _ask(connection: socket, request: dict[str, Any], given: list[int] | None = None) -> dict[str, Any]:
+    """The answer; the descriptors that come with it go to ``given``."""
     try:
         connection.send(fastjson.dumps(request))
-        data = connection.recv(MESSAGE)
+        if given is None:
+            data = connection.recv(MESSAGE)
+        else:
+            data, rights, _, _ = connection.recvmsg(MESSAGE, CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+            given += descriptors(rights)
     except OSError as error:
         raise FileError("ask", "the keeper of templates", error.errno or 0) from None
     answer: dict[str, Any] = fastjson.loads(data, "the keeper's answer") if data else {"error": "it is ending"}

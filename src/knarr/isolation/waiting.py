@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import _signal as signal
 import os
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from select import POLLIN, poll
+from struct import pack
 from time import monotonic
 
 from knarr.base import fastjson
@@ -89,10 +90,16 @@ class _Waiting:
         syscall("prctl", _PR_SET_PDEATHSIG, 0)
         self._keeper.close()
         try:
-            self._taker.send(fastjson.dumps({"found": found}))
+            self._say_what_it_is(found)
             return self._serve()
         except OSError:
             return 1  # who took it is gone
+
+    def _say_what_it_is(self, found: dict[str, Any]) -> None:
+        """To who takes it, with the user namespace it is in: an ordinary user's container enters that."""
+        space = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        self._taker.sendmsg([fastjson.dumps({"found": found})], [(SOL_SOCKET, SCM_RIGHTS, pack("i", space))])
+        os.close(space)
 
     def _boot(self, found: dict[str, Any]) -> None:
         # Of its own: others boot at this moment, and a file that is replaced can no longer be bound.

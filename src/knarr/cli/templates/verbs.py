@@ -31,16 +31,21 @@ def parse_start() -> Parser:
 
 def do_start(arguments: list[str]) -> int:
     """Have a keeper, the one there is or a new one, hold so many."""
+    from os import geteuid
+
     from knarr.engine.options import parse_size
-    from knarr.isolation import keeper, template
+    from knarr.isolation import keeper, keeping, template
 
     given = parse_start().parse_args(arguments)
     if given.count < 1 or given.cpus < 1 or given.idle < 1:
         raise UsageError("--count, --cpus and --idle take a number above 0")
+    if given.isolation != "kernel" and geteuid():
+        hint = "as root they may be microVMs"
+        raise UsageError("templates of an ordinary user are for --isolation kernel", hint=hint)
     shape = keeper.shape_of(given.isolation, parse_size(given.memory, "--memory"), given.cpus)
     place = template.folder()
     if not template.keep(shape, given.count, place):
-        keeper.begin(place, given.idle)
+        keeping.begin(place, given.idle)
         template.keep(shape, given.count, place)
     keeper.wait_ready(shape, place)
     put(f"{given.count} ready for containers with {size(parse_size(given.memory, '--memory'))} of memory")
