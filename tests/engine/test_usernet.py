@@ -237,3 +237,52 @@ except KnarrError as error:
 """,
     )
     assert said.splitlines() == ["CommandNotFound", "3", f"the network {network} is not supported: nothing works"]
+
+
+def test_what_is_told_of_it(person: Person, image: str) -> None:
+    """``ps``, ``inspect``, ``port`` and ``info``; from asyncio; what a bundle and a busy port are told."""
+    if person.kind == "nobody-subids":
+        pytest.skip("as the other ordinary user")
+    need("slirp4netns")
+    need("pasta")
+    said = does(
+        on_own_machine(person),
+        f"""
+import asyncio, json
+image = {image!r}
+base = [sys.executable, "-m", "knarr.cli.main"]
+def knarr_does(*words):
+    return subprocess.run([*base, *words], capture_output=True, text=True)
+async def main():
+    words = ["sh", "-c", "echo yes > /tmp/index.html; exec busybox httpd -f -p 80 -h /tmp"]
+    publish = ["127.0.0.1::80", "127.0.0.1:0081-0082:81-82"]
+    options = dict(network="private", publish=publish, name="web")
+    async with knarr.aio.Container(image, words, **options) as box:
+        ip, port = box.ports["80/tcp"]
+        print(until(lambda: get(port, ip)), box.ports["82/tcp"])
+        print(knarr_does("port", "web", "80").stdout.strip() == f"127.0.0.1:{{port}}")
+        print(knarr_does("port", "web").stdout.splitlines()[1:])
+        print(knarr_does("port", "web", "99").stderr.strip())
+        print(knarr_does("ps", "--format", "{{{{.Network}}}} {{{{.Ports}}}}").stdout.strip().replace(str(port), "PORT"))
+        host = json.loads(knarr_does("inspect", "--format", "{{{{json .HostConfig}}}}", "web").stdout)
+        print(host["NetworkMode"], host["PortBindings"]["81/tcp"])
+        print(knarr_does("run", "--rm", "--network", "pasta", "-p", f"127.0.0.1:{{port}}:1", image).stderr.strip()
+              .replace(str(port), "PORT"))
+    print("slirp4netns" in json.loads(knarr_does("info", "--format", "json").stdout)["Host"]["Networks"])
+    print(knarr_does("bundle", "--network", "private", image, "b").stderr.strip())
+    print((await knarr.aio.run(image, ["true"], network="slirp4netns")).exit_code)
+asyncio.run(main())
+""",
+    )
+    assert said.splitlines() == [
+        "b'yes\\n' ('127.0.0.1', 82)",
+        "True",
+        "['81/tcp -> 127.0.0.1:81', '82/tcp -> 127.0.0.1:82']",
+        "knarr port: published port 99/tcp of web does not exist",
+        "slirp4netns 127.0.0.1:PORT->80/tcp, 127.0.0.1:81->81/tcp, 127.0.0.1:82->82/tcp",
+        "slirp4netns [{'HostIp': '127.0.0.1', 'HostPort': '81'}]",
+        "knarr run: port 127.0.0.1:PORT/tcp is in use by another program",
+        "True",
+        "knarr bundle: network 'private': a bundle says none or host (whoever runs the bundle makes its network)",
+        "0",
+    ], said
