@@ -201,6 +201,38 @@ def test_rootless_podman(tmp_path: Path, runtime: str, docker_archive: Path) -> 
         podman.check_nothing_left()
 
 
+CNI = """{"cniVersion": "0.4.0", "name": "box", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
+"ipam": {"type": "host-local", "subnet": "10.88.7.0/24", "routes": [{"dst": "0.0.0.0/0"}]}}]}"""
+
+
+def test_ctr_and_plugins(containerd: Containerd, runtime: str, tmp_path: Path) -> None:
+    """CNI's bridge is made between create and start; the guest has its device."""
+    if not all(os.path.isdir(place) for place in ("/usr/lib/cni", "/etc/cni/net.d", "/opt")):
+        pytest.skip("CNI's plugins (package containernetworking-plugins) and their folders are not here")
+    inside, d = containerd.box, containerd.recorder()
+    inside.run("mount", "-t", "tmpfs", "tmpfs", "/opt")  # where ctr looks for them
+    try:
+        inside.run("mkdir", "/opt/cni")
+        inside.run("ln", "-s", "/usr/lib/cni", "/opt/cni/bin")
+        inside.run("sh", "-c", 'echo "$1" > /etc/cni/net.d/10-box.conflist', "sh", CNI)
+        which = ("--cni", "--runc-binary", runtime)
+        words = ("sh", "-c", "cat /proc/sys/kernel/osrelease; exec httpd -f -h /data")
+        done = d.quiet("run", "-d", *which, IMAGE, "web", *words)
+        assert done.returncode == 0, done
+        # Not wget: busybox's crashes where there is no resolv.conf.
+        asks = "until printf 'GET /seed HTTP/1.0\\r\\n\\r\\n' | busybox nc 10.88.7.2 80; do sleep 0.2; done"
+        done = d.quiet("run", "--rm", *which, IMAGE, "one", "timeout", "20", "sh", "-c", asks)
+        assert done.stdout.endswith("from the image\n"), done
+        assert inside.run("busybox", "wget", "-qO-", "http://10.88.7.2/seed") == "from the image\n"
+        assert d.quiet("task", "kill", "-s", "KILL", "web").returncode == 0
+    finally:
+        d.close()
+        containerd.clear()
+        inside.run("rm", "/etc/cni/net.d/10-box.conflist")
+        inside.run("umount", "/opt")
+    containerd.check_nothing_left()
+
+
 def test_ctr(containerd: Containerd, runtime: str) -> None:
     d = containerd.recorder()
     which = ("--runc-binary", runtime)
