@@ -56,6 +56,7 @@ class Booting(Record):
     seconds it may take to say hello. ``settled()`` blocks until it is in the cgroups it belongs to, None for one that
     was begun there; nothing foreign may run before. Raises KnarrError.
     ``shown()`` blocks until it has its shares, None for one that was begun with them. Raises KnarrError.
+    ``joined()`` blocks until this process is in the container's network, None for one that was begun there; the same.
     ``helpers``: pids of further children of this process that it does not live without. ``nics``: our ends of its
     network devices (nic.py).
     """
@@ -69,6 +70,7 @@ class Booting(Record):
     patience: float = 20.0
     settled: Callable[[], None] | None = None
     shown: Callable[[], None] | None = None
+    joined: Callable[[], None] | None = None
     helpers: tuple[int, ...] = ()
     nics: tuple[int, ...] = ()
 

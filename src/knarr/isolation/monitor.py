@@ -195,6 +195,8 @@ class Monitor:
             try:
                 self._boot()
                 self._spawn(self._first, self._setup["slots"])
+                if self._booting.joined is not None:
+                    self._booting.joined()
                 self._attend()
             except KnarrError as error:
                 error.hint = error.hint or self._last_words()

@@ -66,6 +66,7 @@ class _Waiting:
         self._parent = parent
         self._shape = shape
         self._place = place
+        self._stand = -1  # the pidfd of what stands for the container, once it is there
         self._guest: Guest
         self._booting: Booting
         self._taker: socket  # who took it may wait for its end, which is that of all there was
@@ -162,19 +163,24 @@ class _Waiting:
     def _begin(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> tuple[Booting, Guest]:
         """The guest, on its way into the container's cgroups."""
         settled = settle(self._booting, setup["groups"])
-        return self._booting.replace(settled=settled, shown=lambda: self._join(setup, settings, ends)), self._guest
+        booting = self._booting.replace(
+            settled=settled,
+            shown=lambda: self._show_shares(setup, settings),
+            joined=lambda: self._join(setup, settings, ends),
+        )
+        return booting, self._guest
+
+    def _show_shares(self, setup: dict[str, Any], settings: Settings) -> None:
+        if setup["own_mounts"]:
+            self._stand = self._stands()
+        self._show((*(settings.shares or ()), *settings.drivers), self._stand)
 
     def _join(self, setup: dict[str, Any], settings: Settings, ends: Ends) -> None:
-        """Give the guest its shares, and enter the container's network."""
-        shares = (*(settings.shares or ()), *settings.drivers)
-        if not setup["own_mounts"]:
-            self._show(shares, -1)
-        stands = self._stands()
+        """Enter the container's network, whose namespace took milliseconds to be made, beside the guest's work."""
+        stands = self._stand if self._stand >= 0 else self._stands()
         syscall("setns", stands, _CLONE_NEWNET, operand="the container's network namespace")
         if setup["network"] is not None:
             setup["network"]["stand"] = _pid(stands)
-        if setup["own_mounts"]:
-            self._show(shares, stands)
         if setup["keep"] and settings.shares:
             ends.root = opened(settings.shares[0].source, stands)
         os.close(stands)
