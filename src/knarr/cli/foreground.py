@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from select import POLLIN
 
 from knarr.base.errors import Interrupted, KnarrError, UsageError
 from knarr.engine.run import begin, close_all
@@ -112,6 +113,8 @@ class Attended:
                 if size is not None and any(pump.fd == self.master for pump in session.pumps):
                     tty.resize(self.master, size)
                 continue
+            if session.launching and number in _FATAL:
+                session.handle({session.control: POLLIN})  # its program may run by now, and have said so
             if session.launching:
                 if number in _FATAL:
                     raise Interrupted("stopped before the program ran")

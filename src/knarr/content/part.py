@@ -156,9 +156,10 @@ def _fill_rest(
 
 def pour(stream: Readable, part: Part, what: str, moved: Callable[[int], None] | None) -> None:
     """Write a stream to its end; raises FileError, and what the stream and ``moved`` raise."""
-    writeback = Writeback(part.fd, os.lseek(part.fd, 0, os.SEEK_CUR))
+    writeback = None
     while data := stream.read(CHUNK):
         try:
+            writeback = writeback or Writeback(part.fd, os.lseek(part.fd, 0, os.SEEK_CUR))
             write_all(part.fd, data)
             writeback.wrote(len(data))
         except OSError as error:

@@ -217,7 +217,8 @@ def plan_container(
         new_user=new_user or any(kind == "user" for kind, _, _ in spaces.joins),
         label=label,
     )
-    doors = joined_from_inside(cgroup, host)
+    # Among processes of others, who may look into it, its parent brings it in instead.
+    doors = () if any(kind == "pid" for kind, _, _ in spaces.joins) else joined_from_inside(cgroup, host)
     plan += _mounts(config, context, spaces, opened, joining_ops(doors, slots))
     if needs_dev(config.get("mounts") or []):
         plan += device_ops(config, root_slot, bound=context.new_user or host.in_userns, kcore=host.kcore)

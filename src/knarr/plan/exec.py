@@ -7,7 +7,7 @@ is opened, and a reused pid cannot be entered by mistake.
 from __future__ import annotations
 
 from knarr.plan import ops
-from knarr.plan.cgroup import born_in, joined_from_inside
+from knarr.plan.cgroup import born_in
 from knarr.plan.container import (
     ContainerPlan,
     divided,
@@ -96,8 +96,8 @@ def plan_exec(
         plan.append(Op("console", numbers, (), "/process/terminal"))
     else:
         plan.append(Op("reopen_null", (), (), ""))
-    doors = joined_from_inside(cgroup, host)
-    plan += joining_ops(doors, slots)
+    # Its parent brings it in: the files to join by would be seen by who may look into it, in there.
+    plan += joining_ops((), slots)
     scheduled, outside = divided(process, linux, by_parent=by_parent)
     plan += [*affinity_op(process, "final"), *scheduled]
     plan.append(Op("find_program", (), (process["args"][0], search_path(process)), "/process/args/0"))
@@ -118,4 +118,4 @@ def plan_exec(
         keep=[(slots.of(f"fd{3 + n}"), 3 + n) for n in range(options.preserve_fds)],
         landlock=landlock_rules(config, host, slots),
     )
-    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, (), doors=doors, warnings=warnings)
+    return ContainerPlan(tuple(plan), slots.names, (), (), False, outside, cgroup, (), warnings=warnings)
