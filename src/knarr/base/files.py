@@ -127,6 +127,9 @@ def stage(data: bytes, *, dir_fd: int) -> str:
         try:
             posix.fchmod(fd, 0o600)
             write_all(fd, data)
+        except OSError:
+            posix.unlink(name, dir_fd=dir_fd)
+            raise
         finally:
             posix.close(fd)
     except OSError as error:
